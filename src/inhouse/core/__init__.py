@@ -1,0 +1,1 @@
+"""The nouns of inhouse. Imports pydantic, yaml and the standard library only."""

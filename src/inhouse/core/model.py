@@ -1,0 +1,42 @@
+"""What is known of a model artifact without loading its weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from inhouse.core.artifact import Frozen
+
+Format = Literal["gguf", "safetensors", "remote"]
+
+
+class ModelFacts(Frozen):
+    """The header of a model; stands in a model artifact's record as `facts["model"]`.
+
+    `main` is the path, inside the artifact, of the .gguf file or of the Hugging Face folder ("." or "merged").
+    A remote model has no files: `main` is its base URL and `name` the model's name there.
+    """
+
+    format: Format
+    main: str
+    name: str
+    architecture: str = "unknown"
+    parameters: int | None = None
+    active_parameters: int | None = Field(
+        None, description="per token; smaller than parameters for experts (MoE)"
+    )
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    vocabulary: int | None = None
+    context_length: int | None = None
+    experts: int | None = None
+    experts_used: int | None = None
+    tensor_types: dict[str, int] = Field(default_factory=dict, description="tensor type -> how many tensors")
+    bytes: int = 0
+    chat_template: bool = False
+    adapter: str | None = Field(
+        None, description="folder of the PEFT adapter inside the artifact, when there is one"
+    )

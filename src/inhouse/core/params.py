@@ -1,0 +1,68 @@
+"""Settings as frozen models, and fields that hold one operator out of those installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from inhouse.core.plugins import operators
+
+
+class Params(BaseModel):
+    """Frozen settings; an unknown key is an error. YAML, CLI, schema and docs derive from these models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Field marker: one operator of `kind`, tagged by its `use` key.
+
+    `steps: tuple[Annotated[Params, OneOf("cleaner")], ...]` accepts `{use: length, min_words: 3}`, and the
+    short form `length` for an operator used with its defaults. `default` is the operator that is meant
+    when `use` is left out; None makes `use` obligatory.
+    """
+
+    kind: str
+    default: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        found = operators(self.kind)
+        members = tuple(Annotated[op.params, Tag(name)] for name, op in found.items())
+        union: Any = Annotated[Union[members], Discriminator(_tag)]  # type: ignore[valid-type]
+        return core_schema.no_info_before_validator_function(self._expand, handler.generate_schema(union))
+
+    def _expand(self, value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value
+        if isinstance(value, str):
+            value = {"use": value}
+        if not isinstance(value, dict):
+            raise PydanticCustomError("operator_shape", "expected an operator name or a mapping with 'use'")
+        use = value.get("use", self.default)
+        names = sorted(operators(self.kind))
+        if use is None:
+            raise PydanticCustomError(
+                "operator_use", "'use' is missing; one of: {names}", {"names": ", ".join(names)}
+            )
+        if use not in names:
+            near = get_close_matches(str(use), names, n=1)
+            raise PydanticCustomError(
+                "operator_unknown",
+                "there is no {kind} '{use}'; one of: {names}",
+                {
+                    "kind": self.kind,
+                    "use": str(use),
+                    "names": ", ".join(names),
+                    "near": near[0] if near else "",
+                },
+            )
+        return {**value, "use": use}
+
+
+def _tag(value: Any) -> str:
+    return str(value["use"] if isinstance(value, dict) else value.use)

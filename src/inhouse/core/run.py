@@ -1,0 +1,109 @@
+"""What happens during a run: events, progress with a rate and an ETA, heartbeat, cancel."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from inhouse.core.errors import Cancelled
+
+T = TypeVar("T")
+HEARTBEAT_S = 5.0
+PROGRESS_EVERY_S = 0.25
+
+
+class Events:
+    """Append-only event log of a job: one JSON object a line, each with `t` (seconds, UTC) and `event`.
+
+    Events: stage.planned, stage.started, stage.progress, stage.finished, stage.cached, note, heartbeat, and
+    what a room adds. A `cancel` file beside the log asks the job to stop at the next `check`.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.stage = ""
+        self._lock = threading.Lock()
+        self._last = 0.0
+        self._stop = threading.Event()
+
+    def emit(self, event: str, **facts: Any) -> None:
+        """Write one event."""
+        if self.path is None:
+            return
+        line = json.dumps(
+            {"t": round(time.time(), 3), "event": event, "stage": self.stage, **facts}, ensure_ascii=False
+        )
+        with self._lock, self.path.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+
+    def note(self, code: str, **facts: Any) -> None:
+        """Tell the user something that is not an error, by its message code."""
+        self.emit("note", code=code, facts=facts)
+
+    def progress(self, done: float, total: float | None = None, unit: str = "", **facts: Any) -> None:
+        """Report how far the stage is (written at most four times a second), and stop here when cancelled."""
+        self.check()
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_EVERY_S or (total is not None and done >= total):
+            self._last = now
+            self.emit("stage.progress", done=done, total=total, unit=unit, **facts)
+
+    def track(self, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
+        """Iterate and report progress."""
+        for done, item in enumerate(items):
+            self.progress(done, total, unit)
+            yield item
+        if total:
+            self.progress(total, total, unit)
+
+    def check(self) -> None:
+        """Raise Cancelled when the user asked this job to stop."""
+        if self.path is not None and self.path.with_name("cancel").exists():
+            raise Cancelled
+
+    def start_heartbeat(self) -> None:
+        """Write a heartbeat every few seconds until `close`, so that a watcher can tell slow from stuck."""
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the heartbeat."""
+        self._stop.set()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            self.emit("heartbeat", pid=os.getpid())
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, however that happens (Linux); poll elsewhere.
+
+    Call it first thing in a child; `parent` is the pid that started it, for the case that it is gone already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    else:
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,69 @@
+"""What the environment says. The only place that reads environment variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults that a user sets once per machine; a command's flags override them."""
+
+    workspace: Path  # INHOUSE_WORKSPACE, default ./.inhouse
+    offline: bool  # INHOUSE_OFFLINE or HF_HUB_OFFLINE: open no socket
+    language: str  # INHOUSE_LANG, else the locale
+    openai_base_url: str | None  # upstream for `remote` models
+    openai_api_key: str | None
+    hf_endpoint: str | None  # HF_ENDPOINT: a mirror of the hub
+    hf_token: str | None
+    ms_endpoint: str  # MODELSCOPE_ENDPOINT
+    api_key: str | None  # INHOUSE_API_KEY: the key that `inhouse chat` sends
+    threads: int | None  # INHOUSE_THREADS: threads for training and engines, default all usable cores
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in TRUE
+
+
+def _locale() -> str:
+    for name in ("INHOUSE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name, "").strip():
+            return value
+    return "en"
+
+
+def settings() -> Settings:
+    """Read the environment now (cheap; not cached, so that a test or a face may change it)."""
+    env = os.environ.get
+    threads = env("INHOUSE_THREADS", "")
+    return Settings(
+        workspace=Path(env("INHOUSE_WORKSPACE") or ".inhouse"),
+        offline=_flag("INHOUSE_OFFLINE") or _flag("HF_HUB_OFFLINE"),
+        language=_locale(),
+        openai_base_url=env("OPENAI_BASE_URL") or None,
+        openai_api_key=env("OPENAI_API_KEY") or None,
+        hf_endpoint=env("HF_ENDPOINT") or None,
+        hf_token=env("HF_TOKEN") or None,
+        ms_endpoint=env("MODELSCOPE_ENDPOINT") or "https://modelscope.cn",
+        api_key=env("INHOUSE_API_KEY") or None,
+        threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use (affinity respected), or INHOUSE_THREADS."""
+    if chosen := settings().threads:
+        return chosen
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def child_environment(offline: bool) -> dict[str, str]:
+    """The environment for a child process: this one, the language kept, hubs switched off when offline."""
+    env = dict(os.environ)
+    if offline:
+        env |= {"INHOUSE_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env
