@@ -58,9 +58,7 @@ class Artifact(Frozen):
     inputs: dict[str, str] = Field(default_factory=dict, description="role -> artifact id")
     external: dict[str, str] = Field(default_factory=dict, description="outside content: name -> fingerprint")
     files: tuple[FileEntry, ...] = ()
-    facts: dict[str, Any] = Field(
-        default_factory=dict, description="counts, seconds, peak memory, model header"
-    )
+    facts: dict[str, Any] = Field(default_factory=dict, description="counts, seconds, peak memory, model header")
     licences: tuple[Licence, ...] = ()
     seed: int = 0
     packages: dict[str, str] = Field(default_factory=dict)

@@ -49,9 +49,7 @@ class FileHashes:
         """Fingerprint of a file, or of every file below a folder with its relative path."""
         if path.is_file():
             return self.of(path)
-        entries = [
-            (p.relative_to(path).as_posix(), self.of(p)) for p in sorted(path.rglob("*")) if p.is_file()
-        ]
+        entries = [(p.relative_to(path).as_posix(), self.of(p)) for p in sorted(path.rglob("*")) if p.is_file()]
         return hash_json(entries)
 
     def _save(self) -> None:

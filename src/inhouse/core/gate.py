@@ -25,9 +25,7 @@ class Figure(Frozen):
 class Gate(Params):
     """Block a release unless `figure` keeps its bounds."""
 
-    figure: str = Field(
-        description="name of a measured figure, as `inhouse report` lists them: tuned.macro_f1"
-    )
+    figure: str = Field(description="name of a measured figure, as `inhouse report` lists them: tuned.macro_f1")
     at_least: float | None = Field(None, description="smallest value that passes")
     at_most: float | None = Field(None, description="largest value that passes")
     bound: str = Field(
@@ -63,9 +61,7 @@ def judge(gate: Gate, figures: Mapping[str, Figure]) -> Verdict:
     low_ok = gate.at_least is None or seen >= gate.at_least
     high_ok = gate.at_most is None or seen <= gate.at_most
     reason = "ok" if low_ok and high_ok else ("too_low" if not low_ok else "too_high")
-    return Verdict(
-        figure=gate.figure, rule=rule_text(gate), measured=seen, passed=low_ok and high_ok, reason=reason
-    )
+    return Verdict(figure=gate.figure, rule=rule_text(gate), measured=seen, passed=low_ok and high_ok, reason=reason)
 
 
 def rule_text(gate: Gate) -> str:

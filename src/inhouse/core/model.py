@@ -23,9 +23,7 @@ class ModelFacts(Frozen):
     name: str
     architecture: str = "unknown"
     parameters: int | None = None
-    active_parameters: int | None = Field(
-        None, description="per token; smaller than parameters for experts (MoE)"
-    )
+    active_parameters: int | None = Field(None, description="per token; smaller than parameters for experts (MoE)")
     layers: int | None = None
     hidden: int | None = None
     heads: int | None = None
@@ -37,6 +35,4 @@ class ModelFacts(Frozen):
     tensor_types: dict[str, int] = Field(default_factory=dict, description="tensor type -> how many tensors")
     bytes: int = 0
     chat_template: bool = False
-    adapter: str | None = Field(
-        None, description="folder of the PEFT adapter inside the artifact, when there is one"
-    )
+    adapter: str | None = Field(None, description="folder of the PEFT adapter inside the artifact, when there is one")

@@ -33,7 +33,7 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         found = operators(self.kind)
         members = tuple(Annotated[op.params, Tag(name)] for name, op in found.items())
-        union: Any = Annotated[Union[members], Discriminator(_tag)]  # type: ignore[valid-type]
+        union: Any = Annotated[Union[members], Discriminator(_tag)]  # noqa: UP007 (built from a list)
         return core_schema.no_info_before_validator_function(self._expand, handler.generate_schema(union))
 
     def _expand(self, value: Any) -> Any:
@@ -46,9 +46,7 @@ class OneOf:
         use = value.get("use", self.default)
         names = sorted(operators(self.kind))
         if use is None:
-            raise PydanticCustomError(
-                "operator_use", "'use' is missing; one of: {names}", {"names": ", ".join(names)}
-            )
+            raise PydanticCustomError("operator_use", "'use' is missing; one of: {names}", {"names": ", ".join(names)})
         if use not in names:
             near = get_close_matches(str(use), names, n=1)
             raise PydanticCustomError(

@@ -95,11 +95,7 @@ def source_digest(module: ModuleType) -> str:
 def _is_docstring(node: Any) -> bool:
     import ast
 
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def require(extra: str, *packages: str) -> None:

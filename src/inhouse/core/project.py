@@ -38,18 +38,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError("project.missing", path=path) from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            "project.yaml", path=path, line=1, problem=f"not UTF-8 (byte {error.start})"
-        ) from None
+        raise UserError("project.yaml", path=path, line=1, problem=f"not UTF-8 (byte {error.start})") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(
-            "project.yaml", path=path, line=mark.line + 1 if mark else 1, problem=problem
-        ) from None
+        raise UserError("project.yaml", path=path, line=mark.line + 1 if mark else 1, problem=problem) from None
     if not isinstance(data, dict):
         raise UserError("project.yaml", path=path, line=1, problem="expected a mapping of sections")
     lines: Lines = {}

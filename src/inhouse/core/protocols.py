@@ -98,9 +98,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(
-        self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], tick: Tick
-    ) -> list[list[Scored]]:
+    def score(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], tick: Tick) -> list[list[Scored]]:
         """How likely each of a prompt's choices is as its whole answer; `choices[i]` belongs to `prompts[i]`."""
         ...
 
