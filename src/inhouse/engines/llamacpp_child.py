@@ -1,0 +1,76 @@
+"""The child process that holds a GGUF model: llama.cpp's own HTTP server, on loopback, behind a key of its own.
+
+Run by `llamacpp.start_server` as `python -m inhouse.engines.llamacpp_child '<json>'`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+import threading
+from typing import Any
+
+from inhouse.core.errors import InhouseError, UserError
+from inhouse.core.run import die_with_parent
+from inhouse.engines.process import Reporter
+
+
+def main(argument: str) -> int:
+    """Load the model, report the address, and serve until the parent says stop or ends."""
+    asked = json.loads(argument)
+    die_with_parent(asked["parent"])
+    reporter = Reporter()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group: the parent decides
+    # The listener is on loopback, which every local user and every web page in a local browser can reach.
+    key = secrets.token_urlsafe(24)
+    try:
+        server = _load(asked, key)
+    except InhouseError as error:
+        reporter.error(error)
+        return error.exit_code
+    reporter.ready(url=server.listening_address, key=key)
+    stop.wait()
+    return 0
+
+
+def _load(asked: dict[str, Any], key: str) -> Any:
+    from xllamacpp import Server
+
+    try:
+        return Server(_parameters(asked, key))
+    except RuntimeError:  # llama.cpp wrote the reason to the log; this exception has none
+        raise UserError("llamacpp.not_loaded", path=asked["model"], context=asked["context_length"]) from None
+
+
+def _parameters(asked: dict[str, Any], key: str) -> Any:
+    from xllamacpp import CommonParams
+
+    parameters = CommonParams()
+    parameters.model.path = asked["model"]
+    parameters.model_alias = {asked["name"]}
+    parameters.n_parallel = asked["parallel"]
+    # kv_unified is off: llama.cpp splits n_ctx evenly over the slots, so a long request cannot starve another.
+    parameters.n_ctx = asked["context_length"] * asked["parallel"]
+    parameters.n_batch = asked["batch"]
+    parameters.n_ubatch = min(asked["batch"], 512)
+    parameters.cpuparams.n_threads = asked["threads"]
+    parameters.cpuparams_batch.n_threads = asked["threads"]
+    parameters.cache_ram_mib = asked["prompt_cache_mb"]
+    parameters.port = 0  # the kernel picks a free one: no race between choosing and binding
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.api_keys = [key]
+    parameters.cors_origins = ""
+    parameters.ui = False
+    parameters.endpoint_slots = False  # it shows other callers' prompts
+    parameters.endpoint_metrics = True
+    # Each open stream holds an HTTP thread; the health check must still find one free.
+    parameters.n_threads_http = 2 * asked["parallel"] + 32
+    return parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
