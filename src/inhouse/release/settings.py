@@ -1,0 +1,51 @@
+"""Settings of a release and of the endpoint that serves it: the `release:` and `serve:` sections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from inhouse.core.gate import Gate
+from inhouse.core.params import Params
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class ReleaseParams(Params):
+    """What must hold before a model is served, and under which name."""
+
+    deployment: str | None = Field(
+        None, pattern=NAME, description="name that clients ask for; absent: the release is registered, not promoted"
+    )
+    gates: tuple[Gate, ...] = Field((), description="rules over the report's figures; every one must pass")
+    promote: bool = Field(True, description="point the deployment at the release as soon as every gate passes")
+
+
+class ServeParams(Params):
+    """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; anything but loopback is open to the network")
+    port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose a free port")
+    context_length: int = Field(2048, ge=64, le=1_048_576, description="tokens of prompt and answer per request")
+    parallel: int = Field(2, ge=1, le=256, description="requests that the engine answers at the same time")
+    threads: int | None = Field(None, ge=1, le=1024, description="engine threads; absent: all usable cores")
+    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are refused with 429")
+    deadline_s: float = Field(600.0, gt=0, description="a request is ended after this many seconds")
+    load_timeout_s: float = Field(120.0, gt=0, description="a model that is not ready by then is not served")
+    drain_s: float = Field(30.0, ge=0, description="seconds that running requests get to finish when the server stops")
+    max_tokens: int = Field(512, ge=1, description="answer length when a request does not say")
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="larger request bodies are refused with 413")
+
+    def engine_settings(self) -> dict[str, Any]:
+        """The part that changes what the engine answers or needs; a release records it."""
+        return self.model_dump(include={"context_length", "parallel", "threads"})
+
+
+class ReleaseNode(Params):
+    """Everything the release stage is asked for."""
+
+    release: ReleaseParams = ReleaseParams()
+    serve: ServeParams = ServeParams()
+    declared_use: str = Field("evaluation", pattern="^(evaluation|internal|commercial)$")
+    project: str = Field("", description="name of the project; releases are numbered under it")
