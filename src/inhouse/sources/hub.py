@@ -1,0 +1,78 @@
+"""What the hubs have in common: `scheme:org/name[@revision][#file]`, and which of a repository's files are fetched."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from inhouse.core.errors import UserError
+from inhouse.sources.archive import is_inside
+
+URI = re.compile(
+    r"^(?:hf|ms):(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?:#(?P<file>.+))?$"
+)
+# Weights as safetensors or GGUF, and text. Never pickles (.bin, .pt, .ckpt) and never code (.py).
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "README.md")
+LICENCE = ("license*", "licence*", "notice*", "copying*", "*/license*", "use_policy.md")
+UNSAFE = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".so", ".dll", ".sh", ".exe")
+ELSEWHERE = ("original/", "onnx/", "openvino/", "coreml/", ".")  # the same weights once more in another format
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What a hub URI names."""
+
+    repository: str
+    revision: str | None
+    file: str | None
+
+
+def parse(uri: str) -> HubName:
+    """The parts of a hub URI; raise sources.hub_uri when it does not read org/name."""
+    match = URI.match(uri)
+    if match is None or (match["file"] is not None and not is_inside(match["file"])):
+        raise UserError("sources.hub_uri", uri=uri, scheme=uri.split(":")[0])
+    return HubName(match["repository"], match["revision"], match["file"])
+
+
+def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
+    """The files to fetch out of `files` (path -> bytes), sorted.
+
+    A repository without safetensors but with one .gguf gives that; with several, raise sources.choose_file. Only
+    pickled weights: sources.no_safe_weights. Paths that lead out of the folder are never chosen.
+    """
+    safe = [f for f in files if is_inside(f) and not f.lower().endswith(UNSAFE)]
+    if name.file is not None:
+        if name.file not in safe:
+            raise UserError("sources.no_file", uri=uri, file=name.file, files=", ".join(sorted(safe)[:12]))
+        return sorted({name.file, *(f for f in safe if _is_terms(f))})
+    ours = [f for f in safe if not f.startswith(ELSEWHERE)]
+    chosen = {f for f in ours if _is_terms(f) or any(fnmatchcase(f, p) for p in WANTED)}
+    if not any(f.endswith(".safetensors") for f in chosen):
+        weights = sorted(f for f in safe if f.endswith(".gguf"))
+        if not weights:
+            raise UserError("sources.no_safe_weights", uri=uri)
+        if len(weights) > 1:
+            raise UserError("sources.choose_file", uri=uri, files=", ".join(weights[:12]))
+        chosen |= set(weights)
+    return sorted(chosen)
+
+
+def _is_terms(path: str) -> bool:
+    return path == "README.md" or any(fnmatchcase(path.lower(), pattern) for pattern in LICENCE)
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise store.no_space before a download begins that the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError("store.no_space", path=folder, free_mb=free // 2**20)
+
+
+def result(content: Path, name: HubName) -> Path:
+    """What `fetch` returns: the one file that was asked for, else the folder."""
+    return content / name.file if name.file is not None else content
