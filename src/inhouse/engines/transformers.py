@@ -1,0 +1,263 @@
+"""Run a model in torch: a Hugging Face folder of safetensors, or a .gguf dequantised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
+from inhouse.core.plugins import require
+from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.rows import Message
+from inhouse.core.run import peak_memory
+from inhouse.core.settings import usable_cores
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from inhouse.engines.torch_cache import Prefilled
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PACKAGES = ("torch", "transformers", "safetensors", "gguf", "accelerate")
+KEEP_BYTES = 768 << 20  # prompts read by generate() are kept for score(), up to this much
+
+
+def open_model(
+    source: Input, *, dtype: Precision = "auto", threads: int | None = None, batch: int = 32
+) -> TransformersEngine:
+    """Load a model artifact for greedy answers. `auto` computes in bf16 where the machine does so natively."""
+    require("train", *PACKAGES)
+    import torch
+
+    torch.set_num_threads(threads or usable_cores())
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype).eval()
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return TransformersEngine(facts_of(source).name, model, tokenizer, batch)
+
+
+def facts_of(source: Input) -> ModelFacts:
+    """The header of a model artifact; raise torch.remote for an endpoint, which has no weights here."""
+    facts = ModelFacts.model_validate(source.record.facts["model"])
+    if facts.format == "remote":
+        raise UserError("torch.remote", name=facts.name)
+    return facts
+
+
+def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with its own chat template. Code that a folder brings along is never run."""
+    require("train", *PACKAGES)
+    from transformers import AutoTokenizer
+
+    path = source.path / facts_of(source).main
+    if path.suffix == ".gguf":
+        from inhouse.engines.torch_gguf import gguf_tokenizer
+
+        return gguf_tokenizer(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable(path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: Input, dtype: Precision = "auto") -> PreTrainedModel:
+    """The model's weights on the CPU in `dtype`. Only safetensors and GGUF are read, never pickle."""
+    require("train", *PACKAGES)
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, logging
+
+    logging.disable_progress_bar()
+    path = source.path / facts_of(source).main
+    try:
+        if path.suffix == ".gguf":
+            from inhouse.engines.torch_gguf import gguf_model
+
+            return gguf_model(path, torch_dtype(dtype))
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """The error for model files that a library could not read: its first line, without local paths."""
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(path), path.name)
+    return UserError("torch.unreadable", path=path.name, problem=problem[:300])
+
+
+def torch_dtype(dtype: Precision) -> torch.dtype:
+    """The torch type that a precision setting means on this machine."""
+    import torch
+
+    if dtype == "auto":
+        dtype = "bf16" if native_bf16() else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+
+
+def native_bf16() -> bool:
+    """Whether this machine multiplies bf16 natively (2-3 times the speed of fp32 on a CPU with avx512_bf16)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are read together: their places in the caller's list, and their ids after the shared prefix."""
+
+    places: tuple[int, ...]
+    prefix: tuple[int, ...]
+    rests: tuple[tuple[int, ...], ...]
+
+
+class TransformersEngine:
+    """A model in torch that answers greedily.
+
+    What all prompts of a call begin with (system turn, instruction) is computed once; prompts of like length
+    are read together; and what generate() has read, score() on the same prompts does not read again. Batches
+    depend on the prompts alone, so the same call gives the same bytes on the same machine.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32) -> None:
+        from inhouse.engines.torch_chat import end_tokens
+
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch = batch
+        self.ends = end_tokens(model, tokenizer)
+        if not self.ends:
+            raise UserError("torch.no_end", name=name)
+        self._kept: dict[Batch, Prefilled] = {}
+        self._answers: dict[str, tuple[int, ...]] = {}
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of the conversation through the model's own template, ready for the answer to follow."""
+        from inhouse.engines.torch_chat import render
+
+        return render(self.tokenizer, prompt, answer_follows=True)
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False
+    ) -> list[Generation]:
+        """Greedy answers in the order of the prompts; `tokens` counts the end-of-turn token too."""
+        import torch
+
+        from inhouse.engines.torch_cache import extend
+
+        answers: dict[int, Generation] = {}
+        with torch.inference_mode():
+            for batch in self._batches(prompts, max_tokens):
+                started = time.perf_counter()
+                state = self._read(batch)
+                first = time.perf_counter() - started
+                ends = frozenset() if ignore_end else self.ends
+                found = extend(self.model, state, max_tokens, ends)
+                total = time.perf_counter() - started
+                self._keep(batch, state)
+                for place, ids in zip(batch.places, found, strict=True):
+                    answers[place] = self._answer(ids, first, total)
+                    tick(1)
+        return [answers[place] for place in range(len(prompts))]
+
+    def score(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], tick: Tick) -> list[list[Scored]]:
+        """How likely each of a prompt's choices is as its whole answer, end of turn included."""
+        import torch
+
+        from inhouse.engines.torch_cache import score_choices
+
+        scores: dict[int, list[Scored]] = {}
+        longest = max((len(self._choice_ids(prompts[i], c)) for i, own in enumerate(choices) for c in own), default=1)
+        with torch.inference_mode():
+            for batch in self._batches(prompts, longest):
+                state = self._kept.pop(batch, None) or self._read(batch)
+                wanted = [[self._choice_ids(prompts[i], c) for c in choices[i]] for i in batch.places]
+                for place, found in zip(batch.places, score_choices(self.model, state, wanted), strict=True):
+                    scores[place] = found
+                    tick(1)
+                self._keep(batch, state)
+        return [scores[place] for place in range(len(prompts))]
+
+    def next_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[dict[int, float]]:
+        """Natural-log probabilities of the `top` likeliest next token ids after each prompt."""
+        import torch
+
+        found: dict[int, dict[int, float]] = {}
+        with torch.inference_mode():
+            for batch in self._batches(prompts, 1):
+                best = self._read(batch).logits.log_softmax(-1).topk(top)
+                for row, place in enumerate(batch.places):
+                    found[place] = dict(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def memory_bytes(self) -> int:
+        """Peak resident memory of this process, which holds the model."""
+        return peak_memory()
+
+    def close(self) -> None:
+        """Let go of the weights and of everything kept between calls."""
+        self._kept.clear()
+        del self.model
+
+    def _batches(self, prompts: Sequence[Prompt], reserved: int) -> Iterator[Batch]:
+        """Prompts grouped by length, shortest first; in each batch only the last tokens differ from the prefix."""
+        ids = [self.token_ids(prompt) for prompt in prompts]
+        self._check_length(max(map(len, ids), default=0), reserved)
+        prefix = shared_prefix(ids) if len(ids) > 1 else ()
+        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+        for start in range(0, len(order), self.batch):
+            places = tuple(order[start : start + self.batch])
+            yield Batch(places, prefix, tuple(tuple(ids[i][len(prefix) :]) for i in places))
+
+    def _check_length(self, tokens: int, reserved: int) -> None:
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and tokens + reserved > most:
+            raise UserError("torch.too_long", tokens=tokens + reserved, reserved=reserved, most=most, name=self.name)
+
+    def _read(self, batch: Batch) -> Prefilled:
+        from inhouse.engines.torch_cache import prefill, read_prefix
+
+        if batch in self._kept:
+            return self._kept[batch]
+        return prefill(self.model, read_prefix(self.model, batch.prefix), batch.rests)
+
+    def _keep(self, batch: Batch, state: Prefilled) -> None:
+        held = sum(kept.bytes for kept in self._kept.values())
+        if batch not in self._kept and held + state.bytes <= KEEP_BYTES:
+            self._kept[batch] = state
+
+    def _choice_ids(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
+        """A choice as the answer's ids, end of turn included. The template separates turns: any prompt will do."""
+        from inhouse.engines.torch_chat import answer_span
+
+        if choice not in self._answers:
+            turns = [*prompt, Message(role="assistant", content=choice)]
+            ids, start = answer_span(self.tokenizer, turns, len(prompt), self.ends)
+            self._answers[choice] = tuple(ids[start:])
+        return self._answers[choice]
+
+    def _answer(self, ids: list[int], first_s: float, total_s: float) -> Generation:
+        ended = bool(ids) and ids[-1] in self.ends
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Generation(text, len(ids), "stop" if ended else "length", first_s, total_s)
+
+
+def shared_prefix(ids: Sequence[list[int]]) -> tuple[int, ...]:
+    """What all of these begin with, leaving at least one token of each."""
+    low, high = min(ids), max(ids)  # in lexicographic order, what the ends share, all share
+    most = min(map(len, ids)) - 1
+    length = next((i for i in range(most) if low[i] != high[i]), most)
+    return tuple(low[:length])

@@ -1,0 +1,197 @@
+"""The torch engine against plain transformers: same tokens, same answers, same likelihoods."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from inhouse.core.artifact import Artifact
+from inhouse.core.errors import UserError
+from inhouse.core.protocols import Input
+from inhouse.core.rows import Message
+from inhouse.engines.transformers import TransformersEngine, load_model, load_tokenizer, open_model
+
+PROMPTS = [
+    [Message(role="user", content=f"Which desk? {text}")]
+    for text in ("oil prices rose", "wheat", "the bank cut its prime rate by one quarter point", "net profit", "公司")
+]
+CHOICES = ["oil", "oil and grain", "grain", "银行", "net profit rose"]
+
+
+def quiet(_: int) -> None:
+    return None
+
+
+def source(folder: Path, main: str = ".", fmt: str = "safetensors") -> Input:
+    facts = {"model": {"format": fmt, "main": main, "name": "tiny"}}
+    record = Artifact(
+        id="m", kind="model", stage="s", node="n", stage_version="1", recipe="r", params={}, created="", facts=facts
+    )
+    return Input(record, folder)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path) -> TransformersEngine:
+    return open_model(source(tiny_llama), dtype="fp32", threads=1, batch=3)
+
+
+def plain_answer(engine: TransformersEngine, prompt: list[Message], max_tokens: int) -> list[int]:
+    import torch
+
+    ids = torch.tensor([engine.token_ids(prompt)])
+    out = engine.model.generate(ids, do_sample=False, max_new_tokens=max_tokens, attention_mask=torch.ones_like(ids))
+    return out[0, ids.shape[1] :].tolist()
+
+
+def test_token_ids_of_a_conversation_equal_the_template_written_out(engine: TransformersEngine) -> None:
+    written = "<|im_start|>user\nWhich desk? wheat<|im_end|>\n<|im_start|>assistant\n"
+    assert engine.token_ids(PROMPTS[1]) == engine.tokenizer.encode(written, add_special_tokens=False)
+
+
+def test_generate_in_padded_batches_equals_plain_generate_of_each(engine: TransformersEngine) -> None:
+    found = engine.generate(PROMPTS, 6, quiet, ignore_end=False)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        expected = plain_answer(engine, prompt, 6)
+        assert answer.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
+        assert answer.tokens == len(expected)
+        assert 0 < answer.first_token_s <= answer.total_s
+
+
+def test_generate_ignoring_the_end_gives_exactly_max_tokens(engine: TransformersEngine) -> None:
+    assert [g.tokens for g in engine.generate(PROMPTS[:2], 9, quiet, ignore_end=True)] == [9, 9]
+
+
+def test_generate_stops_with_the_end_token_and_says_so(engine: TransformersEngine) -> None:
+    first = plain_answer(engine, PROMPTS[0], 1)[0]
+    kept, engine.ends = engine.ends, frozenset({first})
+    answer = engine.generate(PROMPTS[:1], 5, quiet)[0]
+    engine.ends = kept
+    assert (answer.finish, answer.tokens) == ("stop", 1)
+
+
+def test_score_equals_the_sum_of_plain_forward_log_probabilities(engine: TransformersEngine) -> None:
+    import torch
+
+    found = engine.score(PROMPTS, [CHOICES] * len(PROMPTS), quiet)
+    for prompt, scores in zip(PROMPTS, found, strict=True):
+        start = engine.token_ids(prompt)
+        for choice, scored in zip(CHOICES, scores, strict=True):
+            answer = engine.tokenizer.encode(choice + "<|im_end|>", add_special_tokens=False)
+            with torch.no_grad():
+                logits = engine.model(torch.tensor([start + answer])).logits[0].log_softmax(-1)
+            expected = sum(float(logits[len(start) - 1 + k, token]) for k, token in enumerate(answer))
+            assert scored.tokens == len(answer)
+            assert scored.logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_score_after_generate_equals_score_alone(engine: TransformersEngine, tiny_llama: Path) -> None:
+    alone = open_model(source(tiny_llama), dtype="fp32", threads=1, batch=3)
+    expected = alone.score(PROMPTS, [CHOICES] * len(PROMPTS), quiet)
+    engine.generate(PROMPTS, 4, quiet)
+    assert engine.score(PROMPTS, [CHOICES] * len(PROMPTS), quiet) == expected
+    alone.close()
+
+
+def test_next_logprobs_equal_plain_forward_and_are_sorted(engine: TransformersEngine) -> None:
+    import torch
+
+    found = engine.next_logprobs(PROMPTS, 3)
+    for prompt, top in zip(PROMPTS, found, strict=True):
+        with torch.no_grad():
+            plain = engine.model(torch.tensor([engine.token_ids(prompt)])).logits[0, -1].log_softmax(-1)
+        assert list(top) == plain.topk(3).indices.tolist()
+        assert list(top.values()) == pytest.approx(plain.topk(3).values.tolist(), abs=1e-5)
+
+
+def test_calls_repeated_give_the_same_values(engine: TransformersEngine) -> None:
+    assert engine.next_logprobs(PROMPTS, 5) == engine.next_logprobs(PROMPTS, 5)
+
+
+def test_tick_is_called_once_for_every_prompt(engine: TransformersEngine) -> None:
+    ticks: list[int] = []
+    engine.generate(PROMPTS, 2, ticks.append)
+    engine.score(PROMPTS, [["oil"]] * len(PROMPTS), ticks.append)
+    assert sum(ticks) == 2 * len(PROMPTS)
+
+
+def test_generate_of_no_prompts_is_empty(engine: TransformersEngine) -> None:
+    assert engine.generate([], 4, quiet) == []
+    assert engine.score([], [], quiet) == []
+
+
+def test_prompt_longer_than_the_context_is_refused(engine: TransformersEngine) -> None:
+    with pytest.raises(UserError) as error:
+        engine.generate([[Message(role="user", content="oil " * 600)]], 8, quiet)
+    assert error.value.code == "torch.too_long"
+
+
+def test_memory_is_that_of_this_process(engine: TransformersEngine) -> None:
+    assert engine.memory_bytes() > 50 << 20
+
+
+def test_remote_model_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_model(source(tmp_path, "http://127.0.0.1:1/v1", "remote"))
+    assert error.value.code == "torch.remote"
+
+
+def test_pickle_weights_are_never_read(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError) as error:
+        load_model(source(folder))
+    assert error.value.code == "torch.unreadable"
+
+
+@pytest.mark.parametrize("damage", ["cut", "config"])
+def test_damaged_folder_is_an_error_without_its_path(tiny_llama: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_llama, folder)
+    broken = folder / ("model.safetensors" if damage == "cut" else "config.json")
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(UserError) as error:
+        load_model(source(folder))
+    assert error.value.code == "torch.unreadable"
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_tokenizer(source(tmp_path))
+    assert error.value.code == "torch.unreadable"
+
+
+def test_model_without_a_template_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("chat_template*"))
+    bare = open_model(source(folder), dtype="fp32", threads=1)
+    with pytest.raises(UserError) as error:
+        bare.token_ids(PROMPTS[0])
+    assert error.value.code == "torch.no_template"
+
+
+def test_template_that_refuses_the_roles_is_an_error_naming_them(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError) as error:
+        open_model(source(folder), dtype="fp32", threads=1).token_ids(PROMPTS[0])
+    assert error.value.code == "torch.template_failed"
+    assert "roles must alternate" in str(error.value)
+
+
+def test_model_without_an_end_token_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny_llama, folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings.pop("eos_token_id", None)
+        settings.pop("eos_token", None)
+        (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(UserError) as error:
+        open_model(source(folder), dtype="fp32", threads=1)
+    assert error.value.code == "torch.no_end"
