@@ -69,7 +69,7 @@ class Store:
             yield Artifact.model_validate_json(path.read_text(encoding="utf-8"))
 
     def work_of(self, recipe: str) -> tuple[Path, Path]:
-        """Scratch and output folder of a recipe in the making; the scratch survives a crash, the output starts empty."""
+        """Scratch and output folder of a recipe in the making; the scratch survives, the output starts empty."""
         folder = self.work / recipe
         out = folder / "out"
         with disk_errors(folder):

@@ -1,0 +1,1 @@
+"""Which stages must run, and running them."""

@@ -1,0 +1,46 @@
+# Everything from a fresh machine with Python 3.11+: `make demo`, `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+
+.PHONY: setup demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   create $(VENV) with the tested set of packages (constraints.txt)"
+	@echo "make demo    run the example project: choose, build data, train, measure, export, gate, serve"
+	@echo "make test    checks and tests, as CI runs them"
+	@echo "make check   format, lint, types and import contract only"
+	@echo "make bench   measure this machine beside the figures in bench/*/RESULTS.md"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("inhouse needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/inhouse run examples/desk-routing/inhouse.yaml --try
+
+check: setup
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest --cov --cov-report=
+	@$(BIN)/coverage report --skip-covered --fail-under=90
+	@$(BIN)/coverage report --include='src/inhouse/core/*,src/inhouse/flow/*' --fail-under=100
+	@$(BIN)/python tests/closing_line.py
+
+bench: setup
+	$(BIN)/python bench/demo/run.py
+
+clean:
+	rm -rf $(VENV) .inhouse

@@ -1,0 +1,5 @@
+"""`python -m inhouse` is the `inhouse` program."""
+
+from inhouse.cli.main import entry
+
+entry()

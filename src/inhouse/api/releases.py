@@ -1,0 +1,116 @@
+"""Releases and the deployments that point at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from inhouse.api.request import Request
+from inhouse.core.artifact import Frozen
+from inhouse.core.store import Store
+from inhouse.release.registry import Deployment, Release, open_registry
+
+
+class ReleaseRequest(Request):
+    """One release."""
+
+    release: str = Field(description="name:v3, or the beginning of a release artifact's id")
+
+
+class PromoteRequest(ReleaseRequest):
+    """A release, and the deployment it goes to."""
+
+    deployment: str | None = Field(None, description="deployment to point at the release; its project's when left out")
+
+
+class RollbackRequest(Request):
+    """One deployment."""
+
+    deployment: str = Field(description="name that clients ask for")
+
+
+class ReleaseLine(Frozen):
+    """One release of the registry."""
+
+    label: str
+    artifact: str
+    passed: bool
+    created: str
+    deployments: tuple[str, ...]
+
+
+class Releases(Frozen):
+    """Every release, oldest first."""
+
+    releases: tuple[ReleaseLine, ...]
+
+
+class ReleaseDetail(Frozen):
+    """A release with its evidence."""
+
+    line: ReleaseLine
+    evidence: dict[str, Any]
+    evidence_file: Path
+
+
+class Deployed(Frozen):
+    """What a deployment points at after a change."""
+
+    deployment: str
+    release: str
+    previous: str | None
+    changed_at: str
+
+
+def list_releases(request: Request) -> Releases:
+    """The registry of this workspace."""
+    registry = open_registry(request.store)
+    deployments = registry.deployments()
+    return Releases(releases=tuple(_line(r, deployments) for r in registry.list_releases()))
+
+
+def show_release(request: ReleaseRequest) -> ReleaseDetail:
+    """A release, its verdicts and everything behind them."""
+    registry = open_registry(request.store)
+    found = registry.show(request.release)
+    folder = request.store.path(found.artifact) / "measured"
+    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    line = _line(found, registry.deployments())
+    return ReleaseDetail(line=line, evidence=evidence, evidence_file=folder / "evidence.md")
+
+
+def promote_release(request: PromoteRequest) -> Deployed:
+    """Point a deployment at a release: one transaction, refused when its gates failed."""
+    registry = open_registry(request.store)
+    found = registry.show(request.release)
+    name = request.deployment or _deployment_of(request.store, found)
+    return _deployed(registry.promote(name, found.label))
+
+
+def rollback_deployment(request: RollbackRequest) -> Deployed:
+    """Point a deployment back at the release before."""
+    return _deployed(open_registry(request.store).rollback(request.deployment))
+
+
+def _deployment_of(store: Store, release: Release) -> str:
+    """The deployment that the release's project file names, else the project's name."""
+    asked = store.get(release.artifact).params["release"].get("deployment")
+    return str(asked or release.name)
+
+
+def _line(release: Release, deployments: list[Deployment]) -> ReleaseLine:
+    return ReleaseLine(
+        label=release.label,
+        artifact=release.artifact,
+        passed=release.passed,
+        created=release.created,
+        deployments=tuple(d.name for d in deployments if d.release.id == release.id),
+    )
+
+
+def _deployed(found: Deployment) -> Deployed:
+    previous = found.previous.label if found.previous else None
+    return Deployed(deployment=found.name, release=found.release.label, previous=previous, changed_at=found.changed_at)

@@ -1,0 +1,65 @@
+"""Every command in lifecycle order: which API function it calls and how its result is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `function` is 'module:name' below inhouse.api; `view` a function of cli.views.
+
+    `arguments` are the request's fields that are given by position; the other fields become options.
+    `project` commands take `[PROJECT] [section.key=value]...`. `long` ones run as a job that is watched.
+    `fixed` are request values that the command stands for (`inhouse train` is a run until that room).
+    """
+
+    path: tuple[str, ...]
+    function: str
+    view: str
+    arguments: tuple[str, ...] = ()
+    project: bool = False
+    long: bool = False
+    fixed: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def help(self) -> str:
+        """Message code of its one-line help."""
+        return "cli." + ".".join(self.path)
+
+
+def _until(room: str, *path: str) -> Command:
+    return Command(path, "run:run", "run", project=True, long=True, fixed=(("until", room), ("ask", False)))
+
+
+COMMANDS = (
+    Command(("init",), "project:init", "init", arguments=("folder",)),
+    Command(("doctor",), "machine:doctor", "doctor"),
+    Command(("run",), "run:run", "run", project=True, long=True),
+    Command(("models", "list"), "models:list_models", "models"),
+    Command(("models", "inspect"), "models:inspect_model", "inspected", arguments=("base",)),
+    Command(("models", "pull"), "models:pull_model", "pulled", arguments=("base",), long=True),
+    Command(("data", "check"), "data:check_data", "checked", project=True),
+    _until("data", "data", "build"),
+    _until("train", "train"),
+    _until("evaluate", "evaluate"),
+    _until("compress", "compress"),
+    Command(("release", "list"), "releases:list_releases", "releases"),
+    Command(("release", "show"), "releases:show_release", "release", arguments=("release",)),
+    Command(("release", "promote"), "releases:promote_release", "promoted", arguments=("release",)),
+    Command(("release", "rollback"), "releases:rollback_deployment", "promoted", arguments=("deployment",)),
+    Command(("serve",), "serving:serve", "served", arguments=("deployment",)),
+    Command(("chat",), "serving:chat", "chatted", arguments=("message",)),
+    Command(("keys", "list"), "serving:list_keys", "keys"),
+    Command(("keys", "create"), "serving:create_key", "new_key", arguments=("name",)),
+    Command(("keys", "revoke"), "serving:revoke_key", "keys", arguments=("name",)),
+    Command(("jobs", "list"), "jobs:list_jobs", "jobs"),
+    Command(("jobs", "submit"), "run:submit", "job", project=True),
+    Command(("jobs", "tail"), "jobs:tail_job", "tailed", arguments=("job",)),
+    Command(("jobs", "cancel"), "jobs:cancel_job", "job", arguments=("job",)),
+    Command(("lineage",), "lineage:show_lineage", "lineage", arguments=("artifact",)),
+    Command(("report",), "reports:show_report", "report", arguments=("artifact",)),
+    Command(("schema",), "project:project_schema", "schema"),
+    Command(("demo",), "run:demo", "run", long=True),
+)
+GROUPS = tuple(dict.fromkeys(c.path[0] for c in COMMANDS if len(c.path) > 1))

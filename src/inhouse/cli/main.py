@@ -1,0 +1,127 @@
+"""The `inhouse` program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from inhouse import __version__
+from inhouse.cli.commands import COMMANDS, GROUPS, Command
+from inhouse.core.errors import InhouseError
+from inhouse.core.messages import text, use_language
+from inhouse.core.settings import settings
+
+
+class Lazy(click.Group):
+    """A group that builds a command only when it is asked for, so that `--help` imports next to nothing."""
+
+    def __init__(self, name: str, depth: int, **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.depth = depth  # how many words of a command's path stand before this group's commands
+
+    def _mine(self) -> dict[str, Command | None]:
+        """Name -> command, or None for a group below."""
+        here = [c for c in COMMANDS if self.depth == 0 or c.path[0] == self.name]
+        return {c.path[self.depth]: c if len(c.path) == self.depth + 1 else None for c in here}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._mine())
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        mine = self._mine()
+        if name not in mine:
+            return None
+        command = mine[name]
+        if command is None:
+            return Lazy(name, self.depth + 1, help=text(f"cli.{name}"), no_args_is_help=True)
+        from inhouse.cli.build import click_command
+
+        return click_command(command, call)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a command from the catalogue, without building the commands."""
+        prefix = "cli." if self.depth == 0 else f"cli.{self.name}."
+        with formatter.section(text("cli.commands")):
+            formatter.write_dl([(name, text(prefix + name)) for name in self._mine()])
+
+
+def call(command: Command, values: dict[str, Any], as_json: bool) -> None:
+    """Run a command and show its result."""
+    from inhouse.cli import views
+    from inhouse.cli.build import api_function, request_model, request_of
+
+    function = api_function(command)
+    request = request_of(request_model(function), values)
+    if command.long:
+        from inhouse.api.jobs import attach
+        from inhouse.cli.watch import watching
+
+        with watching(as_json) as watch:
+            result: Any = attach(function, request, watch)  # type: ignore[arg-type]
+    else:
+        result = function(request)
+    views.show(command.view, result, as_json)
+
+
+def root() -> Lazy:
+    """The top of the command tree, its texts in the language in use."""
+    group = Lazy("inhouse", 0, help=text("cli"), no_args_is_help=True)
+    version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version)
+    language = click.Option(["--lang"], type=click.Choice(["en", "zh"]), expose_value=False, help=text("cli.field.lang"))
+    group.params += [language, version]
+    return group
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"inhouse {__version__}")
+        context.exit()
+
+
+def choose_language(arguments: list[str]) -> None:
+    """`--lang` wherever it stands, before any text is made; else the environment's language."""
+    chosen = settings().language
+    for index, word in enumerate(arguments):
+        if word == "--lang" and index + 1 < len(arguments):
+            chosen = arguments[index + 1]
+        elif word.startswith("--lang="):
+            chosen = word.removeprefix("--lang=")
+    use_language(chosen)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 2 user error, 3 gate failed, 4 missing extra, 130 stopped)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    choose_language(words)
+    try:
+        root().main(words, prog_name="inhouse", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away (`| head`): not our user's error
+        return 0
+    except InhouseError as error:
+        _complain(error, as_json="--json" in words)
+        return error.exit_code
+    return 0
+
+
+def _complain(error: InhouseError, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": error.to_dict()}, ensure_ascii=False))
+    else:
+        click.secho(text("cli.error"), fg="red", bold=True, err=True, nl=False)
+        click.echo(f" {error}", err=True)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

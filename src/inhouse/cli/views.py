@@ -1,0 +1,208 @@
+"""How each result looks on a terminal. With --json every result prints as its model."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from inhouse.cli.watch import Lines, step_name
+from inhouse.core.messages import text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from inhouse.api.jobs import Jobs
+    from inhouse.api.lineage import Lineage
+    from inhouse.api.project import Created, Schema
+    from inhouse.api.releases import Deployed, ReleaseDetail, ReleaseLine, Releases
+    from inhouse.api.run import RunResult
+    from inhouse.core.gate import Verdict
+    from inhouse.flow.jobs import Job
+
+
+def show(view: str, result: Any, as_json: bool) -> None:
+    """Print a result the way its command shows it."""
+    if isinstance(result, Iterator):
+        _stream(view, result, as_json)
+    elif as_json:
+        print(result.model_dump_json() if isinstance(result, BaseModel) else json.dumps(result, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        VIEWS[view](result, Console(highlight=False, soft_wrap=True))
+
+
+def _stream(view: str, items: Iterator[Any], as_json: bool) -> None:
+    lines = Lines(sys.stdout)
+    for item in items:
+        if as_json:
+            print(json.dumps(item, ensure_ascii=False), flush=True)
+        elif view == "tailed":
+            lines(item)
+        else:
+            print(item, end="", flush=True)
+    if view != "tailed" and not as_json:
+        print()
+
+
+def table(console: Console, *columns: str, rows: list[tuple[str, ...]], title: str | None = None) -> None:
+    """Print a table; columns whose name begins with '>' are aligned to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
+
+
+def run(result: RunResult, console: Console) -> None:
+    """Steps of a dry run; else the table, the gates, the release and what to type next."""
+    if result.dry_run:
+        rows = [(step_name(s.name), text(f"cell.{s.state}"), (s.id or "")[:8]) for s in result.steps]
+        table(console, text("cell.step"), text("cell.state"), text("cell.artifact"), rows=rows)
+        return
+    if result.table:
+        roles = list(result.table[0].cells)
+        rows = [(line.title, *(line.cells[r] for r in roles)) for line in result.table]
+        table(console, text("cell.figure"), *(f">{text(f'cell.{r}')}" for r in roles), rows=rows)
+        console.print(f"[dim]{text('cell.interval')}[/]")
+    else:
+        rows = [(step_name(s.name), (s.id or "")[:8], f"{s.bytes / 1e6:.1f} MB") for s in result.steps]
+        table(console, text("cell.step"), text("cell.artifact"), f">{text('cell.size')}", rows=rows)
+    if result.verdicts:
+        verdicts(result.verdicts, console)
+    if result.release is not None:
+        _released(result, console)
+
+
+def verdicts(found: tuple[Verdict, ...], console: Console) -> None:
+    """One line per gate: what was asked, what was measured, passed or not."""
+    rows = []
+    for verdict in found:
+        mark = f"[green]✓ {text('cell.passed')}[/]" if verdict.passed else f"[red]✗ {text('cell.failed')}[/]"
+        seen = "" if verdict.measured is None else f"{verdict.measured:.4g}"
+        rows.append((mark, verdict.figure, verdict.rule, seen or verdict.reason))
+    columns = (text("cell.gate"), text("cell.figure"), text("cell.rule"), f">{text('cell.measured')}")
+    table(console, *columns, rows=rows)
+
+
+def _released(result: RunResult, console: Console) -> None:
+    release = result.release
+    assert release is not None
+    if release.serving == release.label:
+        console.print(f"[bold green]{text('cell.promoted', release=release.label, deployment=release.deployment)}[/]")
+    elif release.passed and release.deployment:
+        console.print(
+            text("cell.not_moved", release=release.label, deployment=release.deployment, serving=release.serving or "-")
+        )
+    elif release.passed:
+        console.print(text("cell.registered", release=release.label))
+    console.print(f"[dim]{text('cell.evidence')} {release.evidence}[/]")
+
+
+def next_steps(console: Console) -> None:
+    """What to type after a run."""
+    console.print(f"\n{text('cell.next')}")
+    for command in ("inhouse serve", "inhouse chat", "inhouse report", "inhouse release list"):
+        console.print(f"  [bold]{command}[/]  [dim]{text('cli.' + '.'.join(command.split()[1:]))}[/]")
+
+
+def created(result: Created, console: Console) -> None:
+    """The files of a new project."""
+    for path in result.files:
+        console.print(f"[green]+[/] {path}")
+    console.print(text("cell.created", project=result.files[0]))
+
+
+def schema(result: Schema, console: Console) -> None:
+    """The schema itself, or where it was written."""
+    if result.output is None:
+        print(json.dumps(result.document, indent=1, ensure_ascii=False))
+    else:
+        console.print(f"[green]+[/] {result.output}")
+
+
+def releases(result: Releases, console: Console) -> None:
+    """The registry."""
+    if not result.releases:
+        console.print(text("cell.no_releases"))
+        return
+    rows = [_release_row(line) for line in result.releases]
+    columns = (text("cell.release"), text("cell.gates"), text("cell.deployment"), text("cell.created_at"), "id")
+    table(console, *columns, rows=rows)
+
+
+def _release_row(line: ReleaseLine) -> tuple[str, ...]:
+    mark = f"[green]✓ {text('cell.passed')}[/]" if line.passed else f"[red]✗ {text('cell.failed')}[/]"
+    return line.label, mark, ", ".join(line.deployments), line.created, line.artifact[:8]
+
+
+def release(result: ReleaseDetail, console: Console) -> None:
+    """The evidence of one release."""
+    from rich.markdown import Markdown
+
+    console.print(Markdown(result.evidence_file.read_text(encoding="utf-8")))
+    console.print(f"[dim]{result.evidence_file}[/]")
+
+
+def deployed(result: Deployed, console: Console) -> None:
+    """Where a deployment points now."""
+    console.print(
+        text("cell.deployed", deployment=result.deployment, release=result.release, previous=result.previous or "-")
+    )
+
+
+def jobs(result: Jobs, console: Console) -> None:
+    """Jobs, newest first."""
+    rows = [(j.id, j.function, text(f"cell.{j.status}"), f"{j.seconds:.0f} s", j.error or "") for j in result.jobs]
+    columns = (text("cell.job"), text("cell.work"), text("cell.state"), f">{text('cell.time')}", text("cell.note"))
+    table(console, *columns, rows=rows)
+
+
+def job(result: Job, console: Console) -> None:
+    """One job."""
+    console.print(text("cell.job_line", id=result.id, status=text(f"cell.{result.status}")))
+
+
+def lineage(result: Lineage, console: Console) -> None:
+    """A tree from an artifact to its sources."""
+    if not result.lines:
+        console.print(text("cell.no_artifacts"))
+    for line in result.lines:
+        record = line.record
+        role = f"{line.role}: " if line.role else ""
+        again = " …" if line.repeated else ""
+        head = f"{'  ' * line.depth}{'└ ' if line.depth else ''}{role}[bold]{record.kind}[/] {record.id[:12]}{again}"
+        console.print(f"{head}  [dim]{record.stage} · {record.created} · seed {record.seed}[/]")
+        if line.repeated:
+            continue
+        for name, content in record.external.items():
+            console.print(f"{'  ' * line.depth}    [cyan]{name}[/] {content}")
+
+
+def served(result: Any, _: Console) -> None:
+    """Become the gateway: the same process id, so that signals reach it."""
+    sys.stdout.flush()
+    os.execv(result.argv[0], result.argv)
+
+
+VIEWS: dict[str, Callable[[Any, Console], None]] = {
+    "run": run,
+    "init": created,
+    "schema": schema,
+    "releases": releases,
+    "release": release,
+    "promoted": deployed,
+    "jobs": jobs,
+    "job": job,
+    "lineage": lineage,
+    "served": served,
+}

@@ -1,0 +1,122 @@
+"""Project files: lines, 'did you mean', overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import OneOf, Params
+from inhouse.core.project import load_project
+
+
+class Train(Params):
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = 1
+
+
+class Sample(Params):
+    name: str
+    mode: Literal["fast", "slow"] = "fast"
+    train: Train = Train()
+    steps: tuple[Annotated[Params, OneOf("cleaner")], ...] = ()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "inhouse.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_load_valid_file_gives_frozen_model(tmp_path: Path) -> None:
+    project = load_project(write(tmp_path, "name: a\ntrain: {epochs: 3}\n"), Sample)
+    assert project.name == "a" and project.train.epochs == 3
+    with pytest.raises(ValueError, match="frozen"):
+        project.name = "b"  # type: ignore[misc]
+
+
+def test_load_unknown_key_names_line_and_near_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\ntrain:\n  epochs: 2\n  learning_rte: 0.1\n")
+    with pytest.raises(UserError) as caught:
+        load_project(path, Sample)
+    assert caught.value.code == "project.invalid"
+    assert caught.value.facts["line"] == 4
+    assert "did you mean 'learning_rate'" in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_load_several_mistakes_lists_each_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nmode: quick\ntrain:\n  epochs: many\n")
+    with pytest.raises(UserError) as caught:
+        load_project(path, Sample)
+    text = str(caught.value)
+    assert f"{path}:2: mode" in text and f"{path}:4: train.epochs" in text
+
+
+def test_load_missing_key_points_at_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_project(write(tmp_path, "mode: fast\n"), Sample)
+    assert caught.value.facts["where"] == "name" and caught.value.facts["line"] == 1
+
+
+def test_load_unknown_operator_suggests_a_near_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nsteps:\n  - normalize\n  - lenght\n")
+    with pytest.raises(UserError) as caught:
+        load_project(path, Sample)
+    assert caught.value.facts["line"] == 4 and "did you mean 'length'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [("[3]", "expected an operator name"), ("[{min_words: 2}]", "'use' is missing"), ("[{use: length, min_word: 2}]", "min_words")],
+)
+def test_load_malformed_operator_says_what_is_wrong(tmp_path: Path, steps: str, said: str) -> None:
+    with pytest.raises(UserError, match="steps") as caught:
+        load_project(write(tmp_path, f"name: a\nsteps: {steps}\n"), Sample)
+    assert said in str(caught.value)
+
+
+def test_load_operator_by_name_equals_mapping(tmp_path: Path) -> None:
+    short = load_project(write(tmp_path, "name: a\nsteps: [normalize]\n"), Sample)
+    long = load_project(write(tmp_path, "name: a\nsteps: [{use: normalize}]\n"), Sample)
+    assert short == long
+    assert Sample(name="a", steps=short.steps) == short
+
+
+def test_load_absent_file_says_how_to_write_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="inhouse init"):
+        load_project(tmp_path / "none.yaml", Sample)
+
+
+@pytest.mark.parametrize("text", ["name: [a\n", "- a\n", "", "name: a\n\tb: 1\n", "name: \x00\n", "a: *x\n", "x" + "[" * 5000])
+def test_load_broken_yaml_names_the_file(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_project(path, Sample)
+    assert caught.value.code == "project.yaml" and str(path) in str(caught.value)
+
+
+def test_load_other_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "inhouse.yaml"
+    path.write_bytes("name: 项目".encode("gb18030"))
+    with pytest.raises(UserError, match="UTF-8"):
+        load_project(path, Sample)
+
+
+def test_override_sets_nested_value_and_reads_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nsteps: [normalize, length]\n")
+    project = load_project(path, Sample, ["train.learning_rate=2e-4", "steps.1.min_words=3", "name=b"][:1])
+    assert project.train.learning_rate == 2e-4
+    changed = load_project(path, Sample, ["steps.1=normalize", "name=b"])
+    assert changed.name == "b" and changed.steps[0] == changed.steps[1]
+
+
+@pytest.mark.parametrize("override", ["train", "=3", "steps.9=normalize", "name.x.y=1", "steps.x=1"])
+def test_override_that_fits_nothing_is_refused(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, "name: a\nsteps: [normalize]\n")
+    with pytest.raises(UserError) as caught:
+        load_project(path, Sample, [override])
+    assert caught.value.code == "project.override"
