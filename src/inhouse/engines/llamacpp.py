@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.rows import Message
 from inhouse.core.settings import usable_cores
 from inhouse.engines.process import Child, python_module
 
+if TYPE_CHECKING:
+    import httpx
+
+Tokens = tuple[int, ...]
 DEFAULT_CONTEXT = 2048
+EVALUATION_CONTEXT = 4096
+LIKELY = 200  # choices are looked for among so many likeliest tokens before each is asked for by itself
+FORCE = 1e6  # a logit bias that outweighs every logit
+# llama.cpp closes a connection after a stream without saying so: a request that follows at once would be lost on it.
+CLOSE = {"Connection": "close"}
+GREEDY = {"temperature": 0.0, "top_k": 1, "cache_prompt": True, "return_tokens": True}
 
 
 class LlamaCppSettings(Params):
@@ -78,8 +96,34 @@ def start_server(
         "parent": os.getpid(),
     }
     child = Child(python_module("llama.cpp", "inhouse.engines.llamacpp_child", json.dumps(asked), load_timeout_s))
-    ready = child.wait_ready()
+    try:
+        ready = child.wait_ready()
+    except UserError as error:
+        if error.code != "llamacpp.not_loaded":
+            raise
+        raise UserError("llamacpp.not_loaded", path=model, context=context, line=child.last_line) from None
     return RunningEngine(url=ready["url"], key=ready["key"], context_length=context, process=child)
+
+
+def open_model(
+    source: Input, *, threads: int | None = None, context_length: int = EVALUATION_CONTEXT
+) -> LlamaCppEngine:
+    """Load a GGUF model artifact for greedy answers. Raises llamacpp.not_gguf for another format."""
+    facts = ModelFacts.model_validate(source.record.facts["model"])
+    if facts.format != "gguf":
+        raise UserError("llamacpp.not_gguf", name=facts.name, format=facts.format)
+    path = source.path / facts.main
+    settings = LlamaCppSettings(threads=threads, context_length=context_length)
+    server = start_server(path, settings, name=facts.name)
+    return LlamaCppEngine(facts.name, server, _end_tokens(path))
+
+
+def _end_tokens(model: Path) -> frozenset[int]:
+    from inhouse.engines.gguf_header import read_header
+
+    metadata = read_header(model).metadata
+    found = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+    return frozenset(token for token in found if isinstance(token, int))
 
 
 def _context_length(model: Path, settings: LlamaCppSettings) -> int:
@@ -92,3 +136,174 @@ def _context_length(model: Path, settings: LlamaCppSettings) -> int:
     return (
         min(settings.context_length, trained) if isinstance(trained, int) and trained > 0 else settings.context_length
     )
+
+
+class LlamaCppEngine:
+    """A GGUF model behind llama.cpp that answers greedily, one request at a time.
+
+    One slot only: with several, which requests share a batch depends on timing, and batches of another shape
+    round differently. One at a time, the same calls in the same order give the same bytes.
+    """
+
+    def __init__(self, name: str, server: RunningEngine, ends: frozenset[int]) -> None:
+        import httpx
+
+        self.name = name
+        self.server = server
+        self._ends = ends
+        # trust_env off: a proxy from the environment must not see, or break, requests to our own child.
+        self._http = httpx.Client(base_url=server.url, headers=server.headers, timeout=None, trust_env=False)
+        self._answers: dict[str, tuple[int, ...]] = {}
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of the conversation through the model's own template, ready for the answer to follow."""
+        return self._render(prompt, answer_follows=True)
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False
+    ) -> list[Generation]:
+        """Greedy answers in the order of the prompts; `tokens` counts the end-of-turn token too."""
+        answers = []
+        for prompt in prompts:
+            answers.append(self._answer(self.token_ids(prompt), max_tokens, ignore_end))
+            tick(1)
+        return answers
+
+    def score(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], tick: Tick) -> list[list[Scored]]:
+        """How likely each of a prompt's choices is as its whole answer, end of turn included.
+
+        Exact: llama.cpp reports the probability of a sampled token from the untouched logits, so each token of a
+        choice is forced in turn by a logit bias. Choices with a common beginning share its steps.
+        """
+        scores = []
+        for prompt, own in zip(prompts, choices, strict=True):
+            ids = self.token_ids(prompt)
+            wanted = [self._choice_ids(prompt, choice) for choice in own]
+            logprobs = self._tree_logprobs(ids, wanted)
+            scores.append([_sum(choice, logprobs) for choice in wanted])
+            tick(1)
+        return scores
+
+    def next_logprobs(self, prompts: Sequence[Prompt], top: int) -> list[dict[int, float]]:
+        """Natural-log probabilities of the `top` likeliest next token ids after each prompt."""
+        return [self._top(self.token_ids(prompt), top) for prompt in prompts]
+
+    def logprobs_of(self, prompt: Prompt, tokens: Sequence[int]) -> dict[int, float]:
+        """Natural-log probability of each of `tokens` as the next one after the prompt."""
+        return self._logprobs(self.token_ids(prompt), tokens)
+
+    def memory_bytes(self) -> int:
+        """Peak resident memory of the child, the mapped model file included."""
+        import psutil
+
+        pid = self.server.process.pid
+        status = Path(f"/proc/{pid}/status")
+        if status.is_file():
+            found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+            if found:
+                return int(found[1]) * 1024
+        return psutil.Process(pid).memory_info().rss  # elsewhere: what it holds now
+
+    def close(self) -> None:
+        """End the child."""
+        self._http.close()
+        self.server.stop()
+
+    def _render(self, messages: Sequence[Message], answer_follows: bool) -> list[int]:
+        body = {"messages": [m.as_dict() for m in messages], "add_generation_prompt": answer_follows}
+        text = self._post("/apply-template", body)["prompt"]
+        # As the chat endpoint does: special tokens are parsed, and a BOS is added when the model asks for one.
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        ids: list[int] = self._post("/tokenize", asked)["tokens"]
+        return ids
+
+    def _choice_ids(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
+        """A choice as the answer's ids, end of turn included. The template separates turns: any prompt will do."""
+        if choice not in self._answers:
+            begin = self.token_ids(prompt)
+            whole = self._render([*prompt, Message(role="assistant", content=choice)], answer_follows=False)
+            if whole[: len(begin)] != begin:
+                raise UserError("llamacpp.template_shifts", name=self.name)
+            stop = next((at for at in range(len(begin), len(whole)) if whole[at] in self._ends), len(whole) - 1)
+            self._answers[choice] = tuple(whole[len(begin) : stop + 1])
+        return self._answers[choice]
+
+    def _tree_logprobs(self, prompt: list[int], choices: Sequence[Tokens]) -> dict[Tokens, dict[int, float]]:
+        """For every beginning that the choices have: the log-probability of each way they go on."""
+        ways: dict[Tokens, set[int]] = {}
+        for choice in choices:
+            for at, token in enumerate(choice):
+                ways.setdefault(choice[:at], set()).add(token)
+        # Sorted = depth first: the engine keeps the longest common beginning of one request for the next.
+        return {begin: self._logprobs([*prompt, *begin], sorted(ways[begin])) for begin in sorted(ways)}
+
+    def _logprobs(self, ids: list[int], tokens: Sequence[int]) -> dict[int, float]:
+        likely = self._top(ids, LIKELY) if len(tokens) > 1 else {}
+        return {token: likely[token] if token in likely else self._forced(ids, token) for token in tokens}
+
+    def _top(self, ids: list[int], top: int) -> dict[int, float]:
+        entries = self._next(ids, {"n_probs": top})["top_logprobs"]
+        return {entry["id"]: entry["logprob"] for entry in entries}
+
+    def _forced(self, ids: list[int], token: int) -> float:
+        found = self._next(ids, {"n_probs": 1, "logit_bias": [[token, FORCE]]})
+        if found["id"] != token:
+            raise UserError("llamacpp.refused", name=self.name, reason=f"token {token} could not be forced")
+        return float(found["logprob"])
+
+    def _next(self, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
+        """What llama.cpp says of the one next token: the sampled one, and the likeliest before any sampling."""
+        body = {"prompt": ids, "n_predict": 1, "post_sampling_probs": False, **GREEDY, **asked}
+        found: dict[str, Any] = self._post("/completion", body)["completion_probabilities"][0]
+        return found
+
+    def _answer(self, ids: list[int], max_tokens: int, ignore_end: bool) -> Generation:
+        import httpx
+
+        body = {"prompt": ids, "n_predict": max_tokens, "ignore_eos": ignore_end, "stream": True, **GREEDY}
+        text, first, last = "", 0.0, {}
+        started = time.perf_counter()
+        try:
+            with self._http.stream("POST", "/completion", json=body, headers=CLOSE) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                    raise self._refused(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        first = first or time.perf_counter() - started
+                        last = json.loads(line[6:])
+                        text += last["content"]
+        except httpx.TransportError as error:
+            raise self._lost(error) from error
+        total = time.perf_counter() - started
+        finish = "length" if last["stop_type"] == "limit" else "stop"
+        return Generation(text, last["tokens_predicted"], finish, first, total)
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        import httpx
+
+        try:
+            response = self._http.post(path, json=body)
+        except httpx.TransportError as error:
+            raise self._lost(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(response)
+        reply: dict[str, Any] = response.json()
+        return reply
+
+    def _refused(self, response: httpx.Response) -> UserError:
+        try:
+            reason = response.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            reason = response.text[:200]
+        return UserError("llamacpp.refused", name=self.name, reason=reason)
+
+    def _lost(self, error: Exception) -> UserError:
+        if self.server.process.wait(1.0):
+            return self.server.process.died()
+        return UserError("llamacpp.refused", name=self.name, reason=str(error))
+
+
+def _sum(choice: Tokens, logprobs: dict[Tokens, dict[int, float]]) -> Scored:
+    steps = [logprobs[choice[:at]][token] for at, token in enumerate(choice)]
+    return Scored(math.fsum(steps), len(steps))

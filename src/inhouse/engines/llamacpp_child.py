@@ -43,7 +43,8 @@ def _load(asked: dict[str, Any], key: str) -> Any:
     try:
         return Server(_parameters(asked, key))
     except RuntimeError:  # llama.cpp wrote the reason to the log; this exception has none
-        raise UserError("llamacpp.not_loaded", path=asked["model"], context=asked["context_length"]) from None
+        context = asked["context_length"]
+        raise UserError("llamacpp.not_loaded", path=asked["model"], context=context, line="-") from None
 
 
 def _parameters(asked: dict[str, Any], key: str) -> Any:
@@ -60,6 +61,8 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     parameters.cpuparams.n_threads = asked["threads"]
     parameters.cpuparams_batch.n_threads = asked["threads"]
     parameters.cache_ram_mib = asked["prompt_cache_mb"]
+    # As everywhere else: a conversation that ends with an assistant's turn is rendered whole, not continued.
+    parameters.prefill_assistant = False
     parameters.port = 0  # the kernel picks a free one: no race between choosing and binding
     parameters.hostnames = ["127.0.0.1"]
     parameters.api_keys = [key]

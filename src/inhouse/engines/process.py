@@ -229,7 +229,7 @@ class Backoff:
 class Supervisor(Generic[R]):
     """Keeps one child running: a crashed or hung one is started again, after a growing pause."""
 
-    def __init__(self, start: Callable[[], R], backoff: Backoff = Backoff()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, start: Callable[[], R], backoff: Backoff = Backoff()) -> None:
         self._start = start
         self._backoff = backoff
         self._closing = threading.Event()
