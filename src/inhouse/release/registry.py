@@ -86,7 +86,7 @@ class Registry:
             values = {"name": name, "version": version, "artifact": record.id, "passed": passed, "created": _now()}
             connection.execute(insert(releases).values(values))
             release = _release(connection.execute(same).one())
-            _note(connection, actor, "register", release.label, artifact=record.id, passed=passed)
+            _note(connection, actor, "register", release.label, {"artifact": record.id, "passed": passed})
         return release
 
     def list_releases(self, name: str | None = None) -> list[Release]:
@@ -118,7 +118,7 @@ class Registry:
                 previous = None if before is None else before.release.id
                 _point(connection, deployment, release.id, previous)
                 old = None if before is None else before.release.label
-                _note(connection, actor, "promote", deployment, release=release.label, before=old)
+                _note(connection, actor, "promote", deployment, {"release": release.label, "before": old})
             return _known(connection, deployment)
 
     def rollback(self, deployment: str, actor: str | None = None) -> Deployment:
@@ -129,7 +129,8 @@ class Registry:
                 raise UserError("release.no_previous", deployment=deployment, release=before.release.label)
             self._check_servable(before.previous, deployment)
             _point(connection, deployment, before.previous.id, before.release.id)
-            _note(connection, actor, "rollback", deployment, release=before.previous.label, before=before.release.label)
+            change = {"release": before.previous.label, "before": before.release.label}
+            _note(connection, actor, "rollback", deployment, change)
             return _known(connection, deployment)
 
     def deployment(self, name: str) -> Deployment:
@@ -152,10 +153,10 @@ class Registry:
             rows = connection.execute(select(audit).order_by(audit.c.id.desc()).limit(limit)).all()
         return [AuditEntry(row.at, row.actor, row.action, row.subject, json.loads(row.detail)) for row in rows]
 
-    def note(self, action: str, subject: str, actor: str | None = None, **detail: Any) -> None:
+    def note(self, action: str, subject: str, actor: str | None, detail: dict[str, Any]) -> None:
         """Add to the audit what happened outside the registry, such as an engine that did not load."""
         with writing(self.engine) as connection:
-            _note(connection, actor, action, subject, **detail)
+            _note(connection, actor, action, subject, detail)
 
     def _check_servable(self, release: Release, deployment: str) -> None:
         if not release.passed:
@@ -246,7 +247,7 @@ def _point(connection: Connection, name: str, release: int, previous: int | None
         connection.execute(insert(deployments).values({"name": name, **values, "generation": 1}))
 
 
-def _note(connection: Connection, actor: str | None, action: str, subject: str, **detail: Any) -> None:
+def _note(connection: Connection, actor: str | None, action: str, subject: str, detail: dict[str, Any]) -> None:
     from sqlalchemy import insert
 
     from inhouse.release.tables import audit

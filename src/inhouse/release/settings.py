@@ -34,12 +34,16 @@ class ServeParams(Params):
     deadline_s: float = Field(600.0, gt=0, description="a request is ended after this many seconds")
     load_timeout_s: float = Field(120.0, gt=0, description="a model that is not ready by then is not served")
     drain_s: float = Field(30.0, ge=0, description="seconds that running requests get to finish when the server stops")
+    first_token_s: float = Field(300.0, gt=0, description="an engine that is silent for so long is started again")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="when a request does not say; 0 gives the answers that evaluation measured"
+    )
     max_tokens: int = Field(512, ge=1, description="answer length when a request does not say")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="larger request bodies are refused with 413")
 
     def engine_settings(self) -> dict[str, Any]:
         """The part that changes what the engine answers or needs; a release records it."""
-        return self.model_dump(include={"context_length", "parallel", "threads"})
+        return self.model_dump(include={"context_length", "parallel", "threads", "temperature", "max_tokens"})
 
 
 class ReleaseNode(Params):

@@ -1,0 +1,123 @@
+"""Serve a deployment: take the port, start the engine, answer until told to stop."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inhouse.core.errors import UserError
+from inhouse.core.plugins import require
+from inhouse.release.keys import create_key, list_keys
+from inhouse.release.registry import Registry
+from inhouse.release.settings import ServeParams
+
+BACKLOG = 2048
+FIRST_KEY = "first"
+log = logging.getLogger("inhouse.serve")
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a face tells when the endpoint answers. `key` is only there when it was made now: show it once."""
+
+    url: str
+    deployment: str
+    release: str
+    key: str | None
+    public: bool
+
+
+def serve(registry: Registry, deployment: str, settings: ServeParams, on_ready: Callable[[Started], None]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then finish those that are running, and return.
+
+    Raises serve.port_in_use, serve.port_refused, serve.bad_host, release.deployment_unknown, and what keeps the
+    engine from loading.
+    """
+    require("serve", "uvicorn", "aiohttp", "prometheus_client", "xllamacpp")
+    listener = bind(settings.host, settings.port)
+    try:
+        _serve_on(listener, registry, deployment, settings, on_ready)
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port before anything is loaded. Clients that come early wait in its backlog."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError("serve.bad_host", host=host, problem=error.strerror or str(error)) from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError("serve.port_in_use", host=host, port=port) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError("serve.port_refused", host=host, port=port) from None
+        raise UserError("serve.bad_host", host=host, problem=error.strerror or str(error)) from None
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def first_key(registry: Registry) -> str | None:
+    """Make a key when there is none at all; the token is shown once and kept nowhere."""
+    if list_keys(registry.engine):
+        return None
+    token, _ = create_key(registry.engine, FIRST_KEY)
+    return token
+
+
+def _serve_on(
+    listener: socket.socket,
+    registry: Registry,
+    deployment: str,
+    settings: ServeParams,
+    on_ready: Callable[[Started], None],
+) -> None:
+    import uvicorn
+
+    from inhouse.serve.deployments import Deployments
+    from inhouse.serve.gateway import Gateway
+
+    port = listener.getsockname()[1]
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    public = not is_loopback(settings.host)
+    if public:
+        log.warning("listening on %s: everybody who reaches this machine can reach this endpoint", settings.host)
+    deployments = Deployments(registry, deployment, settings)
+    try:
+        label = deployments.current.target.release.label
+        started = Started(f"http://{shown}:{port}", deployment, label, first_key(registry), public)
+        config = uvicorn.Config(
+            Gateway(deployments, lambda: on_ready(started)),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+        # uvicorn raises the signal again once it has stopped; a handler that does nothing makes the exit code 0.
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    finally:
+        deployments.close(drain_s=0.0)

@@ -1,0 +1,203 @@
+"""Follow a deployment: run the engine of its release, and change over live when the registry says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+
+from inhouse.core.errors import InhouseError, UserError
+from inhouse.core.messages import text
+from inhouse.core.store import read_json
+from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
+from inhouse.engines.process import Supervisor
+from inhouse.release.keys import Key, active_keys, hash_token
+from inhouse.release.registry import Registry, Release, model_path
+from inhouse.release.settings import ServeParams
+from inhouse.serve.errors import ApiError, overloaded, unavailable
+from inhouse.serve.requests import Limits
+
+POLL_S = 0.25
+RESTART_WAIT_S = 10.0  # how long a request waits for an engine that is being started again
+log = logging.getLogger("inhouse.serve")
+
+
+class Admission:
+    """A turn at the engine: so many run, so many wait, the rest are refused at once. First come, first served."""
+
+    def __init__(self, parallel: int, queue: int) -> None:
+        self.queue = queue
+        self.running = 0
+        self.waiting = 0
+        self._turns = asyncio.Semaphore(parallel)
+
+    async def __aenter__(self) -> None:
+        if self._turns.locked() and self.waiting >= self.queue:
+            raise overloaded()
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.running -= 1
+        self._turns.release()
+
+
+class Target:
+    """A release that is being served: its engine under supervision, and the requests inside."""
+
+    def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
+        self.release = release
+        served = read_json(registry.store.path(release.artifact) / "release.json")
+        bundled = served["engine"] if isinstance(served["engine"], dict) else {}
+        settings = ServeParams.model_validate(params.model_dump() | bundled)
+        path = model_path(registry.store, release.artifact)
+        if path.suffix != ".gguf":
+            raise UserError("serve.not_gguf", release=release.label, path=path.name)
+        engine = LlamaCppSettings(
+            context_length=settings.context_length, parallel=settings.parallel, threads=settings.threads
+        )
+        self.supervisor: Supervisor[RunningEngine] = Supervisor(
+            lambda: start_server(path, engine, name=release.label, load_timeout_s=settings.load_timeout_s)
+        )
+        context = self.supervisor.current.context_length if self.supervisor.current else settings.context_length
+        self.limits = Limits(context, settings.parallel, settings.max_tokens, settings.temperature)
+        self.admission = Admission(settings.parallel, params.queue)
+        self.inside = 0
+
+    async def engine(self) -> RunningEngine:
+        """The running engine; while it is being started again, wait a little for it."""
+        until = time.monotonic() + RESTART_WAIT_S
+        while (running := self.supervisor.current) is None:
+            if time.monotonic() > until:
+                raise unavailable()
+            await asyncio.sleep(0.05)
+        return running
+
+    async def lost(self, engine: RunningEngine) -> None:
+        """Wait until the supervisor has noticed that this engine is gone, so that nobody is sent to it again."""
+        until = time.monotonic() + RESTART_WAIT_S
+        while engine.alive() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    def kill(self, engine: RunningEngine) -> None:
+        """End an engine that no longer answers; the supervisor starts another."""
+        log.error("the engine of %s was silent for too long and is started again", self.release.label)
+        threading.Thread(target=engine.stop, args=(0.0,), daemon=True).start()
+
+    def retire(self, wait_s: float) -> None:
+        """Let the requests inside finish, then stop the engine."""
+        until = time.monotonic() + wait_s
+        while self.inside and time.monotonic() < until:
+            time.sleep(0.05)
+        self.supervisor.close()
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What requests meet at one moment; replaced whole, so that nobody sees half a change."""
+
+    target: Target
+    generation: int
+
+
+class Deployments:
+    """The served deployment and the valid keys, kept in step with the registry by a thread."""
+
+    def __init__(self, registry: Registry, deployment: str, params: ServeParams) -> None:
+        self.registry = registry
+        self.name = deployment
+        self.params = params
+        self.on_switch: Callable[[str], None] = lambda result: None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._retiring: list[threading.Thread] = []
+        self.keys: dict[str, Key] = active_keys(registry.engine)
+        found = registry.deployment(deployment)
+        self.current = Serving(Target(registry, found.release, params), found.generation)
+        self._seen = found.generation
+        self._thread = threading.Thread(target=self._watch, name="follow registry", daemon=True)
+        self._thread.start()
+
+    def names(self) -> list[str]:
+        """Model names that clients may ask for: the deployment, and the release it points at."""
+        return [self.name, self.current.target.release.label]
+
+    def enter(self, model: str) -> Target:
+        """The target that answers for `model`, with this request counted in; pair it with `leave`."""
+        with self._lock:
+            target = self.current.target
+            if model not in (self.name, target.release.label):
+                raise ApiError(404, "model_not_found", text("serve.model_unknown", model=model[:100]), "model")
+            target.inside += 1
+            return target
+
+    def leave(self, target: Target) -> None:
+        """This request is done with its target."""
+        with self._lock:
+            target.inside -= 1
+
+    def authorised(self, token: str) -> bool:
+        """Whether this API key is valid now. Keys are re-read with every look at the registry."""
+        key = self.keys.get(hash_token(token))
+        return key is not None and key.valid(datetime.now(UTC))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine can answer."""
+        return self.current.target.supervisor.current is not None
+
+    def close(self, drain_s: float) -> None:
+        """Stop following, and stop every engine."""
+        self._stop.set()
+        self._thread.join(self.params.load_timeout_s)
+        self.current.target.retire(drain_s)
+        for thread in self._retiring:
+            thread.join(drain_s)
+
+    def _watch(self) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        while not self._stop.wait(POLL_S):
+            try:
+                self._follow()
+            except (InhouseError, SQLAlchemyError) as error:  # served is what was served before; look again
+                log.warning("the registry cannot be read: %s", error)
+
+    def _follow(self) -> None:
+        self.keys = active_keys(self.registry.engine)
+        found = self.registry.deployment(self.name)
+        if found.generation == self._seen:
+            return
+        self._seen = found.generation
+        old = self.current.target
+        if found.release.id == old.release.id:
+            return
+        try:
+            new = Target(self.registry, found.release, self.params)
+        except (InhouseError, OSError, ValueError) as error:
+            self._refused(found.release, old, error)
+            return
+        with self._lock:
+            self.current = Serving(new, found.generation)
+        self.on_switch("done")
+        log.warning("%s now answers with %s, before %s", self.name, new.release.label, old.release.label)
+        leaving = threading.Thread(target=old.retire, args=(self.params.deadline_s,), daemon=True)
+        leaving.start()
+        self._retiring = [*(t for t in self._retiring if t.is_alive()), leaving]
+
+    def _refused(self, wanted: Release, kept: Target, error: Exception) -> None:
+        self.on_switch("failed")
+        log.error("%s cannot be served and %s stays: %s", wanted.label, kept.release.label, error)
+        detail = {"release": wanted.label, "kept": kept.release.label, "reason": str(error)}
+        self.registry.note("switch_failed", self.name, "serve", detail)

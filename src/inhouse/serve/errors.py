@@ -1,0 +1,63 @@
+"""Errors of the HTTP surface, in OpenAI's shape. Nothing of the inside (paths, addresses, stacks) is in them."""
+
+from __future__ import annotations
+
+import json
+
+from inhouse.core.messages import text
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+RETRY_AFTER_S = 1
+
+
+class ApiError(Exception):
+    """A refusal that the client sees."""
+
+    def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """SDKs try again by themselves on 429 and 503, after the pause that is named here."""
+        return [(b"retry-after", str(RETRY_AFTER_S).encode())] if self.status in (429, 503) else []
+
+    def body(self) -> bytes:
+        """`{"error": {message, type, param, code}}`."""
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """A request that cannot be understood or is out of bounds."""
+    return ApiError(400, None, message, param)
+
+
+def unsupported(field: str) -> ApiError:
+    """A field that OpenAI knows and this endpoint does not: refused, never silently left out."""
+    return ApiError(400, "unsupported_parameter", text("serve.unsupported", field=field), field)
+
+
+def unavailable() -> ApiError:
+    """The engine is being started again."""
+    return ApiError(503, "engine_unavailable", text("serve.engine_unavailable"))
+
+
+def overloaded(status: int = 429) -> ApiError:
+    """More requests than the queue holds, or no turn before the deadline."""
+    code = "rate_limit_exceeded" if status == 429 else "overloaded"
+    return ApiError(status, code, text("serve.overloaded"))
+
+
+def too_late(seconds: float) -> ApiError:
+    """The request's deadline has passed."""
+    return ApiError(504, "deadline_exceeded", text("serve.deadline", seconds=f"{seconds:g}"))
+
+
+def too_long(found: str, context: int) -> ApiError:
+    """The prompt does not fit the context."""
+    return ApiError(400, "context_length_exceeded", text("serve.too_long", found=found, context=context), "messages")

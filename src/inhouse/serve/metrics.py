@@ -1,0 +1,70 @@
+"""Counters and histograms of the gateway, under `inhouse:` with vLLM's names where the meaning is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LABELS = ("model_name", "engine")
+ENGINE = "llamacpp"
+FIRST_TOKEN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+WHOLE_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+@dataclass
+class Measured:
+    """What became of one request."""
+
+    model: str = "-"
+    status: int = 0
+    finish: str | None = None
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    first_token_s: float | None = None
+
+
+class Metrics:
+    """The numbers of one gateway. `running` and `waiting` are asked when somebody looks."""
+
+    def __init__(self, running: Callable[[], int], waiting: Callable[[], int], restarts: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        for name, says, read in (
+            ("inhouse:num_requests_running", "Requests in the engine.", running),
+            ("inhouse:num_requests_waiting", "Requests in the queue.", waiting),
+            ("inhouse:engine_restarts", "Times the engine in use was started again after a crash.", restarts),
+        ):
+            Gauge(name, says, registry=self.registry).set_function(read)
+        self.requests = self._counter("inhouse:requests", "Requests by HTTP status.", "status")
+        self.success = self._counter("inhouse:request_success", "Answers by the reason they ended.", "finished_reason")
+        self.prompt_tokens = self._counter("inhouse:prompt_tokens", "Prompt tokens processed.")
+        self.answer_tokens = self._counter("inhouse:generation_tokens", "Tokens generated.")
+        self.first_token = self._histogram(
+            "inhouse:time_to_first_token_seconds", "Until the first token.", FIRST_TOKEN_S
+        )
+        self.whole = self._histogram("inhouse:e2e_request_latency_seconds", "Until the last token.", WHOLE_S)
+        self.switches = Counter(
+            "inhouse:release_switches", "Changes of the served release.", ("result",), registry=self.registry
+        )
+
+    def observe(self, seen: Measured, seconds: float) -> None:
+        """Count one finished request."""
+        self.requests.labels(seen.model, ENGINE, str(seen.status)).inc()
+        self.prompt_tokens.labels(seen.model, ENGINE).inc(seen.prompt_tokens)
+        self.answer_tokens.labels(seen.model, ENGINE).inc(seen.answer_tokens)
+        if seen.first_token_s is not None:
+            self.first_token.labels(seen.model, ENGINE).observe(seen.first_token_s)
+        if seen.finish is not None:
+            self.success.labels(seen.model, ENGINE, seen.finish).inc()
+            self.whole.labels(seen.model, ENGINE).observe(seconds)
+
+    def text(self) -> bytes:
+        """The numbers in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(name, says, (*LABELS, *labels), registry=self.registry)
+
+    def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, says, LABELS, registry=self.registry, buckets=buckets)
