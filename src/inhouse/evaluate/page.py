@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.gate import Figure, figures_of
-from inhouse.evaluate.table import LINES, ROLES, SHARES, TITLES, cell, points, render_table, size, title
+from inhouse.evaluate.table import LINES, ROLES, SHARES, TITLES, cell, points, render_table, size
 
 TEMPLATE = "page.html.j2"
 # Only presets the language; the page works without it.
@@ -28,6 +28,7 @@ PARITY_TITLES = {
     "adapter_vs_merged": ("Adapter against merged: largest logit difference", "适配器与合并后模型：logit 最大差异"),
     "kl": ("KL divergence from the tuned model", "与微调模型的 KL 散度"),
 }
+DIFFERENCES = (("tuned", "base"), ("exported", "tuned"))
 Words = tuple[str, str]
 
 
@@ -49,7 +50,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         summary=summary(report, figures, roles),
         table=zip(render_table(report, "en", PAGE_LINES), render_table(report, "zh", PAGE_LINES), strict=True),
         ranges=ranges(figures, roles),
-        differences=difference_bars(figures),
+        differences=difference_groups(figures),
         matrix=matrix(report, roles),
         speeds=speed_bars(figures, roles),
         loss=loss_plot(report["loss"]),
@@ -140,34 +141,36 @@ def _bar(role: str, name: str, figure: Figure) -> dict[str, Any]:
     }
 
 
-def difference_bars(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """Paired differences of shares on one symmetrical axis; `zero` stands in the middle, at 50 %."""
-    found = []
-    for key, figure in figures.items():
-        pair, _, name = key.partition(".")
-        if "_vs_" in pair and name in SHARES and figure.low is not None and figure.high is not None:
-            found.append((pair, name, figure, figure.low, figure.high))
-    reach = max((abs(end) for *_, low, high in found for end in (low, high)), default=0.0) or 0.01
-    bars = []
-    for pair, name, figure, low, high in sorted(found, key=_pair_order):
-        sure = "better" if low > 0 else "worse" if high < 0 else "open"
-        one, other = pair.split("_vs_")
-        bars.append(
-            {
-                "title": tuple(f"{title(one, k)} − {title(other, k)}: {title(name, k)}" for k in ("en", "zh")),
-                "low": round(50 + 48 * low / reach, 2),
-                "width": round(48 * (high - low) / reach, 2),
-                "at": round(50 + 48 * figure.value / reach, 2),
-                "text": points(figure),
-                "sure": sure,
-            }
-        )
-    return {"bars": bars, "reach": f"{100 * reach:.0f}"}
+def difference_groups(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+    """Paired differences of shares, by pair of models; each pair has its own symmetrical axis, zero at 50 %."""
+    groups = []
+    for one, other in DIFFERENCES:
+        found = [
+            (name, figures[f"{one}_vs_{other}.{name}"]) for name in SHARES if f"{one}_vs_{other}.{name}" in figures
+        ]
+        reach = max((abs(end) for _, figure in found for end in _ends(figure)), default=0.0) or 0.01
+        if found:
+            words = (f"{TITLES[one][0]} − {TITLES[other][0]}", f"{TITLES[one][1]} − {TITLES[other][1]}")
+            bars = [_difference(name, figure, reach) for name, figure in found]
+            groups.append({"title": words, "bars": bars, "reach": f"{100 * reach:.1f}"})
+    return groups
 
 
-def _pair_order(found: tuple[str, str, Figure, float, float]) -> tuple[int, int]:
-    pairs = ("tuned_vs_base", "exported_vs_tuned", "exported_vs_base")
-    return pairs.index(found[0]) if found[0] in pairs else len(pairs), SHARES.index(found[1])
+def _difference(name: str, figure: Figure, reach: float) -> dict[str, Any]:
+    low, high = _ends(figure)
+    return {
+        "title": TITLES[name],
+        "low": round(50 + 50 * low / reach, 2),
+        "width": round(50 * (high - low) / reach, 2),
+        "at": round(50 + 50 * figure.value / reach, 2),
+        "text": points(figure),
+        "sure": "better" if low > 0 else "worse" if high < 0 else "open",
+    }
+
+
+def _ends(figure: Figure) -> tuple[float, float]:
+    low = figure.value if figure.low is None else figure.low
+    return low, figure.value if figure.high is None else figure.high
 
 
 def matrix(report: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any] | None:
@@ -212,16 +215,16 @@ def speed_bars(figures: Mapping[str, Figure], roles: Sequence[str]) -> list[dict
 
 
 def loss_plot(pairs: Sequence[Sequence[float]]) -> dict[str, Any] | None:
-    """The training loss as a line in a box of 640 by 200, loss axis from zero; None with fewer than two points."""
+    """The training loss as a line in a box of 360 by 200, loss axis from zero; None with fewer than two points."""
     if len(pairs) < 2:
         return None
     top = max(loss for _, loss in pairs) or 1.0
     first, last = pairs[0][0], pairs[-1][0]
     span = (last - first) or 1
-    spots = [(round(640 * (step - first) / span, 1), round(200 - 190 * loss / top, 1)) for step, loss in pairs]
+    spots = [(round(360 * (step - first) / span, 1), round(200 - 190 * loss / top, 1)) for step, loss in pairs]
     return {
         "points": " ".join(f"{x},{y}" for x, y in spots),
-        "area": f"0,200 {' '.join(f'{x},{y}' for x, y in spots)} 640,200",
+        "area": f"0,200 {' '.join(f'{x},{y}' for x, y in spots)} 360,200",
         "end": spots[-1],
         "top": f"{top:.2f}",
         "half": f"{top / 2:.2f}",

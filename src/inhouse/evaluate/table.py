@@ -90,11 +90,11 @@ def cell(name: str, figure: Figure | None) -> str:
 
 
 def points(figure: Figure) -> str:
-    """A difference of shares in percentage points: `+75.0 (+69.2 to +80.1)`."""
+    """A difference of shares in percentage points: `+75.0 (+69.2, +80.1)`."""
     text = f"{100 * figure.value:+.1f}"
     if figure.low is None or figure.high is None:
         return text
-    return f"{text} ({100 * figure.low:+.1f} to {100 * figure.high:+.1f})"
+    return f"{text} ({100 * figure.low:+.1f}, {100 * figure.high:+.1f})"
 
 
 def size(count: float) -> str:
