@@ -50,8 +50,7 @@ def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
         if name.file not in safe:
             raise UserError("sources.no_file", uri=uri, file=name.file, files=", ".join(sorted(safe)[:12]))
         return sorted({name.file, *(f for f in safe if _is_terms(f))})
-    ours = [f for f in safe if not f.startswith(ELSEWHERE)]
-    chosen = {f for f in ours if _is_terms(f) or any(fnmatchcase(f, p) for p in WANTED)}
+    chosen = {f for f in safe if is_wanted(f)}
     if not any(f.endswith(".safetensors") for f in chosen):
         weights = sorted(f for f in safe if f.endswith(".gguf"))
         if not weights:
@@ -60,6 +59,15 @@ def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
             raise UserError("sources.choose_file", uri=uri, files=", ".join(weights[:12]))
         chosen |= set(weights)
     return sorted(chosen)
+
+
+def is_wanted(path: str) -> bool:
+    """Whether a file of a model repository belongs to the model: weights, tokenizer, configuration, terms."""
+    if path.startswith(ELSEWHERE) or path.lower().endswith(UNSAFE):
+        return False
+    if path.endswith(".safetensors") and ("/" in path or path.startswith("adapter_")):
+        return False  # checkpoints and adapters beside the model
+    return _is_terms(path) or any(fnmatchcase(path, pattern) for pattern in WANTED)
 
 
 def _is_terms(path: str) -> bool:
