@@ -1,0 +1,1 @@
+"""Build a dataset: read sources, clean, remove duplicates, split, and write rows with the reasons for every drop."""

@@ -1,0 +1,53 @@
+"""Keep one of the documents that are equal, and none in the training part that the test part holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHAPE = "reduce"
+LOW_64 = (1 << 64) - 1
+# Whose copy stays when parts share a text: what is measured on must stay measurable.
+FIRST = {"test": 0, "valid": 1, "train": 2}
+
+
+class ExactDedup(Params):
+    """Drop exact duplicates, within parts and across them. The row with the smallest id stays, a test row first."""
+
+    use: Literal["exact_dedup"] = "exact_dedup"
+
+
+def emit(docs: pl.DataFrame, params: ExactDedup) -> pl.DataFrame:
+    """The 128-bit xxh3 of each text as two numbers, with the row's part and label."""
+    require("data", "xxhash")
+    import polars as pl
+    import xxhash
+
+    keys = [xxhash.xxh3_128_intdigest(text.encode()) for text in docs["text"]]
+    return docs.select("row", "part", "label").with_columns(
+        pl.Series("high", [key >> 64 for key in keys], dtype=pl.UInt64),
+        pl.Series("low", [key & LOW_64 for key in keys], dtype=pl.UInt64),
+    )
+
+
+def decide(emitted: pl.DataFrame, params: ExactDedup, seed: int) -> pl.DataFrame:
+    """Name every row but the kept: duplicate, duplicate_other_label (labels at odds) or duplicate_of_<part>."""
+    import polars as pl
+
+    rank = pl.col("part").replace_strict(FIRST, return_dtype=pl.UInt8)
+    firsts = [pl.col(name).first().over("high", "low").alias(f"{name}_kept") for name in ("row", "part", "label")]
+    ranked = emitted.sort("high", "low", rank, "row").with_columns(firsts)
+    reason = (
+        pl.when(pl.col("part") != pl.col("part_kept"))
+        .then(pl.concat_str(pl.lit("duplicate_of_"), pl.col("part_kept")))
+        .when(pl.col("label").ne_missing(pl.col("label_kept")))
+        .then(pl.lit("duplicate_other_label"))
+        .otherwise(pl.lit("duplicate"))
+    )
+    dropped = ranked.filter(pl.col("row") != pl.col("row_kept"))
+    return dropped.select("row", reason.alias("reason"), pl.col("row_kept").alias("kept")).sort("row")

@@ -1,0 +1,48 @@
+"""Keep documents whose length is in a range."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from inhouse.core.params import Params
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHAPE = "keep"
+
+
+class Length(Params):
+    """Drop documents that are too short or too long, all their texts counted together."""
+
+    use: Literal["length"] = "length"
+    min_words: int | None = Field(None, ge=1, description="words, separated by white space")
+    max_words: int | None = Field(None, ge=1)
+    min_chars: int = Field(1, ge=1, description="characters; for text without spaces, such as Chinese")
+    max_chars: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _range_is_open(self) -> Length:
+        for least, most in ((self.min_words, self.max_words), (self.min_chars, self.max_chars)):
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"nothing is at least {least} and at most {most}")
+        return self
+
+
+def drop_reason(docs: pl.DataFrame, params: Length) -> pl.Series:
+    """too_short, too_long, or null = keep."""
+    import polars as pl
+
+    words = pl.col("text").str.count_matches(r"\S+")
+    chars = pl.col("text").str.len_chars()
+    short, long = chars < params.min_chars, pl.lit(False)
+    if params.min_words is not None:
+        short |= words < params.min_words
+    if params.max_words is not None:
+        long |= words > params.max_words
+    if params.max_chars is not None:
+        long |= chars > params.max_chars
+    reason = pl.when(short).then(pl.lit("too_short")).when(long).then(pl.lit("too_long"))
+    return docs.select(reason.alias("reason")).to_series()

@@ -1,0 +1,78 @@
+"""What a reader yields: a record, or a reject that says where and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Reason = Literal[
+    "broken_json",
+    "broken_csv",
+    "not_an_object",
+    "invalid_encoding",
+    "line_too_long",
+    "column_count",
+    "missing_column",
+    "wrong_type",
+    "empty_text",
+    "unknown_label",
+    "unknown_role",
+    "no_prompt",
+    "no_answer",
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file far more often than a document
+EXCERPT_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file. `offset` counts the file's rows from 0, rejects included; `line` counts its lines from 1."""
+
+    offset: int
+    fields: dict[str, Any]
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that cannot be used. `detail` names the column, label or character; `excerpt` shows how it begins."""
+
+    offset: int
+    line: int | None
+    reason: Reason
+    detail: str = ""
+    excerpt: str = ""
+
+
+class Unfit(Exception):
+    """A record's content does not fit: why, and what exactly."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a value as one printable line."""
+    text = str(value)[: EXCERPT_CHARS * 2]
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.split())[:EXCERPT_CHARS]
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Lines of a file with their number from 1; None for a line over MAX_LINE_BYTES, which is never held in memory."""
+    with path.open("rb") as f:
+        number = 0
+        while chunk := f.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(chunk) <= MAX_LINE_BYTES:
+                yield number, chunk.removeprefix(b"\xef\xbb\xbf") if number == 1 else chunk
+                continue
+            while not chunk.endswith(b"\n") and (chunk := f.readline(MAX_LINE_BYTES)):
+                pass
+            yield number, None

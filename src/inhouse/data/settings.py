@@ -1,0 +1,44 @@
+"""The `data:` section of a project file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from inhouse.core.params import OneOf, Params
+from inhouse.data.operators.exact_dedup import ExactDedup
+from inhouse.data.operators.normalize import Normalize
+from inhouse.data.shapes import AutoShape, Shape
+from inhouse.data.source import SourceParams
+from inhouse.data.split import SplitParams
+
+
+class DataParams(Params):
+    """Where rows come from, how they are cleaned, and what they become."""
+
+    sources: tuple[SourceParams, ...] = Field(min_length=1, description="files, folders, globs and URIs")
+    steps: tuple[Annotated[Params, OneOf("cleaner")], ...] = Field(
+        (Normalize(), ExactDedup()), description="cleaning steps, in order"
+    )
+    shape: Shape = Field(AutoShape(), description="how columns become a conversation")
+    split: SplitParams | None = Field(
+        None,
+        description="shares for rows whose source states no part; absent: 10 % test, none if a source is the test part",
+    )
+    fail_above: float = Field(
+        0.05, ge=0, le=1, description="largest share of unusable rows of a source; more stops the run"
+    )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str | dict) else value
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[SourceParams, ...]) -> tuple[SourceParams, ...]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources have the name {twice[0]!r}: give each its own `name`")
+        return sources

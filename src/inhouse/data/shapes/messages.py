@@ -1,0 +1,76 @@
+"""OpenAI messages: a list of turns with role and content, tool calls included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from inhouse.core.params import Params
+from inhouse.core.rows import Message
+from inhouse.data.records import Unfit
+from inhouse.data.shapes.draft import Draft, conversation, text_value
+
+COLUMNS = "messages: [{role, content}, …]"
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+class MessagesShape(Params):
+    """A column messages with turns as OpenAI's API takes them."""
+
+    use: Literal["messages"] = "messages"
+
+
+def matches(columns: Set[str]) -> bool:
+    """Whether a record with these columns has this shape."""
+    return "messages" in columns
+
+
+def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
+    """The turns as they are; the last one must be the assistant's."""
+    if "messages" not in fields:
+        raise Unfit("missing_column", "messages")
+    return conversation(turns_of(fields["messages"]))
+
+
+def turns_of(value: object) -> list[Message]:
+    """Turns of a list of role/content objects; blank system turns are left out."""
+    if not isinstance(value, list):
+        raise Unfit("wrong_type", f"messages: {type(value).__name__}")
+    turns = [_turn(item, f"messages[{number}]") for number, item in enumerate(value)]
+    return [turn for turn in turns if turn is not None]
+
+
+def _turn(item: object, place: str) -> Message | None:
+    if not isinstance(item, dict):
+        raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
+    role = ROLES.get(str(item.get("role")))
+    if role is None:
+        raise Unfit("unknown_role", str(item.get("role")))
+    content = _content(item.get("content"), place)
+    calls = item.get("tool_calls") or None
+    if not content.strip():
+        if role == "system":
+            return None
+        if role != "assistant" or calls is None:
+            raise Unfit("empty_text", place)
+    fields = {"role": role, "content": content if content.strip() else None}
+    fields |= {"tool_calls": calls, "tool_call_id": item.get("tool_call_id")}
+    try:
+        return Message.model_validate(fields)
+    except ValidationError as error:
+        raise Unfit("wrong_type", f"{place}.{error.errors()[0]['loc'][0]}") from None
+
+
+def _content(value: object, place: str) -> str:
+    """Plain content, or the text parts of a content list joined; a picture or sound cannot be used."""
+    if not isinstance(value, list):
+        return text_value(value, f"{place}.content")
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise Unfit("wrong_type", f"{place}.content: {kind}")
+        texts.append(text_value(part.get("text"), f"{place}.content"))
+    return "".join(texts)

@@ -1,0 +1,32 @@
+"""Prompt and completion: one question, one answer, as text or as lists of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any, Literal
+
+from inhouse.core.params import Params
+from inhouse.core.rows import Message
+from inhouse.data.shapes.draft import Draft, conversation, text_of
+from inhouse.data.shapes.messages import turns_of
+
+COLUMNS = "prompt, completion"
+
+
+class PromptCompletionShape(Params):
+    """Columns prompt and completion."""
+
+    use: Literal["prompt_completion"] = "prompt_completion"
+
+
+def matches(columns: Set[str]) -> bool:
+    """Whether a record with these columns has this shape."""
+    return {"prompt", "completion"} <= columns
+
+
+def draft(fields: Mapping[str, Any], params: PromptCompletionShape) -> Draft:
+    """The prompt as the question, the completion as the answer."""
+    if isinstance(fields.get("prompt"), list) and isinstance(fields.get("completion"), list):
+        return conversation(turns_of([*fields["prompt"], *fields["completion"]]))
+    question = Message(role="user", content=text_of(fields, "prompt"))
+    return conversation([question, Message(role="assistant", content=text_of(fields, "completion"))])

@@ -1,0 +1,173 @@
+"""The sources of a dataset: where rows come from, on what terms, and reading them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from inhouse.core.errors import UserError
+from inhouse.core.fingerprint import hash_file, hash_json
+from inhouse.core.params import OneOf, Params
+from inhouse.core.plugins import operator_of, operators
+from inhouse.core.protocols import Context
+from inhouse.core.rows import Part
+from inhouse.data.records import Record, Reject
+from inhouse.sources import fetch, fingerprint, scheme_of
+
+GLOB = re.compile(r"[*?\[]")
+
+
+class SourceParams(Params):
+    """A file, folder, glob or URI that rows come from, and the terms they may be used on."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(min_length=1, description="name in rows and reports; absent: the file's name without its ending")
+    from_: str = Field(alias="from", min_length=1, description="path, glob or URI (pypi:…, hf:org/name, ms:org/name)")
+    reader: Annotated[Params, OneOf("reader")] | None = Field(None, description="absent: chosen by the file's ending")
+    part: Part | None = Field(None, description="the split these rows belong to; absent: decided by `split`")
+    rename: dict[str, str] = Field(default_factory=dict, description="column in the file -> column the shape expects")
+    licence: str | None = Field(None, description="SPDX expression, or LicenseRef-… for other terms")
+    allowed_use: Literal["any", "evaluation", "research", "unknown"] = Field(
+        "unknown", description="what the terms allow; checked against the project's `use`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        value = {"from": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and "name" not in value:
+            place = value.get("from", value.get("from_"))
+            if isinstance(place, str) and place:
+                return {**value, "name": _name_of(place)}
+        return value
+
+
+def _name_of(place: str) -> str:
+    """The last part of a path, glob or URI that is no pattern, without its ending."""
+    parts = [part for part in re.split(r"[#/\\:]", place) if part and not GLOB.search(part)]
+    return PurePosixPath(parts[-1]).stem if parts else place
+
+
+@dataclass(frozen=True)
+class Located:
+    """The files of a source on this machine, in reading order, and one hash over their content."""
+
+    params: SourceParams
+    files: tuple[tuple[str, Path], ...] = ()  # name relative to the source, path
+    content: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A reject with the source and file it belongs to, its offset counted over the whole source."""
+
+    source: str
+    file: str
+    reject: Reject
+
+
+def external_of(source: SourceParams, project_dir: Path) -> str:
+    """What stands for a source's content in the recipe."""
+    if not _is_glob(source):
+        return fingerprint(source.from_, project_dir)
+    return hash_json([(name, hash_file(path)) for name, path in _globbed(source, project_dir)])
+
+
+def locate(source: SourceParams, context: Context) -> Located:
+    """Fetch a source and list its files. Raises data.no_files when there is none to read."""
+    if _is_glob(source):
+        files = _globbed(source, context.project_dir)
+    else:
+        found = fetch(
+            source.from_,
+            context.sources,
+            offline=context.offline,
+            project_dir=context.project_dir,
+            events=context.events,
+        )
+        files = _listed(source, found)
+    if len(files) == 1:
+        return Located(source, files, hash_file(files[0][1]))
+    return Located(source, files, hash_json([(name, hash_file(path)) for name, path in files]))
+
+
+def read(located: Located) -> Iterator[tuple[str, Record | Reject]]:
+    """Every record and reject of a source with its file's name; offsets run on from file to file."""
+    start = 0
+    for name, path in located.files:
+        reader = located.params.reader or reader_for(path)
+        last = -1
+        for item in operator_of("reader", reader).function("read")(path, reader):
+            last = item.offset
+            yield name, _shifted(item, start, located.params.rename)
+        start += last + 1
+
+
+def reader_for(path: Path) -> BaseModel:
+    """The reader for a file by its ending, with its defaults. Raises data.no_reader."""
+    suffix = path.suffix.lower()
+    if suffix == ".json" and not _starts_with_array(path):
+        suffix = ".jsonl"  # many files named .json hold one object a line
+    found = _by_suffix().get(suffix)
+    if found is None:
+        raise UserError("data.no_reader", path=path.name, known=", ".join(sorted(_by_suffix())))
+    return operators("reader")[found].params()
+
+
+def _shifted(item: Record | Reject, start: int, rename: dict[str, str]) -> Record | Reject:
+    if isinstance(item, Reject):
+        return Reject(item.offset + start, item.line, item.reason, item.detail, item.excerpt)
+    fields = {rename.get(k, k): v for k, v in item.fields.items()} if rename else item.fields
+    return Record(item.offset + start, fields, item.line)
+
+
+def _starts_with_array(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+
+
+def _by_suffix() -> dict[str, str]:
+    return {suffix: name for name, op in operators("reader").items() for suffix in op.function("SUFFIXES")}
+
+
+def _is_glob(source: SourceParams) -> bool:
+    return scheme_of(source.from_) == "local" and GLOB.search(source.from_) is not None
+
+
+def _globbed(source: SourceParams, project_dir: Path) -> tuple[tuple[str, Path], ...]:
+    """Files that match, by their name below the last folder that the pattern spells out."""
+    parts = Path(source.from_).parts
+    first = next(i for i, part in enumerate(parts) if GLOB.search(part))
+    folder = project_dir.joinpath(*parts[:first])
+    found = sorted((p.relative_to(folder).as_posix(), p) for p in folder.glob("/".join(parts[first:])) if p.is_file())
+    return _known(source, found)
+
+
+def _listed(source: SourceParams, found: Path) -> tuple[tuple[str, Path], ...]:
+    if found.is_file():
+        return ((found.name, found),)
+    below = sorted((p.relative_to(found).as_posix(), p) for p in found.rglob("*") if p.is_file())
+    return _known(source, [(name, path) for name, path in below if not _hidden(name)])
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _known(source: SourceParams, found: list[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
+    """Of several files, those a reader knows by their ending; a glob with a reader named takes all that match."""
+    known = _by_suffix()
+    if source.reader is not None:
+        wanted = operator_of("reader", source.reader).name
+        known = {suffix: reader for suffix, reader in known.items() if reader == wanted}
+    every = source.reader is not None and _is_glob(source)
+    files = tuple((name, path) for name, path in found if every or path.suffix.lower() in known)
+    if not files:
+        raise UserError("data.no_files", source=source.name, place=source.from_, known=", ".join(sorted(known)))
+    return files
