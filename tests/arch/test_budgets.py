@@ -148,7 +148,9 @@ def test_every_text_is_used() -> None:
 
 def test_environment_is_read_in_one_place() -> None:
     readers = [
-        str(p.relative_to(ROOT)) for p in FILES if "os.environ" in p.read_text("utf-8") or "os.getenv" in p.read_text("utf-8")
+        str(p.relative_to(ROOT))
+        for p in FILES
+        if "os.environ" in p.read_text("utf-8") or "os.getenv" in p.read_text("utf-8")
     ]
     assert readers == ["src/inhouse/core/settings.py"]
 

@@ -71,7 +71,11 @@ def test_load_unknown_operator_suggests_a_near_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "said"),
-    [("[3]", "expected an operator name"), ("[{min_words: 2}]", "'use' is missing"), ("[{use: length, min_word: 2}]", "min_words")],
+    [
+        ("[3]", "expected an operator name"),
+        ("[{min_words: 2}]", "'use' is missing"),
+        ("[{use: length, min_word: 2}]", "min_words"),
+    ],
 )
 def test_load_malformed_operator_says_what_is_wrong(tmp_path: Path, steps: str, said: str) -> None:
     with pytest.raises(UserError, match="steps") as caught:
@@ -91,7 +95,9 @@ def test_load_absent_file_says_how_to_write_one(tmp_path: Path) -> None:
         load_project(tmp_path / "none.yaml", Sample)
 
 
-@pytest.mark.parametrize("text", ["name: [a\n", "- a\n", "", "name: a\n\tb: 1\n", "name: \x00\n", "a: *x\n", "x" + "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["name: [a\n", "- a\n", "", "name: a\n\tb: 1\n", "name: \x00\n", "a: *x\n", "x" + "[" * 5000]
+)
 def test_load_broken_yaml_names_the_file(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:

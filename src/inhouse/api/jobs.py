@@ -43,7 +43,8 @@ def attach(function: LongFunction[R], request: Request, watch: Watcher) -> R:
         jobs.cancel(folder)
         for event in jobs.tail(folder):
             watch(event)
-    return outcome(folder, typing.get_type_hints(function)["return"])
+    kind: type[R] = typing.get_type_hints(function)["return"]
+    return outcome(folder, kind)
 
 
 def detach(function: LongFunction[Any], request: Request) -> Job:

@@ -50,7 +50,9 @@ def init(request: InitRequest) -> Created:
     name = request.name or _slug(folder.absolute().name)
     template = files("inhouse.api").joinpath("templates")
     wanted = {
-        folder / "inhouse.yaml": template.joinpath(f"inhouse.{language()}.yaml").read_text("utf-8").replace("NAME", name),
+        folder / "inhouse.yaml": template.joinpath(f"inhouse.{language()}.yaml")
+        .read_text("utf-8")
+        .replace("NAME", name),
         folder / "data" / "tickets.csv": template.joinpath("tickets.csv").read_text("utf-8"),
         folder / "inhouse.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n",
     }

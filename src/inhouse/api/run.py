@@ -14,10 +14,10 @@ from inhouse.api import jobs
 from inhouse.api.examples import example_project
 from inhouse.api.request import Request
 from inhouse.core.artifact import Artifact, Frozen
-from inhouse.core.errors import UserError
 from inhouse.core.gate import Verdict
 from inhouse.core.messages import language
 from inhouse.core.run import Events
+from inhouse.core.store import disk_errors
 from inhouse.evaluate.report import FULL_REPORT, PAGE, render_table
 from inhouse.flow import plan as planning
 from inhouse.flow import promotion
@@ -37,6 +37,7 @@ class RunRequest(Request):
     until: Room | None = Field(None, description="stop after this step of the lifecycle")
     again: tuple[Room, ...] = Field((), description="run these steps again although they are cached")
     dry_run: bool = Field(False, description="show what would run, and run nothing")
+    ask: bool = Field(False, description="then serve the release and stream one real answer")
 
 
 class Step(Frozen):
@@ -127,19 +128,25 @@ def shortcut(request: RunRequest) -> RunResult | None:
     return _finish(project, request, steps, made)
 
 
+def perform(request: RunRequest, watch: jobs.Watcher) -> RunResult:
+    """Run as a job that `watch` sees; a run with nothing left to do needs no job."""
+    return shortcut(request) or jobs.attach(run, request, watch)
+
+
 def submit(request: RunRequest) -> Job:
     """Start a run that goes on without this terminal."""
     _prepare(request)  # a mistake in the file is told now, not in a log
     return jobs.detach(run, request.model_copy(update={"project": request.project.absolute()}))
 
 
-def demo(request: DemoRequest, events: Events) -> RunResult:
-    """Write the bundled example to a folder and run it."""
+def demo(request: DemoRequest) -> RunRequest:
+    """Write the bundled example to a folder; the answer is the request that runs it."""
     target = request.folder / "inhouse.yaml"
     if not target.exists():
-        request.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(example_project(), target)
-    return run(RunRequest(workspace=request.workspace, offline=request.offline, project=target), events)
+        with disk_errors(target):
+            request.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(example_project(), target)
+    return RunRequest(workspace=request.workspace, offline=request.offline, project=target, ask=True)
 
 
 def _prepare(request: RunRequest) -> tuple[Project, tuple[planning.Node, ...], Path]:
@@ -163,9 +170,7 @@ def _dry(
     return RunResult(project=project.name, workspace=request.store.root, dry_run=True, steps=tuple(steps))
 
 
-def _finish(
-    project: Project, request: RunRequest, steps: tuple[Step, ...], made: Mapping[str, Artifact]
-) -> RunResult:
+def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made: Mapping[str, Artifact]) -> RunResult:
     store = request.store
     report = store.path(made["report"].id) if "report" in made else None
     result = RunResult(
@@ -176,6 +181,8 @@ def _finish(
     if "release" not in made:
         return result
     record = made["release"]
+    for used in made.values():
+        store.touch(used.recipe)  # "the newest report" is the one of the latest run, cached or not
     done = promotion.register(project, store, record)
     released = Released(
         label=done.release.label, artifact=record.id, passed=done.release.passed, deployment=done.deployment,
@@ -189,10 +196,3 @@ def table_of(report: Path) -> tuple[TableLine, ...]:
     """The summary of a report artifact in the language in use."""
     content = json.loads((report / FULL_REPORT).read_text(encoding="utf-8"))
     return tuple(TableLine(name=r.name, title=r.title, cells=r.cells) for r in render_table(content, language()))
-
-
-def require_promoted(result: RunResult) -> str:
-    """The deployment that now serves what this run made; raises run.nothing_promoted."""
-    if result.release is None or result.release.serving is None or result.release.deployment is None:
-        raise UserError("run.nothing_promoted", project=result.project)
-    return result.release.deployment

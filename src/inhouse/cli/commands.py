@@ -10,6 +10,7 @@ class Command:
     """One command. `function` is 'module:name' below inhouse.api; `view` a function of cli.views.
 
     `arguments` are the request's fields that are given by position; the other fields become options.
+    `action` names a function of cli.actions for commands that do more than call and show.
     `project` commands take `[PROJECT] [section.key=value]...`. `long` ones run as a job that is watched.
     `fixed` are request values that the command stands for (`inhouse train` is a run until that room).
     """
@@ -19,6 +20,7 @@ class Command:
     view: str
     arguments: tuple[str, ...] = ()
     project: bool = False
+    action: str = ""
     long: bool = False
     fixed: tuple[tuple[str, object], ...] = ()
 
@@ -29,13 +31,13 @@ class Command:
 
 
 def _until(room: str, *path: str) -> Command:
-    return Command(path, "run:run", "run", project=True, long=True, fixed=(("until", room), ("ask", False)))
+    return Command(path, "run:run", "run", project=True, action="run_project", fixed=(("until", room), ("ask", False)))
 
 
 COMMANDS = (
     Command(("init",), "project:init", "init", arguments=("folder",)),
     Command(("doctor",), "machine:doctor", "doctor"),
-    Command(("run",), "run:run", "run", project=True, long=True),
+    Command(("run",), "run:run", "run", project=True, action="run_project"),
     Command(("models", "list"), "models:list_models", "models"),
     Command(("models", "inspect"), "models:inspect_model", "inspected", arguments=("base",)),
     Command(("models", "pull"), "models:pull_model", "pulled", arguments=("base",), long=True),
@@ -49,7 +51,7 @@ COMMANDS = (
     Command(("release", "promote"), "releases:promote_release", "promoted", arguments=("release",)),
     Command(("release", "rollback"), "releases:rollback_deployment", "promoted", arguments=("deployment",)),
     Command(("serve",), "serving:serve", "served", arguments=("deployment",)),
-    Command(("chat",), "serving:chat", "chatted", arguments=("message",)),
+    Command(("chat",), "serving:open_chat", "", arguments=("message",), action="chat"),
     Command(("keys", "list"), "serving:list_keys", "keys"),
     Command(("keys", "create"), "serving:create_key", "new_key", arguments=("name",)),
     Command(("keys", "revoke"), "serving:revoke_key", "keys", arguments=("name",)),
@@ -60,6 +62,6 @@ COMMANDS = (
     Command(("lineage",), "lineage:show_lineage", "lineage", arguments=("artifact",)),
     Command(("report",), "reports:show_report", "report", arguments=("artifact",)),
     Command(("schema",), "project:project_schema", "schema"),
-    Command(("demo",), "run:demo", "run", long=True),
+    Command(("demo",), "run:demo", "run", arguments=("folder",), action="run_demo"),
 )
 GROUPS = tuple(dict.fromkeys(c.path[0] for c in COMMANDS if len(c.path) > 1))

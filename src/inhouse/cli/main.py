@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from inhouse import __version__
-from inhouse.cli.commands import COMMANDS, GROUPS, Command
+from inhouse.cli.commands import COMMANDS, Command
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
 from inhouse.core.settings import settings
@@ -54,13 +54,18 @@ def call(command: Command, values: dict[str, Any], as_json: bool) -> None:
     from inhouse.cli.build import api_function, request_model, request_of
 
     function = api_function(command)
-    request = request_of(request_model(function), values)
+    request: Any = request_of(request_model(function), values)
+    if command.action:
+        from inhouse.cli import actions
+
+        getattr(actions, command.action)(request, as_json)
+        return
     if command.long:
         from inhouse.api.jobs import attach
         from inhouse.cli.watch import watching
 
         with watching(as_json) as watch:
-            result: Any = attach(function, request, watch)  # type: ignore[arg-type]
+            result: Any = attach(function, request, watch)
     else:
         result = function(request)
     views.show(command.view, result, as_json)
@@ -70,7 +75,9 @@ def root() -> Lazy:
     """The top of the command tree, its texts in the language in use."""
     group = Lazy("inhouse", 0, help=text("cli"), no_args_is_help=True)
     version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version)
-    language = click.Option(["--lang"], type=click.Choice(["en", "zh"]), expose_value=False, help=text("cli.field.lang"))
+    language = click.Option(
+        ["--lang"], type=click.Choice(["en", "zh"]), expose_value=False, help=text("cli.field.lang")
+    )
     group.params += [language, version]
     return group
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -50,12 +50,12 @@ def _stream(view: str, items: Iterator[Any], as_json: bool) -> None:
         print()
 
 
-def table(console: Console, *columns: str, rows: list[tuple[str, ...]], title: str | None = None) -> None:
+def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table; columns whose name begins with '>' are aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
@@ -71,8 +71,8 @@ def run(result: RunResult, console: Console) -> None:
         return
     if result.table:
         roles = list(result.table[0].cells)
-        rows = [(line.title, *(line.cells[r] for r in roles)) for line in result.table]
-        table(console, text("cell.figure"), *(f">{text(f'cell.{r}')}" for r in roles), rows=rows)
+        lines = [(line.title, *(line.cells[r] for r in roles)) for line in result.table]
+        table(console, text("cell.figure"), *(f">{text(f'cell.{r}')}" for r in roles), rows=lines)
         console.print(f"[dim]{text('cell.interval')}[/]")
     else:
         rows = [(step_name(s.name), (s.id or "")[:8], f"{s.bytes / 1e6:.1f} MB") for s in result.steps]
@@ -108,8 +108,11 @@ def _released(result: RunResult, console: Console) -> None:
     console.print(f"[dim]{text('cell.evidence')} {release.evidence}[/]")
 
 
-def next_steps(console: Console) -> None:
+def show_next_steps() -> None:
     """What to type after a run."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n{text('cell.next')}")
     for command in ("inhouse serve", "inhouse chat", "inhouse report", "inhouse release list"):
         console.print(f"  [bold]{command}[/]  [dim]{text('cli.' + '.'.join(command.split()[1:]))}[/]")

@@ -101,7 +101,9 @@ class Lines:
         if kind == "stage.cached":
             return f"= {step_name(stage)} · {text('cli.cached', id=event['id'][:8])}"
         if kind == "stage.finished":
-            return f"✓ {step_name(stage)} · {event['seconds']:.1f} s · {event['bytes'] / 1e6:.1f} MB · {event['id'][:8]}"
+            return (
+                f"✓ {step_name(stage)} · {event['seconds']:.1f} s · {event['bytes'] / 1e6:.1f} MB · {event['id'][:8]}"
+            )
         if kind == "note":
             return f"  {text(event['code'], **event['facts'])}"
         if kind == "stage.progress" and event["total"] and time.monotonic() - self.last > LINE_EVERY_S:

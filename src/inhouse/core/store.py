@@ -63,10 +63,14 @@ class Store:
         return self.objects / artifact_id
 
     def records(self) -> Iterator[Artifact]:
-        """The record of every recipe made here, oldest first."""
+        """The record of every recipe made here, least recently used first."""
         paths = sorted(self.recipes.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
         for path in paths:
             yield Artifact.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def touch(self, recipe: str) -> None:
+        """Note that a recipe was used now: `records` lists it last."""
+        os.utime(self.recipes / f"{recipe}.json")
 
     def work_of(self, recipe: str) -> tuple[Path, Path]:
         """Scratch and output folder of a recipe in the making; the scratch survives, the output starts empty."""

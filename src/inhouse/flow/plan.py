@@ -19,10 +19,12 @@ from inhouse.core.plugins import source_digest
 from inhouse.core.protocols import Stage
 from inhouse.core.store import Store
 from inhouse.data import stage as data
-from inhouse.evaluate import report, stage as evaluate
+from inhouse.evaluate import report
+from inhouse.evaluate import stage as evaluate
 from inhouse.evaluate.stage import EvaluateParams
 from inhouse.flow.project import Project
 from inhouse.release import stage as release
+from inhouse.release.settings import ReleaseNode
 from inhouse.select import stage as select
 from inhouse.train import stage as train
 
@@ -102,9 +104,7 @@ def _released(project: Project, made: set[str]) -> Node:
     model = next(name for name in ("exported", "tuned", "base") if name in made)
     inputs = {"model": model, "report": "report"}
     inputs |= {name: name for name in ("base", "dataset", "tuned", "exported") if name in made and name != model}
-    params = release.ReleaseNode(
-        release=project.release, serve=project.serve, declared_use=project.use, project=project.name
-    )
+    params = ReleaseNode(release=project.release, serve=project.serve, declared_use=project.use, project=project.name)
     return Node("release", release, params, inputs)
 
 

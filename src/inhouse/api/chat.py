@@ -1,0 +1,64 @@
+"""A small chat client for any OpenAI-compatible endpoint: the answer, piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from inhouse.core.errors import UserError
+from inhouse.core.rows import Message
+
+CONNECT_S = 5.0
+READ_S = 600.0
+
+
+def stream_chat(url: str, key: str | None, model: str, messages: Sequence[Message], max_tokens: int) -> Iterator[str]:
+    """Ask, and yield the answer's text as it comes. `url` is the server's address, with or without `/v1`.
+
+    Raises chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
+    """
+    import httpx
+    from httpx_sse import SSEError, connect_sse
+
+    address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+    turns = [message.as_dict() for message in messages]
+    body = {"model": model, "messages": turns, "max_tokens": max_tokens, "stream": True}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with (
+            httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S)) as client,
+            connect_sse(client, "POST", address, json=body, headers=headers) as source,
+        ):
+            if source.response.status_code != 200:
+                source.response.read()
+                reason = _reason(source.response.text)
+                raise UserError("chat.refused", url=url, status=source.response.status_code, reason=reason)
+            yield from _texts((event.data for event in source.iter_sse()), url)
+    except (httpx.RemoteProtocolError, SSEError) as error:
+        raise UserError("chat.broken_answer", url=url, reason=str(error)) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError("chat.unreachable", url=url, reason=str(error) or type(error).__name__) from None
+
+
+def _texts(events: Iterator[str], url: str) -> Iterator[str]:
+    """The text in each event, until `[DONE]`."""
+    for data in events:
+        if data == "[DONE]":
+            return
+        try:
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise UserError("chat.broken_answer", url=url, reason=_reason(data))
+            pieces = [choice["delta"].get("content") for choice in chunk["choices"]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError("chat.broken_answer", url=url, reason="not an OpenAI stream") from None
+        yield from (piece for piece in pieces if piece)
+    raise UserError("chat.broken_answer", url=url, reason="the stream ended early")
+
+
+def _reason(body: str) -> str:
+    """The message of an OpenAI-shaped error, else the beginning of whatever came."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200]

@@ -1,0 +1,237 @@
+"""Serve deployments, talk to them, and manage the keys that open them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+
+from inhouse.api.chat import stream_chat
+from inhouse.api.request import Request
+from inhouse.core.artifact import Frozen
+from inhouse.core.errors import InhouseError, UserError, from_dict
+from inhouse.core.messages import language
+from inhouse.core.rows import Message
+from inhouse.core.settings import child_environment, settings
+from inhouse.core.store import Store
+from inhouse.release.keys import create_key as make_key
+from inhouse.release.keys import list_keys as all_keys
+from inhouse.release.keys import revoke_key as end_key
+from inhouse.release.registry import Registry, open_registry
+
+CHAT_KEY_HOURS = 12
+
+
+class ServeRequest(Request):
+    """What to serve, and where. What is left out comes from the project file that made the release."""
+
+    deployment: str | None = Field(None, description="deployment to serve; may be left out when there is only one")
+    host: str | None = Field(None, description="address to listen on")
+    port: int | None = Field(None, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+
+class ServeCommand(Frozen):
+    """The program that serves; a face runs it in its own place."""
+
+    argv: tuple[str, ...]
+
+
+class ChatRequest(Request):
+    """A conversation with a deployment."""
+
+    message: str | None = Field(None, description="one question; without it, a conversation at the terminal")
+    deployment: str | None = Field(None, description="model to talk to")
+    url: str | None = Field(None, description="endpoint; the server of this workspace when left out")
+    key: str | None = Field(None, description="API key")
+    system: str | None = Field(None, description="system message")
+    max_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+
+
+class KeyLine(Frozen):
+    """What is known of a key."""
+
+    name: str
+    prefix: str
+    created: str
+    expires: str | None
+    revoked: str | None
+
+
+class Keys(Frozen):
+    """Every key, oldest first."""
+
+    keys: tuple[KeyLine, ...]
+
+
+class NewKey(Frozen):
+    """A key that was made now; the token is in no other place."""
+
+    name: str
+    token: str
+
+
+class CreateKeyRequest(Request):
+    """A new key."""
+
+    name: str = Field(description="who or what will use it", min_length=1, max_length=80)
+    expires_days: float | None = Field(None, gt=0, description="days until it expires")
+
+
+class RevokeKeyRequest(Request):
+    """A key to revoke."""
+
+    name: str = Field(description="its name or prefix")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address that answers, and the key for it."""
+
+    url: str
+    key: str | None
+
+
+def serve(request: ServeRequest) -> ServeCommand:
+    """The command line of the gateway, after checking that there is something to serve."""
+    name = choose_deployment(open_registry(request.store), request.deployment)
+    argv = [sys.executable, "-m", "inhouse.serve", "--workspace", str(request.store.root), "--deployment", name]
+    argv += ["--lang", language()]
+    if request.host is not None:
+        argv += ["--host", request.host]
+    if request.port is not None:
+        argv += ["--port", str(request.port)]
+    return ServeCommand(argv=tuple(argv))
+
+
+def choose_deployment(registry: Registry, name: str | None) -> str:
+    """The deployment asked for, or the only one; raises serve.no_deployment, serve.which_deployment."""
+    names = [d.name for d in registry.deployments()]
+    if name is not None:
+        return registry.deployment(name).name
+    if not names:
+        raise UserError("serve.no_deployment")
+    if len(names) > 1:
+        raise UserError("serve.which_deployment", names=", ".join(names))
+    return names[0]
+
+
+class Chat:
+    """A conversation: keeps the turns, streams the answers. Starts a server for itself when none is running."""
+
+    def __init__(self, request: ChatRequest, endpoint: Endpoint, model: str) -> None:
+        self.request = request
+        self.endpoint = endpoint
+        self.model = model
+        self.turns = [Message(role="system", content=request.system)] if request.system else []
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer, piece by piece; the turn is kept when it is complete."""
+        asked = [*self.turns, Message(role="user", content=question)]
+        answer = ""
+        for piece in stream_chat(self.endpoint.url, self.endpoint.key, self.model, asked, self.request.max_tokens):
+            answer += piece
+            yield piece
+        self.turns = [*asked, Message(role="assistant", content=answer)]
+
+
+@contextmanager
+def open_chat(request: ChatRequest) -> Iterator[Chat]:
+    """A conversation with the endpoint named, else with this workspace's server, else with one started for it."""
+    key = request.key or settings().api_key
+    if request.url is not None:
+        if request.deployment is None:
+            raise UserError("chat.which_model", url=request.url)
+        yield Chat(request, Endpoint(request.url, key), request.deployment)
+        return
+    registry = open_registry(request.store)
+    name = choose_deployment(registry, request.deployment)
+    with local_key(registry, key) as token:
+        if url := running_server(request.store):
+            yield Chat(request, Endpoint(url, token), name)
+        else:
+            with temporary_server(request.store, name, request.offline) as url:
+                yield Chat(request, Endpoint(url, token), name)
+
+
+@contextmanager
+def local_key(registry: Registry, given: str | None) -> Iterator[str]:
+    """The key given, or one made for this conversation: who can write the workspace may talk to its models."""
+    if given is not None:
+        yield given
+        return
+    token, made = make_key(registry.engine, "chat", timedelta(hours=CHAT_KEY_HOURS))
+    try:
+        yield token
+    finally:
+        end_key(registry.engine, made.prefix)
+
+
+def running_server(store: Store) -> str | None:
+    """The address of the server that serves this workspace now."""
+    try:
+        found = json.loads((store.root / "serve.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    import psutil
+
+    try:
+        same = psutil.Process(found["pid"]).create_time() == found["started"]
+    except psutil.NoSuchProcess:
+        return None
+    return str(found["url"]) if same else None
+
+
+@contextmanager
+def temporary_server(store: Store, deployment: str, offline: bool) -> Iterator[str]:
+    """Serve a deployment on a free loopback port for as long as the block runs; yields its address."""
+    argv = [
+        sys.executable, "-m", "inhouse.serve", "--workspace", str(store.root), "--deployment", deployment,
+        "--host", "127.0.0.1", "--port", "0", "--attached", "--lang", language(),
+    ]  # fmt: skip
+    log_path = store.root / "serve.log"
+    with log_path.open("wb") as log:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=child_environment(offline)
+        )
+    assert child.stdout is not None
+    try:
+        line = child.stdout.readline()
+        yield _ready_url(line, log_path)
+    finally:
+        child.terminate()
+        child.wait(timeout=60)
+
+
+def _ready_url(line: bytes, log: Path) -> str:
+    """The first line that the server printed: its address, or the error that kept it from starting."""
+    if not line:
+        raise InhouseError("serve.no_start", log=log)
+    said = json.loads(line)
+    if "error" in said:
+        raise from_dict(said["error"])
+    return str(said["url"])
+
+
+def list_keys(request: Request) -> Keys:
+    """The keys of this workspace, without their secrets."""
+    return Keys(keys=tuple(KeyLine(**vars(k)) for k in all_keys(open_registry(request.store).engine)))
+
+
+def create_key(request: CreateKeyRequest) -> NewKey:
+    """Make a key; its token is shown once."""
+    expires = None if request.expires_days is None else timedelta(days=request.expires_days)
+    token, key = make_key(open_registry(request.store).engine, request.name, expires)
+    return NewKey(name=key.name, token=token)
+
+
+def revoke_key(request: RevokeKeyRequest) -> Keys:
+    """Revoke a key; running servers refuse it within a second."""
+    end_key(open_registry(request.store).engine, request.name)
+    return list_keys(Request(workspace=request.workspace, offline=request.offline))

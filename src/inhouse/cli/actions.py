@@ -1,0 +1,70 @@
+"""Commands that do more than call a function and show its result."""
+
+from __future__ import annotations
+
+import sys
+
+from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
+from inhouse.api.serving import Chat, ChatRequest, open_chat
+from inhouse.cli import views
+from inhouse.cli.watch import watching
+from inhouse.core.errors import GateFailed
+from inhouse.core.messages import text
+
+
+def run_project(request: RunRequest, as_json: bool) -> None:
+    """Run, show what came out, ask one question when wanted; a failed gate ends in exit code 3."""
+    with watching(as_json) as watch:
+        result = perform(request, watch)
+    views.show("run", result, as_json)
+    if failed := [v.figure for v in result.verdicts if not v.passed]:
+        label = result.release.label if result.release else ""
+        raise GateFailed(
+            "run.gates_failed", failed=len(failed), count=len(result.verdicts), release=label, names=", ".join(failed)
+        )
+    if request.ask and not request.dry_run:
+        _ask(result, request.offline, as_json)
+    if result.release and not as_json:
+        views.show_next_steps()
+
+
+def run_demo(request: DemoRequest, as_json: bool) -> None:
+    """Write the example and run it."""
+    run_project(demo(request), as_json)
+
+
+def _ask(result: RunResult, offline: bool, as_json: bool) -> None:
+    from inhouse.api.trial import open_trial
+
+    with open_trial(result, offline) as trial:
+        out = sys.stderr if as_json else sys.stdout
+        print(text("cell.asked", deployment=trial.chat.model, url=trial.chat.endpoint.url), file=out)
+        print(f"  {trial.question.splitlines()[-1]}\n> ", end="", file=out, flush=True)
+        for piece in trial.chat.ask(trial.question):
+            print(piece, end="", file=out, flush=True)
+        print(f"\n  ({text('cell.expected', label=trial.row.answer)})", file=out)
+
+
+def chat(request: ChatRequest, as_json: bool) -> None:
+    """One answer to a question on the command line, else a conversation until an empty line."""
+    with open_chat(request) as conversation:
+        if request.message is not None:
+            _answer(conversation, request.message)
+            return
+        print(text("chat.welcome", model=conversation.model, url=conversation.endpoint.url), file=sys.stderr)
+        while question := _question():
+            _answer(conversation, question)
+
+
+def _question() -> str:
+    """The next line that the user types; empty at the end of input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _answer(conversation: Chat, question: str) -> None:
+    for piece in conversation.ask(question):
+        print(piece, end="", flush=True)
+    print(flush=True)

@@ -1,0 +1,96 @@
+"""The gateway as a program: `python -m inhouse.serve`. `inhouse serve` becomes this process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from inhouse.core.errors import InhouseError
+from inhouse.core.messages import text, use_language
+from inhouse.core.run import die_with_parent
+from inhouse.core.store import Store, write_durably
+from inhouse.release.registry import Registry, open_registry
+from inhouse.release.settings import ServeParams
+from inhouse.serve.app import Started, serve
+
+
+def main(words: list[str]) -> int:
+    """Serve until told to stop; the exit code is the error's, 0 after a clean stop."""
+    arguments = _parse(words)
+    use_language(arguments.lang)
+    if arguments.attached:
+        die_with_parent(os.getppid())
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    store = Store(arguments.workspace)
+    try:
+        registry = open_registry(store)
+        params = _params(registry, arguments)
+        serve(registry, arguments.deployment, params, _tell(store, arguments.attached))
+    except InhouseError as error:
+        if arguments.attached:
+            print(json.dumps({"error": error.to_dict()}, ensure_ascii=False), flush=True)
+        else:
+            print(f"{text('cli.error')} {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="inhouse serve")
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--deployment", required=True)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--lang", default="en")
+    parser.add_argument("--attached", action="store_true", help="end with the parent; print one JSON line when ready")
+    return parser.parse_args(words)
+
+
+def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
+    """The settings of the project that made the release, with the address of the command line."""
+    release = registry.deployment(arguments.deployment).release
+    params = ServeParams.model_validate(registry.store.get(release.artifact).params["serve"])
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    return params.model_copy(update=given)
+
+
+def _tell(store: Store, attached: bool) -> Callable[[Started], None]:
+    def tell(started: Started) -> None:
+        if attached:
+            print(json.dumps({"url": started.url, "key": started.key}), flush=True)
+            return
+        _note_address(store, started.url)
+        print(_greeting(started), flush=True)
+
+    return tell
+
+
+def _note_address(store: Store, url: str) -> None:
+    """Leave the address for `inhouse chat`; the process's start time tells a stale note."""
+    import psutil
+
+    process = psutil.Process()
+    write_durably(
+        store.root / "serve.json", json.dumps({"url": url, "pid": process.pid, "started": process.create_time()})
+    )
+
+
+def _greeting(started: Started) -> str:
+    """URL, model, key (the first time) and the next command."""
+    key = started.key or "$INHOUSE_API_KEY"
+    lines = [text("serve.greeting", url=started.url, deployment=started.deployment, release=started.release)]
+    if started.key:
+        lines.append(text("serve.first_key", key=started.key))
+    lines.append(text("serve.try", url=started.url, key=key, deployment=started.deployment))
+    if started.public:
+        lines.append(text("serve.public", url=started.url))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
