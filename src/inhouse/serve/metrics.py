@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 LABELS = ("model_name", "engine")
 ENGINE = "llamacpp"
@@ -18,7 +18,7 @@ class Measured:
     """What became of one request."""
 
     model: str = "-"
-    status: int = 0
+    status: int = 500
     finish: str | None = None
     prompt_tokens: int = 0
     answer_tokens: int = 0
@@ -29,6 +29,7 @@ class Metrics:
     """The numbers of one gateway. `running` and `waiting` are asked when somebody looks."""
 
     def __init__(self, running: Callable[[], int], waiting: Callable[[], int], restarts: Callable[[], int]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
         self.registry = CollectorRegistry()
         for name, says, read in (
             ("inhouse:num_requests_running", "Requests in the engine.", running),

@@ -88,6 +88,7 @@ class StreamReply:
         self.usage = Usage()
         kind = "chat.completion.chunk" if asked.chat else "text_completion"
         head = {"id": new_id(asked.chat), "object": kind, "created": int(time.time()), "model": asked.model}
+        self.spoken: set[int] = set()
         # The part that all events share is encoded once.
         self.prefix = b"data: " + json.dumps(head, ensure_ascii=False).encode()[:-1] + b', "choices": '
 
@@ -98,6 +99,8 @@ class StreamReply:
         choices = [_choice(c, self.asked.chat, self.seen) for c in chunk["choices"]]
         if not choices:
             return
+        if self.asked.chat:
+            self._say_role(choices)
         if not self.connection.status:
             await self.connection.start(200, b"text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
         await self.connection.write(self.prefix + json.dumps(choices, ensure_ascii=False).encode() + b"}\n\n")
@@ -113,6 +116,14 @@ class StreamReply:
     def reset(self) -> None:
         """Begin again; only called when nothing was sent."""
         self.usage = Usage()
+        self.spoken = set()
+
+    def _say_role(self, choices: list[Chunk]) -> None:
+        """Put the role into the first delta of each choice: llama.cpp leaves it out when that is a split character."""
+        for choice in choices:
+            if choice["index"] not in self.spoken:
+                self.spoken.add(choice["index"])
+                choice["delta"] = {"role": "assistant", "content": choice["delta"].get("content") or ""}
 
 
 class WholeReply:
@@ -179,7 +190,5 @@ def _choice(raw: dict[str, Any], chat: bool, seen: Measured) -> dict[str, Any]:
     ends = {"logprobs": raw.get("logprobs"), "finish_reason": finish}
     if not chat:
         return {"index": raw["index"], "text": raw["text"], **ends}
-    delta = {key: value for key, value in raw["delta"].items() if key in ("role", "content")}
-    if "role" in delta:
-        delta["content"] = delta.get("content") or ""
-    return {"index": raw["index"], "delta": delta, **ends}
+    content = raw["delta"].get("content")
+    return {"index": raw["index"], "delta": {} if content is None else {"content": content}, **ends}

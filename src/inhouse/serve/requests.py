@@ -22,10 +22,10 @@ UNSUPPORTED = {
     *("best_of", "grammar", "json_schema", "lora", "guided_json", "guided_regex", "guided_choice"),
 }
 HARMLESS: tuple[Any, ...] = ({}, [], None, False, "", "none", "auto")
-SAMPLING = (
+SAMPLING = {
     *("temperature", "top_p", "top_k", "min_p", "stop", "n", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "logprobs", "top_logprobs"),
-)
+}
 
 
 class Body(BaseModel):
@@ -156,7 +156,7 @@ def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
         raise invalid(text("serve.max_tokens", context=limits.context_length), "max_tokens")
     if (body.n or 1) > limits.parallel:
         raise invalid(text("serve.too_many_choices", parallel=limits.parallel), "n")
-    payload = {field: value for field in SAMPLING if (value := getattr(body, field)) is not None}
+    payload = body.model_dump(include=SAMPLING, exclude_none=True)
     payload.setdefault("temperature", limits.temperature)
     payload["max_tokens"] = answer or min(limits.max_tokens, limits.context_length)
     if body.seed is not None:

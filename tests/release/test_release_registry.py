@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from release_workspace import Make
+
+from inhouse.core.errors import GateFailed, UserError
+from inhouse.core.store import Store
+from inhouse.release import database
+from inhouse.release.database import connect, sqlite_url
+from inhouse.release.keys import check_key, create_key, list_keys, revoke_key
+from inhouse.release.registry import Registry, open_registry
+
+FLIP = """
+import sys
+from pathlib import Path
+from inhouse.core.store import Store
+from inhouse.release.registry import open_registry
+registry = open_registry(Store(Path(sys.argv[1])))
+print("ready", flush=True)
+for turn in range(int(sys.argv[2])):
+    registry.promote("desk", f"routing:v{turn % 2 + 1}", f"p{turn}")
+"""
+
+KEYS = """
+import sys
+from pathlib import Path
+from inhouse.core.store import Store
+from inhouse.release.keys import create_key
+from inhouse.release.registry import open_registry
+registry = open_registry(Store(Path(sys.argv[1])))
+for turn in range(20):
+    create_key(registry.engine, f"key{turn}")
+"""
+
+
+def flip(store: Store, turns: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", FLIP, str(store.root), str(turns)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def two(registry: Registry, make_release: Make) -> Registry:
+    """Two releases that passed, neither promoted."""
+    registry.register("routing", make_release(context=2048))
+    registry.register("routing", make_release(context=1024))
+    return registry
+
+
+def code_of(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert str(error.value)  # its text can be made from its facts
+    return error.value.code
+
+
+def test_releases_are_numbered_and_the_same_one_keeps_its_number(registry: Registry, make_release: Make) -> None:
+    first = registry.register("routing", make_release(context=2048))
+    second = registry.register("routing", make_release(context=1024))
+    again = registry.register("routing", make_release(context=2048))
+    assert (first.label, second.label, again) == ("routing:v1", "routing:v2", first)
+    assert registry.list_releases() == registry.list_releases("routing") == [first, second]
+    assert registry.list_releases("other") == []
+
+
+def test_show_finds_a_release_by_label_or_beginning_of_its_id(two: Registry) -> None:
+    first, second = two.list_releases()
+    assert two.show("routing:v2") == second
+    assert two.show(first.artifact[:12]) == first
+
+
+@pytest.mark.parametrize("reference", ["routing:v9", "nothing", "%", "", "routing:v" + "9" * 30, "x' OR 1=1 --"])
+def test_show_of_an_unknown_release_says_so(two: Registry, reference: str) -> None:
+    with pytest.raises(UserError) as error:
+        two.show(reference)
+    assert code_of(error) == "release.unknown"
+
+
+def test_show_of_one_artifact_under_two_names_asks_for_more(registry: Registry, make_release: Make) -> None:
+    record = make_release()
+    registry.register("one", record)
+    registry.register("two", record)
+    with pytest.raises(UserError) as error:
+        registry.show(record.id)
+    assert code_of(error) == "release.ambiguous"
+
+
+def test_promote_points_the_deployment_and_keeps_the_release_before(two: Registry) -> None:
+    first = two.promote("desk", "routing:v1")
+    second = two.promote("desk", "routing:v2")
+    assert (first.release.label, first.previous, first.generation) == ("routing:v1", None, 1)
+    assert second.previous is not None
+    assert (second.release.label, second.previous.label, second.generation) == ("routing:v2", "routing:v1", 2)
+    assert two.deployments() == [second] == [two.deployment("desk")]
+
+
+def test_promote_of_what_is_served_already_changes_nothing(two: Registry) -> None:
+    before = two.promote("desk", "routing:v1")
+    assert two.promote("desk", "routing:v1") == before
+    assert [e.action for e in two.audit()] == ["promote", "register", "register"]
+
+
+def test_promote_of_a_release_that_failed_its_gates_is_refused(registry: Registry, make_release: Make) -> None:
+    registry.register("routing", make_release(at_least=0.99))
+    with pytest.raises(GateFailed) as error:
+        registry.promote("desk", "routing:v1")
+    assert error.value.exit_code == 3 and "routing:v1" in str(error.value)
+    assert registry.deployments() == []
+
+
+@pytest.mark.parametrize("lost", ["release", "model"])
+def test_promote_of_a_release_whose_files_are_gone_is_refused(two: Registry, lost: str) -> None:
+    release = two.show("routing:v1")
+    model = two.store.get(release.artifact).inputs.get("model")
+    folders = [two.store.path(release.artifact)] if lost == "release" else list(two.store.objects.glob("*"))
+    assert model is None
+    for folder in folders:
+        if lost == "release" or (folder / "model.gguf").exists():
+            shutil.rmtree(folder)
+    with pytest.raises(UserError) as error:
+        two.promote("desk", "routing:v1")
+    assert code_of(error) == "release.files_gone"
+
+
+def test_rollback_returns_to_the_release_before_and_twice_is_where_it_was(two: Registry) -> None:
+    two.promote("desk", "routing:v1")
+    two.promote("desk", "routing:v2")
+    assert two.rollback("desk", "ann").release.label == "routing:v1"
+    assert two.rollback("desk", "ann").release.label == "routing:v2"
+    entry = two.audit(1)[0]
+    assert (entry.actor, entry.action, entry.subject) == ("ann", "rollback", "desk")
+    assert entry.detail == {"release": "routing:v2", "before": "routing:v1"}
+
+
+def test_rollback_without_a_release_before_says_so(two: Registry) -> None:
+    two.promote("desk", "routing:v1")
+    with pytest.raises(UserError) as error:
+        two.rollback("desk")
+    assert code_of(error) == "release.no_previous"
+
+
+def test_unknown_deployment_is_named_with_those_that_exist(two: Registry) -> None:
+    two.promote("desk", "routing:v1")
+    for call in (two.rollback, two.deployment):
+        with pytest.raises(UserError) as error:
+            call("disk")
+        assert code_of(error) == "release.deployment_unknown" and "desk" in str(error.value)
+
+
+def test_promote_and_rollback_take_less_than_a_second(two: Registry) -> None:
+    began = time.monotonic()
+    two.promote("desk", "routing:v1")
+    two.promote("desk", "routing:v2")
+    two.rollback("desk")
+    assert time.monotonic() - began < 1.0
+
+
+def test_promote_killed_at_any_moment_leaves_old_or_new(two: Registry) -> None:
+    """kill -9 at 20 random moments: the row is whole, the audit agrees with it, and the file is sound."""
+    chance = random.Random(5)
+    for _ in range(20):
+        process = flip(two.store, 100_000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.0, 0.05))
+        process.kill()
+        process.communicate()
+        entries = [e for e in two.audit(1_000_000) if e.action == "promote"]
+        if not entries:
+            assert two.deployments() == []
+            continue
+        found = two.deployment("desk")
+        assert found.generation == len(entries)
+        assert entries[0].detail["release"] == found.release.label
+        assert found.previous is None or found.previous.id != found.release.id
+    with sqlite3.connect(two.store.root / "registry.db") as plain:
+        assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert len([e for e in two.audit(1_000_000) if e.action == "promote"]) > 20
+
+
+def test_eight_processes_make_and_change_a_new_registry_at_once_without_a_lock_error(store: Store) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", KEYS, str(store.root)], stderr=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    assert [p.communicate(timeout=60)[1] for p in processes] == [""] * 8
+    assert len(list_keys(open_registry(store).engine)) == 8 * 20
+
+
+def test_registry_of_a_newer_version_is_refused(store: Store) -> None:
+    open_registry(store)
+    path = store.root / "registry.db"
+    with sqlite3.connect(path) as plain:
+        plain.execute("UPDATE alembic_version SET version_num = '9999'")
+    connect.cache_clear()
+    with pytest.raises(UserError) as error:
+        open_registry(store)
+    assert code_of(error) == "release.newer_registry"
+
+
+def test_registry_of_an_older_version_is_copied_aside_before_it_is_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_registry(store)
+    path = store.root / "registry.db"
+    with sqlite3.connect(path) as plain:  # a schema before the first one: no tables, an old number
+        for table in ("api_keys", "audit", "deployments", "releases"):
+            plain.execute(f"DROP TABLE {table}")
+        plain.execute("DELETE FROM alembic_version")
+    connect.cache_clear()
+    assert open_registry(store).list_releases() == []
+    monkeypatch.setattr(database, "REVISIONS", ("0001", "0002"))
+    connect.cache_clear()
+    open_registry(store)
+    assert path.with_name("registry.db.before-0002").exists()
+
+
+def test_registry_that_is_no_database_is_refused(store: Store) -> None:
+    (store.root / "registry.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(UserError) as error:
+        open_registry(store)
+    assert code_of(error) == "release.bad_registry"
+
+
+def test_registry_locked_by_another_program_is_reported(two: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_S", 0.1)
+    connect.cache_clear()
+    registry = Registry(two.store, connect(sqlite_url(two.store.root / "registry.db")))
+    holder = sqlite3.connect(two.store.root / "registry.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(UserError) as error:
+            registry.promote("desk", "routing:v1")
+        assert code_of(error) == "release.busy"
+        assert registry.list_releases()  # readers are not kept waiting
+    finally:
+        holder.close()
+
+
+def test_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(registry: Registry) -> None:
+    token, key = create_key(registry.engine, "laptop")
+    assert check_key(registry.engine, token) == key
+    assert check_key(registry.engine, token + "x") is None
+    for file in registry.store.root.glob("registry.db*"):
+        assert token.encode() not in file.read_bytes()
+    assert revoke_key(registry.engine, "laptop").revoked is not None
+    assert check_key(registry.engine, token) is None
+    assert [k.revoked is not None for k in list_keys(registry.engine)] == [True]
+
+
+def test_key_expires(registry: Registry) -> None:
+    token, key = create_key(registry.engine, "short", timedelta(hours=1))
+    assert check_key(registry.engine, token) == key
+    assert not key.valid(datetime.now(UTC) + timedelta(hours=2))
+    old, _ = create_key(registry.engine, "old", timedelta(seconds=-1))
+    assert check_key(registry.engine, old) is None
+
+
+def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> None:
+    create_key(registry.engine, "twin")
+    _, key = create_key(registry.engine, "twin")
+    for which, code in (("nobody", "release.key_unknown"), ("twin", "release.key_ambiguous")):
+        with pytest.raises(UserError) as error:
+            revoke_key(registry.engine, which)
+        assert code_of(error) == code
+    assert revoke_key(registry.engine, key.prefix).prefix == key.prefix
+
+
+def test_importing_the_release_room_loads_no_database_library() -> None:
+    code = (
+        "import sys, inhouse.release.stage, inhouse.release.registry, inhouse.release.keys;"
+        "print([m for m in ('sqlalchemy', 'alembic') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_opening_a_current_registry_does_not_load_alembic(registry: Registry) -> None:
+    code = FLIP.split("print")[0] + "print('alembic' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code, str(registry.store.root)], text=True).strip() == "False"
