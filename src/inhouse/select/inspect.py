@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -95,7 +96,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
     return ModelFacts(
         format="gguf",
         main=path.name,
-        name=header.text("general.name") or path.stem,
+        name=plain_name(header.text("general.name") or path.stem),
         architecture=_gguf_family(native, experts),
         parameters=sum(sizes.values()),
         active_parameters=active_parameters(sizes, experts, used),
@@ -203,7 +204,12 @@ def _kv_heads(config: Mapping[str, Any], numbers: Mapping[str, int | None]) -> i
 
 def _name(config: Mapping[str, Any], folder: Path) -> str:
     given = config.get("_name_or_path")
-    return Path(given).name if isinstance(given, str) and given.strip("/. ") else folder.name
+    return plain_name(Path(given).name if isinstance(given, str) and given.strip("/. ") else folder.resolve().name)
+
+
+def plain_name(text: str) -> str:
+    """A name that may stand in a file's name: a header is untrusted, and others name files after it."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-")[:80] or "model"
 
 
 def _has_template(folder: Path) -> bool:

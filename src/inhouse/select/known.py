@@ -30,8 +30,11 @@ class KnownModel(Params):
     parameters: int
     active_parameters: int | None = Field(None, description="per token, for a mixture of experts")
     layers: int
+    hidden: int
+    heads: int
     kv_heads: int
     head_size: int
+    vocabulary: int
     context_length: int
     weights: Literal["bf16", "f16", "q4_1", "q8_0"] = Field("bf16", description="type of the weights at the source")
 

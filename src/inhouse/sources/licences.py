@@ -137,11 +137,12 @@ def normal(name: str) -> str:
     """`name` as an SPDX expression; what SPDX does not know becomes LicenseRef-<name>."""
     if name.startswith("LicenseRef-"):
         return name
-    from license_expression import get_spdx_licensing
+    from license_expression import ExpressionError, get_spdx_licensing
 
-    checked = get_spdx_licensing().validate(name)
-    if not checked.errors and checked.normalized_expression:
-        return str(checked.normalized_expression)
+    try:
+        return str(get_spdx_licensing().parse(name, validate=True))
+    except ExpressionError:  # words that are no expression, or licences that SPDX does not list
+        pass
     return "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "unknown")
 
 
