@@ -12,7 +12,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.messages import text
 from inhouse.core.rows import Part
 from inhouse.core.run import Events
-from inhouse.data.records import Record, Reject, Unfit, excerpt
+from inhouse.data.records import TEXTS, Record, Reject, Unfit, excerpt
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Chat, draft_of, expected, fits, recognise
 from inhouse.data.shapes.classification import ClassificationShape, columns_of
@@ -198,4 +198,4 @@ def described(rejected: Rejected) -> str:
     item = rejected.reject
     place = f"{rejected.file}:{item.line}" if item.line else f"{rejected.file} [{item.offset}]"
     detail = f" ({item.detail})" if item.detail else ""
-    return f"{place}: {text(f'data.reason.{item.reason}')}{detail}"
+    return f"{place}: {text(TEXTS[item.reason])}{detail}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 Reason = Literal[
     "broken_json",
@@ -22,7 +22,21 @@ Reason = Literal[
     "no_prompt",
     "no_answer",
 ]
-REASONS: tuple[str, ...] = get_args(Reason)
+TEXTS: dict[Reason, str] = {
+    "broken_json": "data.reason.broken_json",
+    "broken_csv": "data.reason.broken_csv",
+    "not_an_object": "data.reason.not_an_object",
+    "invalid_encoding": "data.reason.invalid_encoding",
+    "line_too_long": "data.reason.line_too_long",
+    "column_count": "data.reason.column_count",
+    "missing_column": "data.reason.missing_column",
+    "wrong_type": "data.reason.wrong_type",
+    "empty_text": "data.reason.empty_text",
+    "unknown_label": "data.reason.unknown_label",
+    "unknown_role": "data.reason.unknown_role",
+    "no_prompt": "data.reason.no_prompt",
+    "no_answer": "data.reason.no_answer",
+}
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file far more often than a document
 EXCERPT_CHARS = 80

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from inhouse.core.artifact import Licence
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file, hash_json
 from inhouse.core.params import OneOf, Params
@@ -18,6 +19,7 @@ from inhouse.core.protocols import Context
 from inhouse.core.rows import Part
 from inhouse.data.records import Record, Reject
 from inhouse.sources import fetch, fingerprint, scheme_of
+from inhouse.sources.licences import Use, normal, read_licences, settle, use_of
 
 GLOB = re.compile(r"[*?\[]")
 
@@ -25,7 +27,7 @@ GLOB = re.compile(r"[*?\[]")
 class SourceParams(Params):
     """A file, folder, glob or URI that rows come from, and the terms they may be used on."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: str = Field(min_length=1, description="name in rows and reports; absent: the file's name without its ending")
     from_: str = Field(alias="from", min_length=1, description="path, glob or URI (pypi:…, hf:org/name, ms:org/name)")
@@ -61,6 +63,7 @@ class Located:
     params: SourceParams
     files: tuple[tuple[str, Path], ...] = ()  # name relative to the source, path
     content: str = ""
+    licences: tuple[Licence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def locate(source: SourceParams, context: Context) -> Located:
     """Fetch a source and list its files. Raises data.no_files when there is none to read."""
     if _is_glob(source):
         files = _globbed(source, context.project_dir)
+        licences = terms(source, None)
     else:
         found = fetch(
             source.from_,
@@ -92,9 +96,37 @@ def locate(source: SourceParams, context: Context) -> Located:
             events=context.events,
         )
         files = _listed(source, found)
-    if len(files) == 1:
-        return Located(source, files, hash_file(files[0][1]))
-    return Located(source, files, hash_json([(name, hash_file(path)) for name, path in files]))
+        licences = terms(source, found)
+    return Located(source, files, _content(source, files), licences)
+
+
+def terms(source: SourceParams, found: Path | None) -> tuple[Licence, ...]:
+    """The licences of a source: what the project file states, else what lies beside the fetched file."""
+    readings = [] if found is None else read_licences(found)
+    if source.licence is None and readings:
+        settled = settle(source.name, readings)
+        if source.allowed_use == "unknown":
+            return settled
+        return tuple(licence.model_copy(update={"use": source.allowed_use}) for licence in settled)
+    spdx = "NOASSERTION" if source.licence is None else normal(source.licence)
+    use = use_of(spdx) if source.allowed_use == "unknown" else source.allowed_use
+    others = "; ".join(f"{r.spdx} ({r.source})" for r in readings if r.spdx != spdx)
+    note = f"the package it came in: {others}" if others else None
+    return (Licence(subject=source.name, spdx=spdx, source="project file, data.sources", use=use, note=note),)
+
+
+def strictest(licences: tuple[Licence, ...]) -> Use:
+    """What all these terms together allow."""
+    stated = {licence.use for licence in licences}
+    order: tuple[Use, ...] = ("evaluation", "research", "unknown", "any")
+    return next((use for use in order if use in stated), "unknown")
+
+
+def _content(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> str:
+    """One hash over the files, and over the reader: one file may be read twice, as two arrays of one JSON file."""
+    hashes = [(name, hash_file(path)) for name, path in files]
+    reader = None if source.reader is None else source.reader.model_dump(mode="json")
+    return hash_json([[digest for _, digest in hashes] if len(files) == 1 else hashes, reader])
 
 
 def read(located: Located) -> Iterator[tuple[str, Record | Reject]]:

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inhouse.core.artifact import Kind, Licence
+from inhouse.core.artifact import Kind
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context, Made
 from inhouse.core.rows import write_rows
 from inhouse.data.build import PARTS, Built, build, test_texts_in_train
 from inhouse.data.card import card
 from inhouse.data.settings import DataParams
-from inhouse.data.source import Rejected, SourceParams, external_of, locate
+from inhouse.data.source import Rejected, external_of, locate, strictest
 from inhouse.data.summary import summary
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
@@ -32,16 +32,18 @@ def external(params: DataParams, project_dir: Path) -> dict[str, str]:
 
 def run(params: DataParams, context: Context) -> Made:
     """Fetch the sources, build the rows, and write the artifact. Raises data.* and split.* errors."""
-    for source in params.sources:
-        _refuse_other_use(source, context.use)
+    for source in params.sources:  # before anything is downloaded
+        _refuse_other_use(source.name, source.allowed_use, context.use)
     located = [locate(source, context) for source in params.sources]
+    for found in located:
+        _refuse_other_use(found.params.name, strictest(found.licences), context.use)
     built = build(params, located, context.seed, context.events)
     facts = summary(built)
     _write(built, facts, context.out)
     _tell(built, facts, context)
     return Made(
         facts={key: facts[key] for key in ("read", "rows", "labels", "rejected", "dropped", "test_texts_in_train")},
-        licences=tuple(_licence(source) for source in sorted(params.sources, key=lambda s: s.name)),
+        licences=tuple(licence for source in built.sources for licence in source.located.licences),
     )
 
 
@@ -71,7 +73,7 @@ def _tell(built: Built, facts: Mapping[str, Any], context: Context) -> None:
     events = context.events
     for source in built.sources:
         name = source.located.params.name
-        if source.located.params.licence is None:
+        if any(licence.spdx == "NOASSERTION" for licence in source.located.licences):
             events.note("data.licence_unknown", source=name)
         if source.rejected:
             events.note("data.rejected", source=name, rejected=len(source.rejected), read=source.read)
@@ -81,15 +83,6 @@ def _tell(built: Built, facts: Mapping[str, Any], context: Context) -> None:
         events.note("data.test_text_in_train", rows=leaked)
 
 
-def _refuse_other_use(source: SourceParams, use: str) -> None:
-    if source.allowed_use in ONLY_EVALUATION and use != "evaluation":
-        raise UserError("data.other_use", source=source.name, allowed=source.allowed_use, use=use)
-
-
-def _licence(source: SourceParams) -> Licence:
-    return Licence(
-        subject=source.name,
-        spdx=source.licence or "NOASSERTION",
-        source="project file, data.sources",
-        use=source.allowed_use,
-    )
+def _refuse_other_use(source: str, allowed: str, use: str) -> None:
+    if allowed in ONLY_EVALUATION and use != "evaluation":
+        raise UserError("data.other_use", source=source, allowed=allowed, use=use)

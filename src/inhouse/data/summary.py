@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.plugins import operator_of
 from inhouse.data.build import PARTS, Built, test_texts_in_train
 from inhouse.data.gather import SourceRows
+from inhouse.data.source import strictest
 from inhouse.sources import scheme_of
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def _source(built: Built, source: SourceRows) -> dict[str, Any]:
         "content": source.located.content,
         "part": params.part,
         "shape": None if source.shape is None else source.shape.use,
-        "licence": params.licence,
-        "allowed_use": params.allowed_use,
+        "licence": " AND ".join(licence.spdx for licence in source.located.licences) or None,
+        "allowed_use": strictest(source.located.licences),
         "read": source.read,
         "kept": sum(row.source == params.name for row in built.rows),
         "rejected": len(source.rejected),
