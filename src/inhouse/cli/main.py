@@ -74,7 +74,14 @@ def call(command: Command, values: dict[str, Any], as_json: bool) -> None:
 def root() -> Lazy:
     """The top of the command tree, its texts in the language in use."""
     group = Lazy("inhouse", 0, help=text("cli"), no_args_is_help=True)
-    version = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version)
+    version = click.Option(
+        ["--version"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_version,
+        help=text("cli.field.version"),
+    )
     language = click.Option(
         ["--lang"], type=click.Choice(["en", "zh"]), expose_value=False, help=text("cli.field.lang")
     )

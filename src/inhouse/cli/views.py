@@ -16,13 +16,18 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from inhouse.api.data import Checked
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
+    from inhouse.api.models import Model, Models
     from inhouse.api.project import Created, Schema
     from inhouse.api.releases import Deployed, ReleaseDetail, ReleaseLine, Releases
-    from inhouse.api.run import RunResult
+    from inhouse.api.reports import Report
+    from inhouse.api.run import RunResult, TableLine
+    from inhouse.api.serving import Keys, NewKey
     from inhouse.core.gate import Verdict
     from inhouse.flow.jobs import Job
+    from inhouse.select.doctor import Diagnosis
 
 
 def show(view: str, result: Any, as_json: bool) -> None:
@@ -70,10 +75,7 @@ def run(result: RunResult, console: Console) -> None:
         table(console, text("cell.step"), text("cell.state"), text("cell.artifact"), rows=rows)
         return
     if result.table:
-        roles = list(result.table[0].cells)
-        lines = [(line.title, *(line.cells[r] for r in roles)) for line in result.table]
-        table(console, text("cell.figure"), *(f">{text(f'cell.{r}')}" for r in roles), rows=lines)
-        console.print(f"[dim]{text('cell.interval')}[/]")
+        summary_table(result.table, console)
     else:
         rows = [(step_name(s.name), (s.id or "")[:8], f"{s.bytes / 1e6:.1f} MB") for s in result.steps]
         table(console, text("cell.step"), text("cell.artifact"), f">{text('cell.size')}", rows=rows)
@@ -81,6 +83,14 @@ def run(result: RunResult, console: Console) -> None:
         verdicts(result.verdicts, console)
     if result.release is not None:
         _released(result, console)
+
+
+def summary_table(found: tuple[TableLine, ...], console: Console) -> None:
+    """One line per figure, one column per model."""
+    roles = list(found[0].cells)
+    lines = [(line.title, *(line.cells[r] for r in roles)) for line in found]
+    table(console, text("cell.figure"), *(f">{text(f'cell.{r}')}" for r in roles), rows=lines)
+    console.print(f"[dim]{text('cell.interval')}[/]")
 
 
 def verdicts(found: tuple[Verdict, ...], console: Console) -> None:
@@ -106,6 +116,8 @@ def _released(result: RunResult, console: Console) -> None:
     elif release.passed:
         console.print(text("cell.registered", release=release.label))
     console.print(f"[dim]{text('cell.evidence')} {release.evidence}[/]")
+    if result.report is not None:
+        console.print(f"[dim]{text('cell.report')} {result.report}[/]")
 
 
 def show_next_steps() -> None:
@@ -191,6 +203,74 @@ def lineage(result: Lineage, console: Console) -> None:
             console.print(f"{'  ' * line.depth}    [cyan]{name}[/] {content}")
 
 
+def doctor(result: Diagnosis, console: Console) -> None:
+    """One line per check."""
+    marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "missing": "[red]✗[/]"}
+    for check in result.checks:
+        console.print(f"{marks[check.status]} [bold]{check.name}[/]  {check.message}")
+
+
+def models(result: Models, console: Console) -> None:
+    """The catalogue with sizes and whether it fits."""
+    rows = [
+        (
+            m.name, f"{m.parameters / 1e9:.2f} B", m.licence, f"{m.serve_bytes / 1e9:.1f} GB ({m.served_as})",
+            text(f"cell.{m.serve}"), f"{m.train_bytes / 1e9:.1f} GB", text(f"cell.{m.train}"),
+        )
+        for m in result.models
+    ]  # fmt: skip
+    columns = ("model", "parameters", "licence", "serve", "fit", "tune", "fit")
+    table(console, *(text(f"cell.{c}") for c in columns), rows=rows)
+
+
+def model(result: Model, console: Console) -> None:
+    """A fetched model: header, terms, where it lies."""
+    facts = result.facts
+    wanted = ("name", "format", "architecture", "parameters", "layers", "context_length", "tensor_types", "bytes")
+    rows = [(name, str(getattr(facts, name))) for name in wanted]
+    rows += [("licence", f"{lic.spdx} ({lic.subject}, {lic.source})") for lic in result.licences]
+    rows += [("id", result.id), ("path", str(result.path))]
+    table(console, text("cell.fact"), text("cell.value"), rows=rows)
+
+
+def checked(result: Checked, console: Console) -> None:
+    """What a build would keep and drop, with the first rows."""
+    found = result.summary
+    rows = [(text("cell.read"), str(found["read"])), *((part, str(n)) for part, n in found["rows"].items())]
+    rows.append((text("cell.rejected"), str(found["rejected"]["total"])))
+    for step in found["dropped"]["steps"]:
+        rows += [(f"{text('cell.dropped')} · {step['step']} · {why}", str(n)) for why, n in step["reasons"].items()]
+    table(console, text("cell.data"), f">{text('cell.rows')}", rows=rows)
+    for bad in result.rejected:
+        console.print(f"[yellow]![/] {bad}", markup=True)
+    for row in result.rows:
+        for message in row.messages:
+            console.print(f"[bold]{message.role}[/] ", end="")
+            console.print(message.content or "", markup=False)
+        console.print()
+
+
+def report(result: Report, console: Console) -> None:
+    """The table of a report and where its page lies."""
+    summary_table(result.table, console)
+    console.print(f"{text('cell.report')} {result.page}")
+
+
+def keys(result: Keys, console: Console) -> None:
+    """Keys without their secrets."""
+    if not result.keys:
+        console.print(text("cell.no_keys"))
+        return
+    rows = [(k.name, f"{k.prefix}…", k.created, k.expires or "", k.revoked or "") for k in result.keys]
+    table(console, *(text(f"cell.{c}") for c in ("name", "key", "created_at", "expires", "revoked")), rows=rows)
+
+
+def new_key(result: NewKey, console: Console) -> None:
+    """The token, once."""
+    console.print(text("cell.new_key", name=result.name))
+    print(result.token)
+
+
 def served(result: Any, _: Console) -> None:
     """Become the gateway: the same process id, so that signals reach it."""
     sys.stdout.flush()
@@ -207,5 +287,12 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "jobs": jobs,
     "job": job,
     "lineage": lineage,
+    "doctor": doctor,
+    "models": models,
+    "model": model,
+    "checked": checked,
+    "report": report,
+    "keys": keys,
+    "new_key": new_key,
     "served": served,
 }

@@ -40,6 +40,7 @@ class Node:
     params: Params
     inputs: dict[str, str] = field(default_factory=dict)
     seed: int = 0  # 0 for a stage that draws nothing at random, so that a new seed does not rerun it
+    use: str = "evaluation"  # the declared use, for a stage that refuses what its inputs' terms do not allow
 
     @property
     def room(self) -> str:
@@ -69,7 +70,7 @@ def pipeline(project: Project) -> tuple[Node, ...]:
         raise UserError("plan.needs", section="release", missing="evaluate")
     nodes = [Node("base", select, project.model)]
     if project.data:
-        nodes.append(Node("dataset", data, project.data, seed=project.seed))
+        nodes.append(Node("dataset", data, project.data, seed=project.seed, use=project.use))
     if project.train:
         nodes.append(Node("tuned", train, project.train, {"base": "base", "dataset": "dataset"}, project.seed))
     if project.compress:
@@ -138,6 +139,7 @@ def recipe(node: Node, inputs: Mapping[str, str], project_dir: Path) -> tuple[st
         "inputs": dict(inputs),
         "external": external,
         "seed": node.seed,
+        "use": node.use,
     }
     return hash_json(key)[:24], external, used
 

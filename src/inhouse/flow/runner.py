@@ -76,7 +76,7 @@ def _make(node: Node, key: Made, how: Run) -> Artifact:
     started = time.monotonic()
     context = Context(
         inputs=inputs, out=out, scratch=scratch, sources=how.store.sources, project_dir=how.project_dir,
-        events=how.events, seed=node.seed, offline=how.offline,
+        events=how.events, seed=node.seed, offline=how.offline, use=node.use,
     )  # fmt: skip
     with disk_errors(out):
         made = node.stage.run(node.params, context)
