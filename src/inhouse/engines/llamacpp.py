@@ -192,6 +192,12 @@ class LlamaCppEngine:
         """Natural-log probability of each of `tokens` as the next one after the prompt."""
         return self._logprobs(self.token_ids(prompt), tokens)
 
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a plain text: no template, no special tokens."""
+        asked = {"content": text, "add_special": False, "parse_special": False}
+        ids: list[int] = self._post("/tokenize", asked)["tokens"]
+        return ids
+
     def memory_bytes(self) -> int:
         """Peak resident memory of the child, the mapped model file included."""
         import psutil
