@@ -149,11 +149,11 @@ def read_completion(raw: bytes) -> CompletionBody:
 
 def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
     """Turn a checked body into what the engine is sent, within the limits of the release that answers."""
-    answer = body.max_tokens
-    if isinstance(body, ChatBody):
-        answer = body.max_completion_tokens or body.max_tokens
+    field, answer = "max_tokens", body.max_tokens
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        field, answer = "max_completion_tokens", body.max_completion_tokens
     if answer is not None and answer > limits.context_length:
-        raise invalid(text("serve.max_tokens", context=limits.context_length), "max_tokens")
+        raise invalid(text("serve.max_tokens", field=field, context=limits.context_length), field)
     if (body.n or 1) > limits.parallel:
         raise invalid(text("serve.too_many_choices", parallel=limits.parallel), "n")
     payload = body.model_dump(include=SAMPLING, exclude_none=True)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from inhouse.serve.errors import ApiError
+from inhouse.serve.requests import Asked, Limits, prepare, read_chat, read_completion
+
+LIMITS = Limits(context_length=512, parallel=2, max_tokens=64, temperature=0.0)
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def chat(**fields: Any) -> Asked:
+    return prepare(read_chat(json.dumps({"model": "desk", "messages": HELLO} | fields).encode()), LIMITS)
+
+
+def complete(**fields: Any) -> Asked:
+    return prepare(read_completion(json.dumps({"model": "desk", "prompt": "Hello"} | fields).encode()), LIMITS)
+
+
+def refusal(raw: bytes) -> ApiError:
+    began = time.monotonic()
+    with pytest.raises(ApiError) as error:
+        prepare(read_chat(raw), LIMITS)
+    assert time.monotonic() - began < 0.5  # each takes a few milliseconds; this machine may be busy
+    assert error.value.status == 400
+    assert json.loads(error.value.body())["error"]["type"] == "invalid_request_error"
+    return error.value
+
+
+def with_field(field: str, value: str) -> bytes:
+    return f'{{"model": "desk", "messages": [{{"role": "user", "content": "Hi"}}], "{field}": {value}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b'{"model": "desk", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        b'{"model": "desk", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"model": "desk", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["empty", "cut", "list", "text", "not-utf8", "lone-surrogate", "deep-list", "deep-object", "deep-field"],
+)
+def test_body_that_is_not_sound_json_is_refused(raw: bytes) -> None:
+    refusal(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", "1000"),
+        ("n", "-1"),
+        ("n", "1000000000000"),
+        ("n", "3"),  # more than this release answers at once
+        ("max_tokens", "-1"),
+        ("max_tokens", "0"),
+        ("max_tokens", "1000000000000"),
+        ("max_tokens", "1e12"),
+        ("max_tokens", '"5"'),
+        ("max_completion_tokens", "513"),
+        ("max_tokens", "9" * 5000),
+        ("temperature", "NaN"),
+        ("temperature", "2.1"),
+        ("temperature", "Infinity"),
+        ("temperature", "1e999"),
+        ("top_p", "0"),
+        ("min_p", "1.5"),
+        ("top_k", "-1"),
+        ("stop", json.dumps(["x"] * 10_000)),
+        ("stop", json.dumps("x" * 257)),
+        ("stop", '""'),
+        ("logit_bias", json.dumps({str(i): 1 for i in range(50_000)})),
+        ("logit_bias", '{"a": 1}'),
+        ("logit_bias", '{"5": 101}'),
+        ("top_logprobs", "1000000"),
+        ("stream", '"yes"'),
+        ("seed", "1e400"),
+        ("response_format", '{"type": "json_schema", "json_schema": {}}'),
+        ("tools", '[{"type": "function", "function": {"name": "f"}}]'),
+        ("grammar", '"root ::= root"'),
+        ("json_schema", '{"type": "string"}'),
+        ("best_of", "4"),
+        ("model", "5"),
+        ("model", '""'),
+    ],
+)
+def test_field_out_of_bounds_is_refused_and_named(field: str, value: str) -> None:
+    error = refusal(with_field(field, value))
+    if not value.startswith(("NaN", "Inf", "99", "1e9")):  # not JSON, or not a number at all
+        assert (error.param or "").startswith(field)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        None,
+        "Hello",
+        [{"role": "root", "content": "x"}],
+        [{"role": "user", "content": 5}],
+        [{"role": "user"}],
+        [{"content": "x"}],
+        ["x"],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+        [{"role": "tool", "content": "x", "tool_call_id": "1"}],
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+        HELLO * 2001,
+    ],
+)
+def test_messages_of_the_wrong_shape_are_refused_and_named(messages: Any) -> None:
+    error = refusal(json.dumps({"model": "desk", "messages": messages}).encode())
+    assert (error.param or "").startswith("messages")
+
+
+def test_prompt_far_beyond_the_context_is_refused_before_the_engine_sees_it() -> None:
+    error = refusal(with_field("messages", json.dumps([{"role": "user", "content": "word " * 512 * 20}])))
+    assert error.code == "context_length_exceeded"
+
+
+def test_top_logprobs_without_logprobs_is_refused() -> None:
+    assert refusal(with_field("top_logprobs", "2")).param == "top_logprobs"
+
+
+def test_only_known_fields_reach_the_engine_and_the_others_are_named() -> None:
+    asked = chat(
+        chat_template="{{ evil }}", chat_template_kwargs={}, n_discard=-1, user="ann", tools=[], tool_choice="auto"
+    )
+    assert set(asked.payload) == {"messages", "temperature", "max_tokens", "stream", "stream_options"}
+    assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard", "tool_choice", "tools", "user")
+
+
+def test_request_that_says_nothing_gets_the_greedy_answer_of_the_release() -> None:
+    assert chat().payload["temperature"] == 0.0
+    assert chat().payload["max_tokens"] == 64
+    assert chat(temperature=0.7, max_tokens=5).payload["temperature"] == 0.7
+    assert chat(max_completion_tokens=7, max_tokens=5).payload["max_tokens"] == 7
+
+
+def test_engine_is_always_asked_to_stream() -> None:
+    asked = chat(stream=False)
+    assert asked.payload["stream"] is True and not asked.stream
+    assert chat(stream=True, stream_options={"include_usage": True}).usage
+
+
+def test_seed_keeps_to_what_the_engine_takes_and_is_never_its_sign_for_random() -> None:
+    seeds = [chat(seed=seed).payload["seed"] for seed in (0, 7, -1, 2**32 - 1, 2**63 - 1, -(2**63))]
+    assert seeds[:2] == [0, 7] and all(0 <= s < 2**32 - 1 for s in seeds)
+
+
+def test_text_parts_and_the_developer_role_are_put_into_words_that_templates_know() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = chat(messages=[{"role": "developer", "content": "rules"}, {"role": "user", "content": parts}])
+    assert asked.payload["messages"] == [{"role": "system", "content": "rules"}, {"role": "user", "content": "a\nb"}]
+
+
+def test_json_answers_may_be_asked_for() -> None:
+    assert chat(response_format={"type": "json_object"}).payload["response_format"] == {"type": "json_object"}
+    assert "response_format" not in chat(response_format={"type": "text"}).payload
+
+
+def test_completion_takes_one_prompt() -> None:
+    assert complete().path == "/v1/completions" and chat().path == "/v1/chat/completions"
+    assert complete(prompt=["Hello"]).payload["prompt"] == "Hello"
+    for fields in ({"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"logprobs": 2}, {"echo": True}, {"suffix": "x"}):
+        with pytest.raises(ApiError):
+            complete(**fields)
+
+
+def test_overload_tells_when_to_try_again() -> None:
+    from inhouse.serve.errors import overloaded
+
+    assert overloaded().headers == [(b"retry-after", b"1")] and overloaded(503).status == 503
+    assert ApiError(400, None, "x").headers == []
