@@ -67,9 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(url.path)
         if self.hub.status != 200:
             self.send({}, b'{"error": "no"}', self.hub.status)
-        elif url.path.startswith("/api/models/org/name"):
+        elif url.path.startswith("/api/models/org/name") or url.path.startswith("/api/datasets/org/name"):
             self.send({"Content-Type": "application/json"}, self.hf_listing())
-        elif url.path.startswith("/org/name/resolve/"):
+        elif "/org/name/resolve/" in url.path:
             self.file(unquote(url.path.split(f"/{COMMIT}/")[1]))
         elif url.path.endswith("/repo/files"):
             self.send({"Content-Type": "application/json"}, self.hub.listing or self.ms_listing())
@@ -147,6 +147,39 @@ def test_one_file_of_a_repository_is_fetched_with_its_terms(scheme, hub, tmp_pat
     assert path.read_bytes() == b"GGUF"
     content = path.parent.parent
     assert {p.name for p in content.rglob("*") if p.is_file()} == {"model-Q8_0.gguf", "README.md", "LICENSE"}
+
+
+@pytest.mark.parametrize("scheme", ["hf", "ms"])
+def test_pin_of_one_file_of_a_repository_is_checked(scheme, hub, tmp_path):
+    uri = f"{scheme}:org/name#weights/model-Q8_0.gguf"
+    right = hashlib.sha256(b"GGUF").hexdigest()
+    assert fetch(uri, tmp_path / "a", offline=False, sha256=right).read_bytes() == b"GGUF"
+    with pytest.raises(UserError) as caught:
+        fetch(uri, tmp_path / "b", offline=False, sha256="0" * 64)
+    assert caught.value.code == "sources.sha256"
+
+
+def test_pin_of_a_folder_is_refused(hub, tmp_path):
+    with pytest.raises(UserError) as caught:
+        fetch("ms:org/name", tmp_path, offline=False, sha256="0" * 64)
+    assert caught.value.code == "sources.pinned_folder"
+
+
+def test_file_of_a_dataset_is_fetched(hub, tmp_path):
+    hub.files["data/train.jsonl"] = b"{}"
+    path = fetch("hf:datasets/org/name#data/train.jsonl", tmp_path, offline=False)
+    assert path.read_bytes() == b"{}"
+    assert any("/api/datasets/org/name" in asked for asked in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [("hf:datasets/org/name", "sources.dataset_file"), ("ms:datasets/org/name#a", "sources.ms_dataset")],
+)
+def test_dataset_that_cannot_be_fetched_is_explained(uri, code, tmp_path):
+    with pytest.raises(UserError) as caught:
+        fetch(uri, tmp_path, offline=False)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("scheme", ["hf", "ms"])

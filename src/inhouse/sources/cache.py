@@ -44,8 +44,8 @@ def entry_of(request: Request, scheme: str, readable: str) -> Path:
     return request.cache / scheme / f"{name}-{sha256(request.uri.encode()).hexdigest()[:12]}"
 
 
-def keep(request: Request, entry: Path, download: Callable[[Path], dict[str, Any]]) -> Path:
-    """The entry, made by `download(staging)` when it is not there yet.
+def keep(request: Request, entry: Path, named: str, download: Callable[[Path], dict[str, Any]]) -> Path:
+    """The path `named` in the entry's content ('' for all of it), fetched by `download(staging)` when it is not there.
 
     `download` fills `staging/content` and `staging/licence` and returns the facts for source.json. The staging
     folder survives a crash, so that a download can go on where it stopped. Offline and absent: sources.offline.
@@ -56,12 +56,12 @@ def keep(request: Request, entry: Path, download: Callable[[Path], dict[str, Any
         with disk_errors(request.cache):
             entry.parent.mkdir(parents=True, exist_ok=True)
             with _held(entry.with_name(f".{entry.name}.lock"), request.events):
-                _make(request, entry, download)
-    verify_pin(request, entry / CONTENT)
-    return entry
+                _make(request, entry, named, download)
+    verify_pin(request, entry / CONTENT / named)
+    return entry / CONTENT / named
 
 
-def _make(request: Request, entry: Path, download: Callable[[Path], dict[str, Any]]) -> None:
+def _make(request: Request, entry: Path, named: str, download: Callable[[Path], dict[str, Any]]) -> None:
     if (entry / SOURCE).exists():
         return  # another process made it while this one waited
     staging = entry.with_name(f".{entry.name}.part")
@@ -69,7 +69,7 @@ def _make(request: Request, entry: Path, download: Callable[[Path], dict[str, An
         (staging / name).mkdir(parents=True, exist_ok=True)
     try:
         facts = download(staging)
-        verify_pin(request, staging / CONTENT)
+        verify_pin(request, staging / CONTENT / named)
     except UserError as error:
         if error.code != "sources.network":  # what came before the network broke is where the next try goes on
             shutil.rmtree(staging, ignore_errors=True)
@@ -106,12 +106,13 @@ def protect(folder: Path) -> None:
             path.chmod(0o444)
 
 
-def verify_pin(request: Request, content: Path) -> None:
-    """Raise sources.sha256 unless the single file below `content` has the pinned hash."""
-    files = [p for p in content.rglob("*") if p.is_file()]
-    if request.sha256 is None or len(files) != 1:
+def verify_pin(request: Request, path: Path) -> None:
+    """Raise sources.sha256 unless `path` has the pinned hash, sources.pinned_folder when it is no single file."""
+    if request.sha256 is None:
         return
-    found = hash_file(files[0])
+    if not path.is_file():
+        raise UserError("sources.pinned_folder", uri=request.uri)
+    found = hash_file(path)
     if found != request.sha256.lower():
         raise UserError("sources.sha256", uri=request.uri, expected=request.sha256, found=found)
 

@@ -18,8 +18,7 @@ def fetch(request: Request) -> Path:
     """The repository's folder, or the one file asked for, downloaded when the cache has it not."""
     name = hub.parse(request.uri)
     entry = entry_of(request, "hf", name.repository.replace("/", "--"))
-    keep(request, entry, lambda staging: _download(request, staging))
-    return hub.result(entry / CONTENT, name)
+    return keep(request, entry, name.file or "", lambda staging: _download(request, staging))
 
 
 def _download(request: Request, staging: Path) -> dict[str, Any]:

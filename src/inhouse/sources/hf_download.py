@@ -30,15 +30,24 @@ def download(uri: str, folder: Path) -> dict[str, Any]:
     name = hub.parse(uri)
     environment = settings()
     endpoint, token = environment.hf_endpoint, environment.hf_token
+    kind = "dataset" if name.is_dataset else "model"
     try:
-        info = HfApi(endpoint=endpoint, token=token).model_info(
-            name.repository, revision=name.revision, files_metadata=True
-        )
+        api = HfApi(endpoint=endpoint, token=token)
+        ask = api.dataset_info if name.is_dataset else api.model_info
+        info = ask(name.repository, revision=name.revision, files_metadata=True)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
         chosen = hub.choose(uri, name, sizes)
         hub.require_space(folder, sum(sizes[f] for f in chosen))
         for file in chosen:
-            hf_hub_download(name.repository, file, revision=info.sha, local_dir=folder, endpoint=endpoint, token=token)
+            hf_hub_download(
+                name.repository,
+                file,
+                repo_type=kind,
+                revision=info.sha,
+                local_dir=folder,
+                endpoint=endpoint,
+                token=token,
+            )
     except HfHubHTTPError as error:
         raise explain(uri, error) from error
     except (httpx.HTTPError, LocalEntryNotFoundError, FileMetadataError, ConnectionError) as error:

@@ -1,4 +1,7 @@
-"""What the hubs have in common: `scheme:org/name[@revision][#file]`, and which of a repository's files are fetched."""
+"""What the hubs have in common: which repository a URI names, and which of its files are fetched.
+
+`hf:org/name[@revision][#file]` is a model; `hf:datasets/org/name[@revision]#file` is one file of a dataset.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from inhouse.core.errors import UserError
 from inhouse.sources.archive import is_inside
 
 URI = re.compile(
-    r"^(?:hf|ms):(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?:#(?P<file>.+))?$"
+    r"^(?:hf|ms):(?P<datasets>datasets/)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?:#(?P<file>.+))?$"
 )
 # Weights as safetensors or GGUF, and text. Never pickles (.bin, .pt, .ckpt) and never code (.py).
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "README.md")
@@ -29,14 +32,17 @@ class HubName:
     repository: str
     revision: str | None
     file: str | None
+    is_dataset: bool = False
 
 
 def parse(uri: str) -> HubName:
-    """The parts of a hub URI; raise sources.hub_uri when it does not read org/name."""
+    """The parts of a hub URI; raise sources.hub_uri or sources.dataset_file."""
     match = URI.match(uri)
     if match is None or (match["file"] is not None and not is_inside(match["file"])):
         raise UserError("sources.hub_uri", uri=uri, scheme=uri.split(":")[0])
-    return HubName(match["repository"], match["revision"], match["file"])
+    if match["datasets"] and match["file"] is None:
+        raise UserError("sources.dataset_file", uri=uri)
+    return HubName(match["repository"], match["revision"], match["file"], match["datasets"] is not None)
 
 
 def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
@@ -79,8 +85,3 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise UserError("store.no_space", path=folder, free_mb=free // 2**20)
-
-
-def result(content: Path, name: HubName) -> Path:
-    """What `fetch` returns: the one file that was asked for, else the folder."""
-    return content / name.file if name.file is not None else content

