@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
@@ -106,8 +107,13 @@ def _parts(rows: Sequence[Draftee], split: SplitParams | None) -> list[Part]:
     if split is None:
         split = SplitParams(test=0.0) if any(r.part == "test" for r in rows) else SplitParams()
     open_rows = [r for r in rows if r.part is None]
-    decided = iter(assign([_question(r.draft) for r in open_rows], split) if open_rows else [])
-    return [next(decided) if r.part is None else r.part for r in rows]
+    questions = [_question(r.draft) for r in open_rows]
+    decided = iter(assign(questions, split) if questions else [])
+    parts = [next(decided) if r.part is None else r.part for r in rows]
+    if questions and split.test and "test" not in parts:
+        count = len(set(questions))
+        raise UserError("split.no_test", rows=count, asked=f"{split.test:.1%}", least=ceil(1 / split.test))
+    return parts
 
 
 def _question(draft: Draft) -> str:

@@ -9,7 +9,6 @@ from math import ceil
 
 from pydantic import Field, model_validator
 
-from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.rows import Part
@@ -36,7 +35,7 @@ def assign(questions: Sequence[str], split: SplitParams) -> list[Part]:
     """A part for each question, by a hash of its content: more data later moves no row to another part.
 
     Order, white space and case do not matter. A share too small to be hit by chance still gets the question with the
-    smallest hash when there are enough of them; with fewer, raises split.no_test.
+    smallest hash when there are enough of them.
     """
     require("data", "xxhash")
     import xxhash
@@ -45,8 +44,6 @@ def assign(questions: Sequence[str], split: SplitParams) -> list[Part]:
     ordered = sorted(set(keys))
     test = _bound(ordered, 0, split.test)
     valid = _bound(ordered, test, split.valid)
-    if split.test and not test:
-        raise UserError("split.no_test", rows=len(ordered), asked=f"{split.test:.1%}", least=ceil(1 / split.test))
     return ["test" if key < test else "valid" if key < valid else "train" for key in keys]
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text
 from inhouse.core.params import Params
-from inhouse.data.records import MAX_LINE_BYTES, Reason, Record, Reject, excerpt, lines
+from inhouse.data.records import MAX_LINE_BYTES, TEXTS, Reason, Record, Reject, excerpt, lines
 
 SUFFIXES = (".csv", ".tsv", ".tab")
 BROKEN = "\udcff"  # a lone surrogate: no decoded text holds one, so it marks what could not be decoded
@@ -65,7 +66,7 @@ class _Lines:
             return raw.decode(self.encoding)
         except UnicodeDecodeError:
             self.bad[self.last] = "invalid_encoding"
-            return raw.decode("utf-8", "replace") + BROKEN
+            return raw.decode("utf-8", "replace").rstrip("\r\n") + BROKEN + "\n"
 
     def reason(self, first: int, last: int) -> Reason | None:
         """Why one of these lines cannot be used."""
@@ -115,11 +116,13 @@ def _columns(path: Path, params: CsvReader) -> tuple[tuple[str, ...], int]:
     if params.columns is not None:
         return params.columns, params.header_lines or 0
     source = _Lines(path, params.encoding, 0)
-    header = next(_reader(source, _delimiter(path, params), params.quote), [])
-    if source.bad:
-        raise UserError("data.header", path=path.name, problem=f"{source.bad.popitem()[1]} ({params.encoding})")
+    header, problem, _, last = next(_rows(source, _delimiter(path, params), params.quote), ([], "", 0, 0))
+    if reason := source.reason(1, last):
+        problem = f"{text(TEXTS[reason])} ({params.encoding})"
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError("data.header", path=path.name, problem=f"columns named twice: {', '.join(twice)}")
+        problem = f"columns named twice: {', '.join(twice)}"
+    if problem:
+        raise UserError("data.header", path=path.name, problem=problem)
     return tuple(header), max(params.header_lines or 1, source.last)
 
 

@@ -1,0 +1,215 @@
+"""Shapes: columns become conversations; what does not fit is rejected with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inhouse.core.errors import UserError
+from inhouse.core.messages import text
+from inhouse.data.stage import DataParams
+
+ALPACA = {"instruction": "Translate", "input": "hello", "output": "你好"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+PROMPT = {"prompt": "2 + 2 =", "completion": "4"}
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+def build(folder: Any, row: dict[str, Any], **data: Any) -> Any:
+    """One train row of interest, and a fixed test row so that the build has both parts."""
+    folder.jsonl("train.jsonl", [row])
+    folder.jsonl("test.jsonl", [{"messages": [user("fixed"), assistant("row")]}])
+    sources = [
+        {"name": "row", "from": "train.jsonl", "part": "train"},
+        {"name": "fixed", "from": "test.jsonl", "part": "test"},
+    ]
+    return folder.run({"sources": sources, "steps": [], "fail_above": 1.0, **data})
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (ALPACA, [user("Translate\n\nhello"), assistant("你好")]),
+        ({"instruction": "Say hi", "output": "hi"}, [user("Say hi"), assistant("hi")]),
+        (ALPACA | {"input": None, "system": "Be brief"}, [system("Be brief"), user("Translate"), assistant("你好")]),
+        (SHAREGPT, [user("hi"), assistant("hello")]),
+        (SHAREGPT | {"system": "Be kind"}, [system("Be kind"), user("hi"), assistant("hello")]),
+        (MESSAGES, [user("hi"), assistant("hello")]),
+        ({"messages": [system(" "), *MESSAGES["messages"]]}, [user("hi"), assistant("hello")]),
+        ({"messages": [{"role": "developer", "content": "x"}, user("a"), assistant("b")]},
+         [system("x"), user("a"), assistant("b")]),
+        ({"messages": [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), assistant("c")]},
+         [user("ab"), assistant("c")]),
+        (PROMPT, [user("2 + 2 ="), assistant("4")]),
+        ({"prompt": [user("a")], "completion": [assistant("b")]}, [user("a"), assistant("b")]),
+    ],
+)  # fmt: skip
+def test_chat_shape_is_recognised_and_becomes_messages(folder: Any, row: dict[str, Any], wanted: Any) -> None:
+    ran = build(folder, row)
+    assert [r["messages"] for r in ran.lines("train.jsonl")] == [wanted]
+
+
+def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        user("Weather?"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+        assistant("Sunny."),
+    ]
+    ran = build(folder, {"messages": turns, "tools": [{"type": "function"}]}, steps=["normalize", "exact_dedup"])
+    (row,) = ran.lines("train.jsonl")
+    assert row["messages"][1] == {"role": "assistant", "tool_calls": [call]}
+    assert row["messages"][2:] == turns[2:]
+    assert "data.tools_ignored" in ran.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ALPACA | {"output": None}, "empty_text"),
+        (ALPACA | {"output": "  "}, "empty_text"),
+        (ALPACA | {"output": 4.5}, "wrong_type"),
+        (ALPACA | {"instruction": ["x"]}, "wrong_type"),
+        ({"conversations": [{"from": "human", "value": "hi"}]}, "no_answer"),
+        ({"conversations": [{"from": "gpt", "value": "hi"}]}, "no_prompt"),
+        ({"conversations": [{"from": "martian", "value": "hi"}]}, "unknown_role"),
+        ({"conversations": [{"from": "human", "value": ""}]}, "empty_text"),
+        ({"conversations": "text"}, "wrong_type"),
+        ({"conversations": ["text"]}, "wrong_type"),
+        ({"messages": []}, "no_answer"),
+        ({"messages": None}, "wrong_type"),
+        ({"messages": ["x"]}, "wrong_type"),
+        ({"messages": [{"role": "oracle", "content": "x"}]}, "unknown_role"),
+        ({"messages": [user(""), assistant("x")]}, "empty_text"),
+        ({"messages": [user([{"type": "image_url"}]), assistant("x")]}, "wrong_type"),
+        ({"messages": [user(["x"]), assistant("x")]}, "wrong_type"),
+        ({"messages": [user("x"), {"role": "assistant", "content": "y", "tool_calls": ["z"]}]}, "wrong_type"),
+        ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "no_answer"),
+        ({"prompt": "x", "completion": "\ud800"}, "invalid_encoding"),
+    ],
+)
+def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:
+    folder.jsonl("train.jsonl", [row])
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "train.jsonl"})
+    assert error.value.code == "data.too_many_rejects"
+    assert f"train.jsonl:1: {text('data.reason.' + reason)}" in str(error.value)
+
+
+def test_named_chat_shape_is_used_over_the_recognised_one(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [ALPACA | MESSAGES])
+    folder.jsonl("t.jsonl", [ALPACA | {"output": "hallo"}])
+    sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
+    ran = folder.run({"sources": sources, "shape": "alpaca"})
+    assert ran.lines("train.jsonl")[0]["messages"][0] == user("Translate\n\nhello")
+
+
+def test_columns_are_renamed_to_what_the_shape_expects(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [{"question": "q1", "answer": "a1"}])
+    folder.jsonl("t.jsonl", [PROMPT])
+    rename = {"question": "prompt", "answer": "completion"}
+    sources = [{"from": "a.jsonl", "part": "train", "rename": rename}, {"from": "t.jsonl", "part": "test"}]
+    ran = folder.run({"sources": sources})
+    assert ran.lines("train.jsonl")[0]["messages"] == [user("q1"), assistant("a1")]
+
+
+def test_unknown_shape_lists_columns_and_known_shapes(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [{"question": "q", "answer": "a"}])
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "a.jsonl"})
+    assert error.value.code == "data.shape_unknown"
+    for word in ("answer, question", "alpaca", "sharegpt", "messages", "prompt_completion", "rename"):
+        assert word in str(error.value)
+
+
+def test_shape_whose_columns_are_missing_lists_columns(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [{"body": "q", "label": "a"}])
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "a.jsonl", "shape": {"use": "classification"}})
+    assert error.value.code == "data.columns"
+    assert "text, label" in str(error.value)
+    assert "body, label" in str(error.value)
+
+
+def classified(folder: Any, rows: list[dict[str, Any]], **shape: Any) -> Any:
+    folder.jsonl("a.jsonl", rows)
+    folder.jsonl("t.jsonl", [{"text": "test", "label": "a", "title": "T", "body": "test"}])
+    sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
+    return folder.run({"sources": sources, "steps": [], "fail_above": 0.5, "shape": {"use": "classification", **shape}})
+
+
+def test_classification_fills_the_prompt_once_and_answers_with_the_label(folder: Any) -> None:
+    rows = [{"text": "see {title} \\1", "label": "a", "title": "One"}, {"text": "x", "label": "b", "title": None}]
+    ran = classified(folder, rows, prompt='{"q": "{title}: {text}"}', system="Sort.")
+    found = {row["label"]: row["messages"] for row in ran.lines("train.jsonl")}
+    assert found["a"] == [system("Sort."), user('{"q": "One: see {title} \\1"}'), assistant("a")]
+    assert found["b"] == [system("Sort."), user('{"q": ": x"}'), assistant("b")]
+
+
+def test_classification_takes_other_columns_and_number_labels(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [{"body": "x", "y": 0}, {"body": "z", "y": True}])
+    folder.jsonl("t.jsonl", [{"body": "t", "y": 0}])
+    shape = {"use": "classification", "text_column": "body", "label_column": "y", "prompt": "Q {text}"}
+    sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
+    ran = folder.run({"sources": sources, "shape": shape})
+    assert {r["messages"][0]["content"]: r["label"] for r in ran.lines("train.jsonl")} == {"Q x": "0", "Q z": "true"}
+    assert ran.facts["labels"] == ["0", "true"]
+
+
+def test_classification_keeps_the_order_of_the_labels_named(folder: Any) -> None:
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
+    assert classified(folder, rows, labels=["b", "c", "a"]).facts["labels"] == ["b", "c", "a"]
+
+
+def test_classification_label_outside_the_list_is_rejected_with_its_name(folder: Any) -> None:
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}, {"text": "z", "label": "oops"}]
+    ran = classified(folder, rows, labels=["a", "b"])
+    (reject,) = ran.lines("rejected.jsonl")
+    assert (reject["reason"], reject["detail"], reject["line"], reject["file"]) == (
+        "unknown_label",
+        "oops",
+        3,
+        "a.jsonl",
+    )
+    assert "data.rejected" in ran.notes
+
+
+def test_classification_rows_with_missing_columns_or_texts_are_rejected(folder: Any) -> None:
+    rows = [{"text": str(n), "label": "ab"[n % 2]} for n in range(6)]
+    ran = classified(folder, [*rows, {"label": "a"}, {"text": None, "label": "a"}, {"text": "x", "label": ""}])
+    assert [r["reason"] for r in ran.lines("rejected.jsonl")] == ["missing_column", "empty_text", "empty_text"]
+
+
+def test_classification_without_the_text_column_needs_some_text(folder: Any) -> None:
+    rows = [{"title": "x", "label": "a"}, {"title": "y", "label": "b"}, {"title": "", "label": "b"}]
+    ran = classified(folder, rows, prompt="Sort: {title}")
+    assert [r["reason"] for r in ran.lines("rejected.jsonl")] == ["empty_text"]
+
+
+def test_one_class_training_part_is_refused(folder: Any) -> None:
+    with pytest.raises(UserError) as error:
+        classified(folder, [{"text": "x", "label": "a"}, {"text": "y", "label": "a"}])
+    assert error.value.code == "data.one_class"
+
+
+@pytest.mark.parametrize(
+    "shape", [{"prompt": "no place"}, {"labels": ["a", "a"]}, {"labels": ["a"]}, {"use": "haiku"}, "haiku"]
+)
+def test_shape_settings_that_make_no_sense_are_refused(shape: Any) -> None:
+    shape = {"use": "classification", **shape} if isinstance(shape, dict) else shape
+    with pytest.raises(ValueError, match="shape"):
+        DataParams.model_validate({"sources": "a.jsonl", "shape": shape})

@@ -1,0 +1,232 @@
+"""Steps: what changes, what is dropped and why, against slow references."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inhouse.core.errors import UserError
+from inhouse.core.plugins import operators
+from inhouse.core.run import Events
+from inhouse.data.table import Table, apply_steps
+
+PUNCTUATION = "，。！？；：、“”‘’（）《》【】—…·～％＋－０１２ＡＢ　"
+PARTS = ["train", "valid", "test"]
+
+
+def table_of(rows: list[tuple[str, str, str | None]], ids: list[int] | None = None) -> Table:
+    """A table of (text, part, label) rows of one text each."""
+    ids = ids or list(range(1, len(rows) + 1))
+    frame = pl.DataFrame(
+        {
+            "row": pl.Series(ids, dtype=pl.UInt64),
+            "source": ["s"] * len(rows),
+            "offset": pl.Series(range(len(rows)), dtype=pl.Int64),
+            "part": pl.Series([r[1] for r in rows], dtype=pl.String),
+            "label": pl.Series([r[2] for r in rows], dtype=pl.String),
+            "text": pl.Series([r[0] for r in rows], dtype=pl.String),
+        }
+    ).sort("row")
+    pieces = frame.select("row", pl.lit(0, pl.UInt32).alias("slot"), pl.lit("text").alias("name"), "text")
+    return Table(frame.drop("text"), pieces.with_columns(answer=pl.lit(False)))
+
+
+def cleaner(use: str, **params: Any) -> Any:
+    return operators("cleaner")[use].params(**params)
+
+
+def after(table: Table, *steps: Any, seed: int = 0, batch_rows: int = 8192) -> Table:
+    return apply_steps(table, steps, seed, Events(), batch_rows)
+
+
+def texts(table: Table) -> list[str]:
+    return table.docs()["text"].to_list()
+
+
+def changed(text: str, *steps: Any) -> str:
+    return texts(after(table_of([(text, "train", None)]), *steps))[0]
+
+
+def drops(table: Table) -> dict[int, tuple[str, int | None]]:
+    return {d["row"]: (d["reason"], d["kept"]) for frame in table.dropped for d in frame.iter_rows(named=True)}
+
+
+EXAMPLES = {
+    "normalize": cleaner("normalize"),
+    "truncate": cleaner("truncate", max_words=2, max_chars=5),
+    "length": cleaner("length", min_words=1, max_chars=6),
+    "exact_dedup": cleaner("exact_dedup"),
+    "balance": cleaner("balance", per_label={"train": 2, "test": 1}),
+}
+row_lists = st.lists(
+    st.tuples(st.text("ab 中，", min_size=1, max_size=4), st.sampled_from(PARTS), st.sampled_from("xy")), max_size=12
+)
+
+
+@pytest.mark.parametrize("name", sorted(operators("cleaner")))
+def test_cleaner_contract_holds(name: str) -> None:
+    operator = operators("cleaner")[name]
+    needed = {"map": ["change"], "keep": ["drop_reason"], "reduce": ["emit", "decide"]}
+    for function in needed[operator.function("SHAPE")]:
+        assert callable(operator.function(function))
+    assert name in EXAMPLES, "add an example, so that the properties below hold for every step"
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@settings(max_examples=25, deadline=None)
+@given(rows=row_lists, batch=st.integers(1, 5))
+def test_step_result_does_not_depend_on_batches(name: str, rows: list[Any], batch: int) -> None:
+    whole = after(table_of(rows), EXAMPLES[name])
+    cut = after(table_of(rows), EXAMPLES[name], batch_rows=batch)
+    assert whole.rows.equals(cut.rows)
+    assert whole.pieces.equals(cut.pieces)
+    assert drops(whole) == drops(cut)
+    assert whole.rows.height + len(drops(whole)) == len(rows)
+
+
+# normalize
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_normalize_twice_changes_nothing_more(text: str) -> None:
+    once = changed(text.encode("utf-8", "ignore").decode(), cleaner("normalize"))
+    assert changed(once, cleaner("normalize")) == once
+    assert unicodedata.is_normalized("NFC", once)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in once)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("中文ab" + PUNCTUATION, min_size=1, max_size=30))
+def test_normalize_keeps_chinese_punctuation(text: str) -> None:
+    found = changed(text, cleaner("normalize"))
+    kept = Counter(c for c in found if c in PUNCTUATION and c != "　")
+    assert kept == Counter(c for c in text if c in PUNCTUATION and c != "　")
+    assert found.rstrip("　") == text.rstrip("　")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("cafe\u0301", "café"),
+        ("a\x00b\x1fc\ufeff", "abc"),
+        ("a\r\nb\rc\x85d", "a\nb\nc\nd"),
+        ("one  two\t\tthree\u00a0 four", "one two three four"),
+        ("line  \n\n\n\nnext \n", "line\n\nnext"),
+        ("def f():\n    return  1", "def f():\n    return 1"),
+        ("　　第一段", "　　第一段"),
+        ("２０２６年，（甲）", "２０２６年，（甲）"),
+    ],
+)
+def test_normalize_repairs_what_carries_no_meaning(text: str, wanted: str) -> None:
+    assert changed(text, cleaner("normalize")) == wanted
+
+
+# truncate
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab 中\n", max_size=30), st.integers(1, 5))
+def test_truncate_keeps_the_first_words(text: str, limit: int) -> None:
+    found = changed(text, cleaner("truncate", max_words=limit))
+    assert found.split() == text.split()[:limit]
+    assert text.startswith(found)
+
+
+def test_truncate_cuts_chinese_by_characters() -> None:
+    assert changed("银行下调了利率", cleaner("truncate", max_chars=4)) == "银行下调"
+    assert changed("银行 下调", cleaner("truncate", max_chars=3)) == "银行"
+
+
+def test_truncate_never_cuts_an_answer() -> None:
+    pieces = pl.DataFrame({"text": ["a b c", "a b c"], "answer": [False, True]})
+    truncate = operators("cleaner")["truncate"]
+    found = truncate.function("change")(pieces, cleaner("truncate", max_words=1))
+    assert found.to_list() == ["a", "a b c"]
+
+
+# length
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab 中\n", min_size=1, max_size=12), st.integers(1, 4), st.integers(4, 8))
+def test_length_agrees_with_counting_by_hand(text: str, least: int, most: int) -> None:
+    def reason(**params: int) -> str | None:
+        return drops(after(table_of([(text, "train", None)]), cleaner("length", **params))).get(1, (None,))[0]
+
+    words = len(text.split())
+    assert reason(min_words=least, max_words=most) == (
+        "too_short" if words < least else "too_long" if words > most else None
+    )
+    assert reason(min_chars=least, max_chars=most) == (
+        "too_short" if len(text) < least else "too_long" if len(text) > most else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "params"), [("truncate", {}), ("length", {"min_words": 3, "max_words": 2}), ("balance", {})]
+)
+def test_step_settings_that_make_no_sense_are_refused(use: str, params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        cleaner(use, **params)
+
+
+# exact_dedup
+
+
+@settings(max_examples=150, deadline=None)
+@given(row_lists, st.randoms(use_true_random=False))
+def test_exact_dedup_agrees_with_a_slow_reference(rows: list[Any], random: Any) -> None:
+    ids = random.sample(range(1, 1000), len(rows))
+    groups: dict[str, list[tuple[int, int, str, str]]] = defaultdict(list)
+    for number, (text, part, label) in zip(ids, rows, strict=True):
+        groups[text].append((["test", "valid", "train"].index(part), number, part, label))
+    wanted = {}
+    for members in groups.values():
+        _, kept, kept_part, kept_label = min(members)
+        for _, number, part, label in members:
+            if number != kept:
+                other = "duplicate" if label == kept_label else "duplicate_other_label"
+                wanted[number] = (other if part == kept_part else f"duplicate_of_{kept_part}", kept)
+    found = after(table_of(rows, ids), cleaner("exact_dedup"))
+    assert drops(found) == wanted
+    docs = found.docs()
+    assert docs["text"].is_unique().all()
+
+
+# balance
+
+
+def test_balance_keeps_the_quota_of_each_label_and_part() -> None:
+    rows = [(str(n), part, label) for n in range(9) for part in PARTS for label in "xy"]
+    found = after(table_of(rows), cleaner("balance", per_label={"train": 4, "test": 20}), seed=3)
+    counts = Counter(found.rows.select("part", "label").iter_rows())
+    assert counts == {(p, label): {"train": 4, "valid": 9, "test": 9}[p] for p in PARTS for label in "xy"}
+    assert found.rows["row"].is_sorted()
+    every = after(table_of(rows), cleaner("balance", per_label=1), seed=3)
+    assert every.rows.height == 6
+
+
+def test_balance_choice_depends_on_the_seed_and_not_on_other_labels() -> None:
+    rows = [(str(n), "train", "x") for n in range(40)]
+    more = [*rows, *[(f"y{n}", "train", "y") for n in range(40)]]
+    balance = cleaner("balance", per_label=10)
+
+    def chosen(table: Table, seed: int) -> set[int]:
+        found = after(table, balance, seed=seed).rows
+        return set(found.filter(pl.col("label") == "x")["row"])
+
+    assert chosen(table_of(rows), 1) == chosen(table_of(more), 1)
+    assert chosen(table_of(rows), 1) != chosen(table_of(rows), 2)
+
+
+def test_balance_without_labels_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        after(table_of([("a", "train", None)]), cleaner("balance", per_label=1))
+    assert error.value.code == "data.balance_labels"
