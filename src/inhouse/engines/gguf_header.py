@@ -73,6 +73,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
 }
 
 Scalar = int | float | bool | str
+Declared = tuple[str, tuple[int, ...], int, int]  # a tensor's name, shape, type number, offset in the data
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,7 @@ class _Reader:
             self.skip(self.number("<Q"))
         return ArrayValue(length, shown)
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape, type number, offset from the start of the data."""
+    def tensor(self) -> Declared:
         name = self.string(LONGEST_TENSOR_NAME)
         count = self.number("<I")
         self.require(1 <= count <= MOST_DIMENSIONS, f"tensor {name!r} has {count} dimensions")
@@ -208,23 +208,22 @@ class _Reader:
         self.require(fits, f"tensor {name!r} has the impossible shape {shape}")
         return name, shape, self.number("<I"), self.number("<Q")
 
-    def placed(
-        self, version: int, metadata: dict[str, Value], found: list[tuple[str, tuple[int, ...], int, int]]
-    ) -> GgufHeader:
+    def placed(self, version: int, metadata: dict[str, Value], found: list[Declared]) -> GgufHeader:
         """Compute where each tensor lies, and check that it lies inside the file, aligned and apart from the rest."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         good = isinstance(alignment, int) and 8 <= alignment <= 2**20 and alignment & (alignment - 1) == 0
         self.require(good, f"its alignment is {str(alignment)[:32]!r}")
         step = int(str(alignment))
         start = -(-self.at // step) * step
-        tensors = tuple(self.place(start, step, *each) for each in found)
+        tensors = tuple(self.place(start, step, each) for each in found)
         self.require(len({t.name for t in tensors}) == len(tensors), "two tensors have the same name")
         ordered = sorted(tensors, key=lambda t: t.offset)
         for left, right in pairwise(ordered):
             self.require(left.offset + left.bytes <= right.offset, f"{left.name!r} and {right.name!r} overlap")
         return GgufHeader(version, metadata, tensors, start, self.size)
 
-    def place(self, start: int, step: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Tensor:
+    def place(self, start: int, step: int, declared: Declared) -> Tensor:
+        name, shape, kind, offset = declared
         self.require(kind in TYPES, f"tensor {name!r} has the unknown type {kind}")
         type_name, block, block_bytes = TYPES[kind]
         self.require(shape[0] % block == 0, f"tensor {name!r}: rows of {shape[0]} do not fit {type_name}")

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.errors import UserError, from_dict
-from inhouse.sources import child, hub
 from inhouse.sources.cache import CONTENT, Request, entry_of, keep
+from inhouse.sources.child import run_module
+from inhouse.sources.hub import parse
 
 MODULE = "inhouse.sources.hf_download"
 
 
 def fetch(request: Request) -> Path:
     """The repository's folder, or the one file asked for, downloaded when the cache has it not."""
-    name = hub.parse(request.uri)
+    name = parse(request.uri)
     entry = entry_of(request, "hf", name.repository.replace("/", "--"))
     return keep(request, entry, name.file or "", lambda staging: _download(request, staging))
 
@@ -25,7 +26,7 @@ def _download(request: Request, staging: Path) -> dict[str, Any]:
     """Let huggingface_hub work in a child process: its transfers run in threads that cannot be stopped here."""
     answer = staging / "tmp" / "answer.json"
     answer.unlink(missing_ok=True)
-    status, log = child.run_module([MODULE, request.uri, str(staging / CONTENT), str(answer)], staging, request.events)
+    status, log = run_module([MODULE, request.uri, str(staging / CONTENT), str(answer)], staging, request.events)
     if not answer.exists():
         last = (log.strip().splitlines() or [f"exit status {status}"])[-1]
         raise UserError("sources.hub", uri=request.uri, reason=last)

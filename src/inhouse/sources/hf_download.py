@@ -9,7 +9,7 @@ from typing import Any
 
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.settings import settings
-from inhouse.sources import hub
+from inhouse.sources.hub import choose, parse, require_space
 
 
 def main(uri: str, folder: Path, answer: Path) -> None:
@@ -27,7 +27,7 @@ def download(uri: str, folder: Path) -> dict[str, Any]:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError
 
-    name = hub.parse(uri)
+    name = parse(uri)
     environment = settings()
     endpoint, token = environment.hf_endpoint, environment.hf_token
     kind = "dataset" if name.is_dataset else "model"
@@ -36,8 +36,8 @@ def download(uri: str, folder: Path) -> dict[str, Any]:
         ask = api.dataset_info if name.is_dataset else api.model_info
         info = ask(name.repository, revision=name.revision, files_metadata=True)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
-        chosen = hub.choose(uri, name, sizes)
-        hub.require_space(folder, sum(sizes[f] for f in chosen))
+        chosen = choose(uri, name, sizes)
+        require_space(folder, sum(sizes[f] for f in chosen))
         for file in chosen:
             hf_hub_download(
                 name.repository,

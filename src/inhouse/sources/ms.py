@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file
 from inhouse.core.settings import settings
-from inhouse.sources import hub
 from inhouse.sources.cache import CONTENT, Request, entry_of, keep
+from inhouse.sources.hub import HubName, choose, parse, require_space
 
 if TYPE_CHECKING:
     import httpx
@@ -36,14 +36,14 @@ class HubFile:
 
 def fetch(request: Request) -> Path:
     """The repository's folder, or the one file asked for, downloaded when the cache has it not."""
-    name = hub.parse(request.uri)
+    name = parse(request.uri)
     entry = entry_of(request, "ms", name.repository.replace("/", "--"))
     if name.is_dataset:
         raise UserError("sources.ms_dataset", uri=request.uri)
     return keep(request, entry, name.file or "", lambda staging: _download(request, name, staging / CONTENT))
 
 
-def _download(request: Request, name: hub.HubName, folder: Path) -> dict[str, Any]:
+def _download(request: Request, name: HubName, folder: Path) -> dict[str, Any]:
     import httpx
 
     revision = name.revision or "master"
@@ -51,8 +51,8 @@ def _download(request: Request, name: hub.HubName, folder: Path) -> dict[str, An
     try:
         with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
             files = _list(client, base, revision, request.uri)
-            chosen = [files[f] for f in hub.choose(request.uri, name, {f: e.bytes for f, e in files.items()})]
-            hub.require_space(folder, sum(f.bytes for f in chosen))
+            chosen = [files[f] for f in choose(request.uri, name, {f: e.bytes for f, e in files.items()})]
+            require_space(folder, sum(f.bytes for f in chosen))
             _download_all(client, (base, revision), chosen, folder, request)
     except httpx.HTTPStatusError as error:
         raise _explain(request.uri, error.response.status_code) from error

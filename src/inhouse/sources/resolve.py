@@ -8,8 +8,12 @@ from typing import Literal
 
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events
-from inhouse.sources import hf, local, ms, pypi
 from inhouse.sources.cache import Request, verify_pin
+from inhouse.sources.hf import fetch as fetch_hf
+from inhouse.sources.local import find as find_local
+from inhouse.sources.local import fingerprint as fingerprint_local
+from inhouse.sources.ms import fetch as fetch_ms
+from inhouse.sources.pypi import fetch as fetch_pypi
 
 Scheme = Literal["pypi", "hf", "ms", "http", "https", "local"]
 SCHEMES = ("pypi", "hf", "ms", "http", "https")
@@ -47,12 +51,12 @@ def fetch(
     scheme = scheme_of(uri)
     request = Request(uri=uri, cache=cache, offline=offline, sha256=sha256, events=events or Events())
     if scheme == "local":
-        found = local.find(uri, project_dir or Path.cwd())
+        found = find_local(uri, project_dir or Path.cwd())
         verify_pin(request, found)
         return found
     if scheme in ("http", "https"):
         raise UserError("sources.url", uri=uri)
-    download = {"pypi": pypi.fetch, "hf": hf.fetch, "ms": ms.fetch}[scheme]
+    download = {"pypi": fetch_pypi, "hf": fetch_hf, "ms": fetch_ms}[scheme]
     return download(request)
 
 
@@ -62,4 +66,4 @@ def fingerprint(uri: str, project_dir: Path) -> str:
     Nothing is downloaded: a plan must be made without a network. A hub revision that is not a commit is resolved
     once, when it is fetched, and the cache then keeps answering with that commit.
     """
-    return local.fingerprint(uri, project_dir) if scheme_of(uri) == "local" else uri
+    return fingerprint_local(uri, project_dir) if scheme_of(uri) == "local" else uri
