@@ -262,7 +262,7 @@ def test_terms_stated_go_into_the_record(folder: Any, stated: dict[str, str], wa
 def test_terms_beside_a_folder_are_read_when_none_are_stated(folder: Any) -> None:
     folder.jsonl("d/a.jsonl", PROMPTS)
     folder.write("d/README.md", "---\nlicense: cc-by-nc-4.0\n---\n# Data\n")
-    data = {"sources": {"name": "s", "from": "d", "reader": "jsonl"}}
+    data = {"sources": {"name": "s", "from": "d"}}
     ran = folder.run(data)
     assert [(x.spdx, x.use) for x in ran.made.licences] == [("CC-BY-NC-4.0", "research")]
     with pytest.raises(UserError) as error:

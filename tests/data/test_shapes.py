@@ -100,6 +100,9 @@ def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
         ({"messages": [user("x"), {"role": "assistant", "content": "y", "tool_calls": ["z"]}]}, "wrong_type"),
         ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "no_answer"),
         ({"prompt": "x", "completion": "\ud800"}, "invalid_encoding"),
+        ({"messages": [{"role": "\ud800", "content": "x"}]}, "unknown_role"),
+        ({"messages": [user("x"), assistant("y") | {"tool_calls": [{"a": "\ud800"}]}]}, "invalid_encoding"),
+        ({"messages": [user("x")], "\ud800": 1}, "no_answer"),
     ],
 )
 def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:
@@ -134,6 +137,20 @@ def test_unknown_shape_lists_columns_and_known_shapes(folder: Any) -> None:
     assert error.value.code == "data.shape_unknown"
     for word in ("answer, question", "alpaca", "sharegpt", "messages", "prompt_completion", "rename"):
         assert word in str(error.value)
+
+
+def test_named_chat_shape_whose_columns_are_missing_lists_them(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [PROMPT])
+    with pytest.raises(UserError, match="instruction, output") as error:
+        folder.run({"sources": "a.jsonl", "shape": "alpaca"})
+    assert error.value.code == "data.columns"
+
+
+def test_late_first_record_still_shows_the_shape(folder: Any) -> None:
+    rows = [3] * 150 + [{"prompt": f"{n}", "completion": "x"} for n in range(30)]
+    folder.jsonl("a.jsonl", rows)
+    ran = folder.run({"sources": "a.jsonl", "fail_above": 0.9})
+    assert sum(ran.facts["rows"].values()) == 30
 
 
 def test_shape_whose_columns_are_missing_lists_columns(folder: Any) -> None:

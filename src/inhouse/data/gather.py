@@ -15,8 +15,8 @@ from inhouse.core.rows import Part
 from inhouse.core.run import Events
 from inhouse.data.records import TEXTS, Record, Reject, Unfit, excerpt
 from inhouse.data.settings import DataParams
-from inhouse.data.shapes import Chat, draft_of, expected, fits, recognise
-from inhouse.data.shapes.classification import ClassificationShape, columns_of
+from inhouse.data.shapes import Chat, draft_of, expected, fits, needed_by, recognise
+from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.source import Located, Rejected, read
 from inhouse.data.split import SplitParams, assign
@@ -123,14 +123,17 @@ def _question(draft: Draft) -> str:
 
 def _gather_one(params: DataParams, source: Located, events: Events, limit: int | None) -> SourceRows:
     found = SourceRows(source)
-    items = list(islice(read(source), limit))
-    records = [item for _, item in items[:SAMPLE] if isinstance(item, Record)]
-    if records:
-        found.shape = _shape_of(params, source, records)
-    for file, item in items:
-        if found.read % EVERY == 0:
-            events.progress(found.read, len(items), "rows", source=source.params.name)
-        found.read += 1
+    items = []
+    for pair in islice(read(source), limit):
+        if len(items) % EVERY == 0:
+            events.progress(len(items), None, "rows", source=source.params.name)
+        items.append(pair)
+    found.read = len(items)
+    sample = list(islice((item for _, item in items if isinstance(item, Record)), SAMPLE))
+    found.shape = _shape_of(params, source, sample) if sample else None
+    for number, (file, item) in enumerate(items):
+        if number % EVERY == 0:
+            events.progress(number, found.read, "rows", source=source.params.name)
         _take(found, file, item)
     if not found.read:
         raise UserError("data.empty", source=source.params.name, place=source.params.from_)
@@ -138,20 +141,21 @@ def _gather_one(params: DataParams, source: Located, events: Events, limit: int 
 
 
 def _take(found: SourceRows, file: str, item: Record | Reject) -> None:
+    """Turn one record into a draft, or note why it is none."""
     source = found.located.params
-    if isinstance(item, Record) and found.shape is not None:
-        try:
-            draft = draft_of(item.fields, found.shape)
-        except Unfit as unfit:
-            item = Reject(item.offset, item.line, unfit.reason, unfit.detail, excerpt(item.fields))
-        else:
-            row = row_id(found.located.content, item.offset)
-            found.rows.append(Draftee(row, item.offset, source.part, draft))
-            found.tools += bool(draft.turns and item.fields.get("tools"))
-            return
-    if isinstance(item, Record):  # the sample held none that could be read, so there is no shape to judge by
-        item = Reject(item.offset, item.line, "missing_column", "", excerpt(item.fields))
-    found.rejected.append(Rejected(source.name, file, item))
+    if isinstance(item, Reject):
+        found.rejected.append(Rejected(source.name, file, item))
+        return
+    assert found.shape is not None  # chosen from the records: with one record there is a shape
+    try:
+        draft = draft_of(item.fields, found.shape)
+    except Unfit as unfit:
+        reject = Reject(item.offset, item.line, unfit.reason, unfit.detail, excerpt(item.fields))
+        found.rejected.append(Rejected(source.name, file, reject))
+        return
+    row = row_id(found.located.content, item.offset)
+    found.rows.append(Draftee(row, item.offset, source.part, draft))
+    found.tools += bool(draft.turns and item.fields.get("tools"))
 
 
 def row_id(content: str, offset: int) -> int:
@@ -162,7 +166,7 @@ def row_id(content: str, offset: int) -> int:
 def _shape_of(params: DataParams, source: Located, sample: Sequence[Record]) -> ClassificationShape | Chat:
     """The shape asked for when the records can have it, or the one recognised."""
     columns = [frozenset(record.fields) for record in sample]
-    names = ", ".join(sorted(frozenset().union(*columns)))
+    names = ", ".join(sorted(excerpt(name) for name in frozenset().union(*columns)))
     if params.shape.use == "auto":
         for found in columns:
             if shape := recognise(found):
@@ -170,8 +174,7 @@ def _shape_of(params: DataParams, source: Located, sample: Sequence[Record]) -> 
         raise UserError("data.shape_unknown", source=source.params.name, found=names, known=expected())
     if any(fits(params.shape, found) for found in columns):
         return params.shape
-    needed = ", ".join(columns_of(params.shape)) if params.shape.use == "classification" else params.shape.use
-    raise UserError("data.columns", source=source.params.name, found=names, needed=needed)
+    raise UserError("data.columns", source=source.params.name, found=names, needed=needed_by(params.shape))
 
 
 def _refuse_same_content(located: Sequence[Located]) -> None:

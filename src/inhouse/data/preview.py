@@ -23,7 +23,8 @@ def preview(params: DataParams, located: Sequence[Located], rows: int, events: E
     Steps that change texts are applied; steps that drop rows are not, for some of them need all the data.
     """
     require("data", "polars", "xxhash")
-    sources = gather(params, located, events, limit=rows)
+    lenient = params.model_copy(update={"fail_above": 1.0})  # a share of a few rows says nothing
+    sources = gather(lenient, located, events, limit=rows)
     maps = [step for step in params.steps if operator_of("cleaner", step).function("SHAPE") == "map"]
     table = apply_steps(to_table(sources, SplitParams(test=0.0)), maps, 0, events)
     return sorted(rows_of(sources, without_blank(table)), key=lambda row: (row.source, row.offset))

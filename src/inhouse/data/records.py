@@ -68,7 +68,7 @@ class Unfit(Exception):
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
-        self.detail = detail
+        self.detail = excerpt(detail)
 
 
 def excerpt(value: object) -> str:

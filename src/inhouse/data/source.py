@@ -21,6 +21,7 @@ from inhouse.data.records import Record, Reject
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import Use, normal, read_licences, settle, use_of
 
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)(\W|$)|dataset_infos?\.json$", re.IGNORECASE)
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -174,22 +175,29 @@ def _is_glob(source: SourceParams) -> bool:
 
 def _globbed(source: SourceParams, project_dir: Path) -> tuple[tuple[str, Path], ...]:
     """Files that match, by their name below the last folder that the pattern spells out."""
-    parts = Path(source.from_).parts
+    parts = Path(source.from_).expanduser().parts
     first = next(i for i, part in enumerate(parts) if GLOB.search(part))
     folder = project_dir.joinpath(*parts[:first])
-    found = sorted((p.relative_to(folder).as_posix(), p) for p in folder.glob("/".join(parts[first:])) if p.is_file())
-    return _known(source, found)
+    found = {(_shown(p.relative_to(folder)), p) for p in folder.glob("/".join(parts[first:])) if p.is_file()}
+    return _known(source, sorted(found))
 
 
 def _listed(source: SourceParams, found: Path) -> tuple[tuple[str, Path], ...]:
     if found.is_file():
-        return ((found.name, found),)
-    below = sorted((p.relative_to(found).as_posix(), p) for p in found.rglob("*") if p.is_file())
-    return _known(source, [(name, path) for name, path in below if not _hidden(name)])
+        return ((_shown(Path(found.name)), found),)
+    below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file())
+    return _known(source, [(name, path) for name, path in below if not _beside(name)])
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _beside(name: str) -> bool:
+    """Whether a file of a folder is hidden or speaks about the data instead of holding it."""
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) or ABOUT.match(parts[-1]) is not None
+
+
+def _shown(path: Path) -> str:
+    """A relative path with forward slashes; bytes that are no text are escaped."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def _known(source: SourceParams, found: list[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,9 @@ class Balance(Params):
     """Keep at most so many rows of each label, chosen by a hash of the seed and the row's id."""
 
     use: Literal["balance"] = "balance"
-    per_label: int | PartCounts = Field(description="rows per label, in every part or part by part")
+    per_label: Annotated[int, Field(ge=1)] | PartCounts = Field(
+        description="one number for every part, or part by part"
+    )
 
 
 def emit(docs: pl.DataFrame, params: Balance) -> pl.DataFrame:

@@ -55,6 +55,13 @@ def fits(shape: ClassificationShape | Chat, columns: frozenset[str]) -> bool:
     return bool(CHAT[shape.use][0].matches(columns))
 
 
+def needed_by(shape: ClassificationShape | Chat) -> str:
+    """The columns that a shape needs, for a person."""
+    if isinstance(shape, ClassificationShape):
+        return ", ".join(classification.columns_of(shape))
+    return str(CHAT[shape.use][0].COLUMNS)
+
+
 def expected() -> str:
     """The chat shapes and their columns, for a person."""
     return "; ".join(f"{name} ({module.COLUMNS})" for name, (module, _) in CHAT.items())

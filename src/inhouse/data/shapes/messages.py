@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ def _turn(item: object, place: str) -> Message | None:
             raise Unfit("empty_text", place)
     fields = {"role": role, "content": content if content.strip() else None}
     fields |= {"tool_calls": calls, "tool_call_id": item.get("tool_call_id")}
+    text_value(json.dumps([calls, item.get("tool_call_id")], ensure_ascii=False), f"{place}.tool_calls")
     try:
         return Message.model_validate(fields)
     except ValidationError as error:
