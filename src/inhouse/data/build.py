@@ -104,14 +104,14 @@ def rows_of(sources: Sequence[SourceRows], table: Table) -> Iterator[Row]:
     drafts = {r.row: (r, source) for source in sources for r in source.rows}
     pairs = zip(table.pieces["row"], table.pieces["text"], strict=True)
     for number, group in groupby(pairs, key=lambda pair: pair[0]):
-        draftee, source = drafts[number]
+        candidate, source = drafts[number]
         assert source.shape is not None  # a source without a shape has no drafts
         yield Row(
             id=f"{number:016x}",
-            messages=finish(draftee.draft, [text for _, text in group], source.shape),
-            label=draftee.draft.label,
+            messages=finish(candidate.draft, [text for _, text in group], source.shape),
+            label=candidate.draft.label,
             source=source.located.params.name,
-            offset=draftee.offset,
+            offset=candidate.offset,
         )
 
 

@@ -31,7 +31,7 @@ SHOWN = 3  # rejects that an error shows
 
 
 @dataclass(frozen=True, slots=True)
-class Draftee:
+class Candidate:
     """A record that was understood, with its identity."""
 
     row: int  # 64 bits of H(source content, offset)
@@ -47,7 +47,7 @@ class SourceRows:
     located: Located
     shape: ClassificationShape | Chat | None = None
     read: int = 0
-    rows: list[Draftee] = field(default_factory=list)
+    rows: list[Candidate] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     tools: int = 0  # rows that bring tool definitions, which rows of a dataset do not hold
 
@@ -86,7 +86,7 @@ def to_table(sources: Sequence[SourceRows], split: SplitParams | None) -> Table:
     return Table(frame.sort("row"), _pieces([r for _, r in rows]))
 
 
-def _pieces(rows: Sequence[Draftee]) -> pl.DataFrame:
+def _pieces(rows: Sequence[Candidate]) -> pl.DataFrame:
     import polars as pl
 
     flat = [(r.row, slot) for r in rows for slot in range(len(r.draft.texts))]
@@ -102,7 +102,7 @@ def _pieces(rows: Sequence[Draftee]) -> pl.DataFrame:
     return frame.sort("row", "slot")
 
 
-def _parts(rows: Sequence[Draftee], split: SplitParams | None) -> list[Part]:
+def _parts(rows: Sequence[Candidate], split: SplitParams | None) -> list[Part]:
     """Stated parts as they are; the rest by content, or all train when some source is the test part."""
     if split is None:
         split = SplitParams(test=0.0) if any(r.part == "test" for r in rows) else SplitParams()
@@ -123,7 +123,7 @@ def _question(draft: Draft) -> str:
 
 def _gather_one(params: DataParams, source: Located, events: Events, limit: int | None) -> SourceRows:
     found = SourceRows(source)
-    items = []
+    items: list[tuple[str, Record | Reject]] = []
     for pair in islice(read(source), limit):
         if len(items) % EVERY == 0:
             events.progress(len(items), None, "rows", source=source.params.name)
@@ -154,7 +154,7 @@ def _take(found: SourceRows, file: str, item: Record | Reject) -> None:
         found.rejected.append(Rejected(source.name, file, reject))
         return
     row = row_id(found.located.content, item.offset)
-    found.rows.append(Draftee(row, item.offset, source.part, draft))
+    found.rows.append(Candidate(row, item.offset, source.part, draft))
     found.tools += bool(draft.turns and item.fields.get("tools"))
 
 
