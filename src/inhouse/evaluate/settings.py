@@ -32,6 +32,11 @@ class EvaluateParams(Params):
         min_length=1,
         description="'generate': the model writes freely; 'constrained': the likeliest label (needs labels)",
     )
+    likelihoods: tuple[EngineName, ...] = Field(
+        ("transformers",),
+        description="engines asked how likely answers are (label-constrained accuracy, perplexity); llamacpp takes one"
+        " request per token of every label: about four times as long as its free answers",
+    )
     metrics: tuple[Annotated[Params, OneOf("metric")], ...] = Field(
         METRICS,
         validate_default=True,

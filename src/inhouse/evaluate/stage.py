@@ -12,7 +12,7 @@ from inhouse.core.artifact import Artifact, Kind
 from inhouse.core.errors import UserError
 from inhouse.core.gate import Figure
 from inhouse.core.model import ModelFacts
-from inhouse.core.plugins import require
+from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Context, Engine, Input, Made
 from inhouse.core.rows import Row
 from inhouse.core.run import Events
@@ -47,7 +47,7 @@ def run(params: EvaluateNode, context: Context) -> Made:
     started = time.monotonic()
     engine = open_engine(params.engine, model, context.offline)
     try:
-        asking = plan_questions(engine, rows, labels, settings, context.events)
+        asking = plan_questions(engine, rows, labels, params, context.events)
         ticker = Ticker(context.events, len(rows) * asking.passes)
         answered = tuple(ask_all(engine, rows, asking, context.scratch, ticker.tick))
         tokens = tokens_hash(rows, engine) if params.engine != "remote" else None
@@ -94,18 +94,20 @@ def open_engine(name: EngineName, model: Input, offline: bool) -> Engine:
 
 
 def plan_questions(
-    engine: Engine, rows: list[Row], labels: tuple[str, ...], settings: EvaluateParams, events: Events
+    engine: Engine, rows: list[Row], labels: tuple[str, ...], params: EvaluateNode, events: Events
 ) -> Asking:
     """What to ask: what the settings want, the dataset allows and the engine can."""
-    can_score = _can_score(engine, rows[0])
-    if not can_score:
-        events.note("evaluate.no_likelihoods", engine=engine.name)
+    settings = params.settings
     generate = "generate" in settings.modes
-    constrained = "constrained" in settings.modes and bool(labels) and can_score
-    if not generate and not constrained:
-        raise UserError("evaluate.nothing_to_ask", modes=", ".join(settings.modes), engine=engine.name)
-    gold = any(getattr(metric, "use", "") == "perplexity" for metric in settings.metrics)
-    return Asking(labels, settings.max_tokens, generate, constrained, can_score and (constrained or gold))
+    constrained = "constrained" in settings.modes and bool(labels)
+    surprise = any(operator_of("metric", metric).name == "perplexity" for metric in settings.metrics)
+    score = params.engine in settings.likelihoods and (constrained or surprise)
+    if score and not _can_score(engine, rows[0]):
+        events.note("evaluate.no_likelihoods", engine=engine.name)
+        score = False
+    if not generate and not (constrained and score):
+        raise UserError("evaluate.nothing_to_ask", modes=", ".join(settings.modes), engine=params.engine)
+    return Asking(labels, settings.max_tokens, generate, constrained and score, score)
 
 
 def _can_score(engine: Engine, row: Row) -> bool:
@@ -138,7 +140,7 @@ def _figures(predictions: Predictions, settings: EvaluateParams, events: Events)
     if "metrics" in settings.model_fields_set:
         for metric in settings.metrics:
             if not measures(predictions, [metric]):
-                events.note("evaluate.metric_absent", metric=getattr(metric, "use", ""))
+                events.note("evaluate.metric_absent", metric=operator_of("metric", metric).name)
     return figures(found, settings.bootstrap)
 
 
