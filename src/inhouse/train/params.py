@@ -1,0 +1,41 @@
+"""The settings of training: the `train` section of a project file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from inhouse.core.params import OneOf, Params
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class TrainParams(Params):
+    """How the base is fine-tuned. Keys are named as in transformers and PEFT."""
+
+    method: Annotated[Params, OneOf("method", default="lora")] = Field(
+        default="lora",
+        validate_default=True,
+        description="what is trained, and its own settings",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; LoRA takes 10 times that of full tuning")
+    num_train_epochs: float = Field(1, gt=0, le=1000, description="passes over the training rows; may be a fraction")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps, whatever the epochs")
+    per_device_train_batch_size: int = Field(8, ge=1, description="conversations read together")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    weight_decay: float = Field(0, ge=0, description="AdamW's decay of the trained weights")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
+    max_length: int = Field(1024, ge=8, description="conversations of more tokens are left out and counted")
+    turns: Literal["last", "all"] = Field("last", description="learn the last answer only, or every assistant turn")
+    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: ten in a run")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept while training")
+    logging_steps: int = Field(5, ge=1, description="steps between points of the loss curve")
+    precision: Precision = Field("auto", description="arithmetic; auto: bf16 where the machine has it, else fp32")
+    save_dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="type of the merged weights; auto: fp32 below 1B parameters, else bf16"
+    )

@@ -1,0 +1,230 @@
+"""Training the tiny model: what it learns, what it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_training import context, rows, train_params, write_dataset
+
+from inhouse.core.artifact import Artifact
+from inhouse.core.errors import Cancelled, UserError
+from inhouse.core.protocols import Input, Made
+from inhouse.train.stage import external, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def in_process(model: Path, dataset: Path, work: Path, moment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("tiny_training_process.py")),
+        str(model),
+        str(dataset),
+        str(work),
+        moment,
+    ]
+    env = {**os.environ, "INHOUSE_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    work = tmp_path_factory.mktemp("whole")
+    done = in_process(tiny_llama, dataset, work, "none")
+    assert done.returncode == 0, done.stderr
+    return work, done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def lively(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger embeddings: tied and as small as drawn, they allow no sure answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("lively")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(lively: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Path]:
+    work = tmp_path_factory.mktemp("made")
+    return run(train_params(num_train_epochs=8), context(lively, dataset, work)), work
+
+
+def test_training_lowers_the_loss_and_answers_end(made: tuple[Made, Path]) -> None:
+    facts = made[0].facts
+    assert facts["losses"][-1]["loss"] < 0.5 * facts["losses"][0]["loss"]
+    assert facts["parity"]["answers_ended"] >= 1
+    assert facts["parity"]["adapter_reloaded"] <= 1e-5
+    assert facts["parity"]["merged"] <= 1e-3
+    assert facts["steps"] == 8 * 6
+
+
+def test_adapter_loads_in_stock_peft_and_equals_the_merged_folder(made: tuple[Made, Path], lively: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = made[1] / "out"
+    base = AutoModelForCausalLM.from_pretrained(lively)
+    adapted = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
+    merged = AutoModelForCausalLM.from_pretrained(out / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "merged")
+    ids = tokenizer("oil prices rose", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-4, rtol=0)
+    assert merged.dtype == torch.float32
+    assert tokenizer.chat_template
+
+
+def test_tuned_model_answers_its_training_prompts(made: tuple[Made, Path]) -> None:
+    from inhouse.engines.transformers import open_model
+
+    record = Artifact(
+        id="t", kind="model", stage="s", node="n", stage_version="1", recipe="r", params={}, created="",
+        facts=made[0].facts,
+    )  # fmt: skip
+    engine = open_model(Input(record, made[1] / "out"), dtype="fp32", threads=1)
+    answers = engine.generate([row.prompt for row in rows()], 8, lambda _: None)
+    right = sum(answer.text == row.answer for answer, row in zip(answers, rows(), strict=True))
+    assert right >= 16
+
+
+def test_artifact_holds_no_path_and_no_training_arguments(made: tuple[Made, Path], lively: Path) -> None:
+    out = made[1] / "out"
+    names = set(hashes(out))
+    assert {"README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
+    assert {"merged/config.json", "merged/generation_config.json", "merged/model.safetensors"} <= names
+    assert {"merged/tokenizer.json", "merged/chat_template.jinja"} <= names
+    assert not any("training_args" in name for name in names)
+    for name in names:
+        assert str(lively).encode() not in (out / name).read_bytes(), name
+        assert str(made[1]).encode() not in (out / name).read_bytes(), name
+    assert json.loads((out / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_facts_describe_the_tuned_model(made: tuple[Made, Path]) -> None:
+    facts = made[0].facts
+    assert facts["model"]["main"] == "merged"
+    assert facts["model"]["adapter"] == "adapter"
+    assert set(facts["model"]["tensor_types"]) == {"F32"}
+    assert 0 < facts["trainable_share"] < 1
+
+
+def test_events_carry_loss_rate_and_memory(made: tuple[Made, Path]) -> None:
+    events = [json.loads(line) for line in (made[1] / "events.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "train.step"]
+    assert {"loss", "learning_rate", "grad_norm", "memory_bytes"} <= set(steps[0])
+    assert any(event.get("unit") == "steps" and event["tokens_per_s"] > 0 for event in events)
+
+
+@pytest.mark.parametrize(
+    ("moment", "resumed"),
+    [
+        ("step:8", "6"),
+        ("save:9:optimizer.pt", "6"),
+        ("save:6:trainer_state.json", "3"),
+    ],
+)
+def test_killed_run_resumes_and_ends_in_the_same_bytes(
+    whole: tuple[Path, str], tiny_llama: Path, dataset: Path, tmp_path: Path, moment: str, resumed: str
+) -> None:
+    killed = in_process(tiny_llama, dataset, tmp_path, moment)
+    assert killed.returncode == -9, killed.stderr
+    second = in_process(tiny_llama, dataset, tmp_path, "none")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.strip() == resumed
+    assert hashes(tmp_path / "out") == hashes(whole[0] / "out")
+
+
+def test_checkpoints_beyond_the_limit_are_removed(whole: tuple[Path, str]) -> None:
+    kept = sorted(path.name for path in (whole[0] / "scratch" / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-15", "checkpoint-18"]
+
+
+def test_cancel_stops_training_with_cancelled(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    here = context(tiny_llama, dataset, tmp_path)
+    (tmp_path / "cancel").touch()
+    with pytest.raises(Cancelled):
+        run(train_params(), here)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"max_length": 8}, "train.all_dropped"),
+        ({"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_ratio": 0.0}, "train.diverged"),
+        ({"precision": "fp16"}, "train.fp16_cpu"),
+        ({"method": {"target_modules": ["q_porj"]}}, "train.no_target"),
+        ({"method": {"target_modules": []}}, "train.no_target"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, settings: dict[str, object], code: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        run(train_params(**settings), context(tiny_llama, dataset, tmp_path))
+    assert error.value.code == code
+    assert str(error.value)
+
+
+def test_target_modules_that_match_nothing_name_what_there_is(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="q_proj"):
+        run(train_params(method={"target_modules": ["Wqkv"]}), context(tiny_llama, dataset, tmp_path))
+
+
+def test_dataset_without_training_rows_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        run(train_params(), context(tiny_llama, tmp_path, tmp_path))
+    assert error.value.code == "train.no_rows"
+
+
+def test_remote_base_is_refused(tmp_path: Path, dataset: Path) -> None:
+    remote = {"format": "remote", "main": "http://127.0.0.1:9/v1", "name": "far"}
+    with pytest.raises(UserError) as error:
+        run(train_params(), context(tmp_path, dataset, tmp_path, remote))
+    assert error.value.code == "torch.remote"
+
+
+def test_one_row_in_bf16_with_part_of_the_modules_trains(tiny_llama: Path, tmp_path: Path) -> None:
+    params = train_params(
+        method={"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}, precision="bf16", max_steps=3
+    )
+    made = run(params, context(tiny_llama, write_dataset(tmp_path / "one", 1), tmp_path))
+    assert made.facts["steps"] == 3
+    assert made.facts["precision"] == "bfloat16"
+    assert set(made.facts["model"]["tensor_types"]) == {"F32"}
+
+
+def test_saved_in_bf16_when_asked(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    params = train_params(precision="bf16", save_dtype="bf16", max_steps=2, gradient_accumulation_steps=2)
+    made = run(params, context(tiny_llama, dataset, tmp_path))
+    assert set(made.facts["model"]["tensor_types"]) == {"BF16"}
+
+
+def test_training_reads_nothing_from_outside(tmp_path: Path) -> None:
+    assert external(train_params(), tmp_path) == {}
