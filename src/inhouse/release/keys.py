@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
+from inhouse.release.audit import write_entry
 from inhouse.release.database import reading, writing
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def create_key(engine: Engine, name: str, expires_in: timedelta | None = None) -
     with writing(engine) as connection:
         row = {**vars(key), "hash": hash_token(token)}
         connection.execute(insert(api_keys).values(row))
+        write_entry(connection, None, "key.create", name, {"prefix": key.prefix, "expires": expires})
     return token, key
 
 
@@ -105,6 +107,7 @@ def revoke_key(engine: Engine, which: str) -> Key:
             raise UserError("release.key_ambiguous" if rows else "release.key_unknown", key=which, found=len(rows))
         row = rows[0]
         connection.execute(update(api_keys).where(api_keys.c.id == row.id).values(revoked=now))
+        write_entry(connection, None, "key.revoke", row.name, {"prefix": row.prefix})
     return Key(row.name, row.prefix, row.created, row.expires, now)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import GateFailed, UserError
 from inhouse.core.store import RECORD, Store
+from inhouse.release.audit import AuditEntry, now, read_entries, write_entry
 from inhouse.release.database import connect, reading, sqlite_url, writing
 
 if TYPE_CHECKING:
@@ -49,17 +48,6 @@ class Deployment:
     generation: int
 
 
-@dataclass(frozen=True)
-class AuditEntry:
-    """Who did what, when."""
-
-    at: str
-    actor: str
-    action: str
-    subject: str
-    detail: dict[str, Any]
-
-
 class Registry:
     """Releases and deployments of one workspace. Every change is one transaction: a crash leaves old or new."""
 
@@ -83,10 +71,10 @@ class Registry:
                 return _release(known)
             last = connection.execute(select(func.max(releases.c.version)).where(releases.c.name == name)).scalar()
             version = (last or 0) + 1
-            values = {"name": name, "version": version, "artifact": record.id, "passed": passed, "created": _now()}
+            values = {"name": name, "version": version, "artifact": record.id, "passed": passed, "created": now()}
             connection.execute(insert(releases).values(values))
             release = _release(connection.execute(same).one())
-            _note(connection, actor, "register", release.label, {"artifact": record.id, "passed": passed})
+            write_entry(connection, actor, "register", release.label, {"artifact": record.id, "passed": passed})
         return release
 
     def list_releases(self, name: str | None = None) -> list[Release]:
@@ -118,7 +106,7 @@ class Registry:
                 previous = None if before is None else before.release.id
                 _point(connection, deployment, release.id, previous)
                 old = None if before is None else before.release.label
-                _note(connection, actor, "promote", deployment, {"release": release.label, "before": old})
+                write_entry(connection, actor, "promote", deployment, {"release": release.label, "before": old})
             return _known(connection, deployment)
 
     def rollback(self, deployment: str, actor: str | None = None) -> Deployment:
@@ -130,7 +118,7 @@ class Registry:
             self._check_servable(before.previous, deployment)
             _point(connection, deployment, before.previous.id, before.release.id)
             change = {"release": before.previous.label, "before": before.release.label}
-            _note(connection, actor, "rollback", deployment, change)
+            write_entry(connection, actor, "rollback", deployment, change)
             return _known(connection, deployment)
 
     def deployment(self, name: str) -> Deployment:
@@ -145,25 +133,25 @@ class Registry:
 
     def audit(self, limit: int = 100) -> list[AuditEntry]:
         """The latest changes, newest first."""
-        from sqlalchemy import select
-
-        from inhouse.release.tables import audit
-
         with reading(self.engine) as connection:
-            rows = connection.execute(select(audit).order_by(audit.c.id.desc()).limit(limit)).all()
-        return [AuditEntry(row.at, row.actor, row.action, row.subject, json.loads(row.detail)) for row in rows]
+            return read_entries(connection, limit)
 
     def note(self, action: str, subject: str, actor: str | None, detail: dict[str, Any]) -> None:
         """Add to the audit what happened outside the registry, such as an engine that did not load."""
         with writing(self.engine) as connection:
-            _note(connection, actor, action, subject, detail)
+            write_entry(connection, actor, action, subject, detail)
+
+    def check_files(self, release: Release) -> Path:
+        """The file or folder that a release serves; raises release.files_gone when anything of it is missing."""
+        for path in (self.store.path(release.artifact) / RECORD, model_path(self.store, release.artifact)):
+            if not path.exists():
+                raise UserError("release.files_gone", release=release.label, path=path)
+        return path
 
     def _check_servable(self, release: Release, deployment: str) -> None:
         if not release.passed:
             raise GateFailed("release.gates_failed", release=release.label, deployment=deployment)
-        for path in (self.store.path(release.artifact) / RECORD, model_path(self.store, release.artifact)):
-            if not path.exists():
-                raise UserError("release.files_gone", release=release.label, path=path)
+        self.check_files(release)
 
 
 def open_registry(store: Store, url: str | None = None) -> Registry:
@@ -237,7 +225,7 @@ def _point(connection: Connection, name: str, release: int, previous: int | None
 
     from inhouse.release.tables import deployments
 
-    values = {"release": release, "previous": previous, "changed_at": _now()}
+    values = {"release": release, "previous": previous, "changed_at": now()}
     changed = connection.execute(
         update(deployments)
         .where(deployments.c.name == name)
@@ -245,26 +233,3 @@ def _point(connection: Connection, name: str, release: int, previous: int | None
     )
     if changed.rowcount == 0:
         connection.execute(insert(deployments).values({"name": name, **values, "generation": 1}))
-
-
-def _note(connection: Connection, actor: str | None, action: str, subject: str, detail: dict[str, Any]) -> None:
-    from sqlalchemy import insert
-
-    from inhouse.release.tables import audit
-
-    text = json.dumps(detail, ensure_ascii=False)
-    who = actor or _user()
-    connection.execute(
-        insert(audit).values({"at": _now(), "actor": who, "action": action, "subject": subject, "detail": text})
-    )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except OSError:  # a container may run under a uid that has no name
-        return "unknown"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.serve.app import is_loopback
 
 CONNECT_S = 5.0
 READ_S = 600.0
@@ -29,7 +30,8 @@ def stream_chat(url: str, key: str | None, model: str, messages: Sequence[Messag
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Timeout(READ_S, connect=CONNECT_S)
     try:
-        with httpx.stream("POST", address, json=body, headers=headers, timeout=limits) as response:
+        proxied = not is_loopback(httpx.URL(address).host)  # http_proxy is not meant for this machine
+        with httpx.stream("POST", address, json=body, headers=headers, timeout=limits, trust_env=proxied) as response:
             if response.status_code != 200:
                 response.read()
                 raise UserError("serve.refused", url=url, status=response.status_code, reason=_reason(response.text))

@@ -17,13 +17,14 @@ from inhouse.core.store import read_json
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.process import Supervisor
 from inhouse.release.keys import Key, active_keys, hash_token
-from inhouse.release.registry import Registry, Release, model_path
+from inhouse.release.registry import Registry, Release
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError, overloaded, unavailable
 from inhouse.serve.requests import Limits
 
 POLL_S = 0.25
-RESTART_WAIT_S = 10.0  # how long a request waits for an engine that is being started again
+JOIN_S = 5.0
+RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 log = logging.getLogger("inhouse.serve")
 
 
@@ -58,10 +59,10 @@ class Target:
 
     def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
         self.release = release
+        path = registry.check_files(release)
         served = read_json(registry.store.path(release.artifact) / "release.json")
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
-        path = model_path(registry.store, release.artifact)
         if path.suffix != ".gguf":
             raise UserError("serve.not_gguf", release=release.label, path=path.name)
         engine = LlamaCppSettings(
@@ -160,7 +161,7 @@ class Deployments:
     def close(self, drain_s: float) -> None:
         """Stop following, and stop every engine."""
         self._stop.set()
-        self._thread.join(self.params.load_timeout_s)
+        self._thread.join(JOIN_S)  # when it is loading an engine, that child ends with this process
         self.current.target.retire(drain_s)
         for thread in self._retiring:
             thread.join(drain_s)

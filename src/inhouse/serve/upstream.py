@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,7 @@ async def stream(
     Raises ApiError for a refusal, EngineLost, EngineSilent.
     """
     import aiohttp
+    from aiohttp.http_exceptions import HttpProcessingError  # a line that is too long is no ClientError
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
     url = engine.url + asked.path
@@ -62,7 +62,7 @@ async def stream(
                     yield chunk
     except aiohttp.SocketTimeoutError as error:
         raise EngineSilent from error
-    except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError, ValueError) as error:
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         raise EngineLost from error
     raise EngineLost
 
