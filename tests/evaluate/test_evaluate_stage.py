@@ -325,3 +325,11 @@ def test_transformers_engine_constrained_label_equals_plain_likelihoods(
             expected[label] = sum(float(logprobs[at - 1, ids[at]]) for at in places)
         assert wanted.choices == pytest.approx(expected, abs=0.15)  # bf16 on machines that compute in it
         assert wanted.gold_logprob == pytest.approx(expected[row.answer], abs=0.15)
+
+
+def test_evaluate_remote_engine_offline_is_refused(tmp_path: Path, dataset: Make) -> None:
+    facts = {"model": {"format": "remote", "main": "http://127.0.0.1:1/v1", "name": "m"}}
+    made = context(tmp_path, "run", model=Input(record(facts=facts), tmp_path), dataset=dataset(6))
+    with pytest.raises(UserError) as raised:
+        stage.run(node("remote"), made)
+    assert raised.value.code == "remote.offline"

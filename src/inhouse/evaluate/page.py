@@ -22,7 +22,7 @@ PAGE_LINES = (*LINES[:-1], "ttft_p50_ms", "latency_p50_ms", "latency_p95_ms", "p
 PARITY_TITLES = {
     "template_ids_equal": ("Prompts read as the same tokens", "提示词 token 完全一致的比例"),
     "greedy_agreement": ("Greedy answers that are identical", "贪心解码答案一致的比例"),
-    "token_agreement": ("Tokens that are identical", "token 一致的比例"),
+    "equal_tokens": ("Tokens that are identical", "token 一致的比例"),
     "max_logit_difference": ("Largest difference of a log probability", "对数概率最大差异"),
     "mean_logit_difference": ("Mean difference of log probabilities", "对数概率平均差异"),
     "adapter_vs_merged": ("Adapter against merged: largest logit difference", "适配器与合并后模型：logit 最大差异"),

@@ -103,7 +103,7 @@ def load_figures(folder: Path) -> dict[str, Figure]:
     path = folder / FULL_REPORT if (folder / FULL_REPORT).exists() else folder / REPORT
     try:
         return figures_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("evaluate.bad_report", path=path, problem=_first_line(error)) from None
 
 
