@@ -220,6 +220,15 @@ def template_error(row: str, reference: Sequence[int], exported: Sequence[int]) 
     )
 
 
+def _badness(value: float | None) -> float:
+    """A difference for ranking: none at all is 0, and what is no number is worse than any number."""
+    return 0.0 if value is None else value if math.isfinite(value) else math.inf
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max(map(_badness, values))
+
+
 def figures_of(compared: Sequence[Comparison]) -> dict[str, Figure]:
     """The named figures that gates and reports use, over all prompts."""
     n = len(compared)
@@ -229,7 +238,7 @@ def figures_of(compared: Sequence[Comparison]) -> dict[str, Figure]:
 
     figures = {
         "parity.template_ids_equal": figure(fmean(c.ids_equal for c in compared)),
-        "parity.max_logit_difference": figure(max(c.max_difference for c in compared), "nats"),
+        "parity.max_logit_difference": figure(_largest([c.max_difference for c in compared]), "nats"),
         "parity.mean_logit_difference": figure(fmean(c.mean_difference for c in compared), "nats"),
         "parity.kl": figure(fmean(c.kl for c in compared), "nats"),
         "parity.greedy_agreement": figure(fmean(c.answer_equal for c in compared)),
@@ -237,31 +246,35 @@ def figures_of(compared: Sequence[Comparison]) -> dict[str, Figure]:
     }
     adapter = [c.adapter_difference for c in compared if c.adapter_difference is not None]
     if adapter:
-        figures["parity.adapter_vs_merged"] = figure(max(adapter), "logits")
+        figures["parity.adapter_vs_merged"] = figure(_largest(adapter), "logits")
     return figures
 
 
 def judge(compared: Sequence[Comparison], params: ParityParams, bounds: Bounds) -> None:
     """Raise compress.parity_* when a bound is broken, naming the worst prompt. `not <=` so that NaN fails too."""
     figures = {name: figure.value for name, figure in figures_of(compared).items()}
-    worst = max(compared, key=lambda c: c.adapter_difference or 0.0)
+    worst = max(compared, key=lambda c: _badness(c.adapter_difference))
     measured = figures.get("parity.adapter_vs_merged", 0.0)
     if not measured <= params.adapter_vs_merged:
         raise UserError(
             "compress.parity_adapter", row=worst.row, measured=f"{measured:g}", bound=f"{params.adapter_vs_merged:g}"
         )
-    worst = max(compared, key=lambda c: c.max_difference)
-    for name, bound in (("max_logit_difference", bounds.max_logit_difference), ("kl", bounds.kl)):
-        measured = figures[f"parity.{name}"]
-        if not measured <= bound:
-            raise UserError(
-                "compress.parity_logits", row=worst.row, figure=name, measured=f"{measured:g}", bound=f"{bound:g}"
-            )
+    worst = max(compared, key=lambda c: _badness(c.max_difference))
+    _hold("max_logit_difference", figures, bounds.max_logit_difference, worst)
+    _hold("kl", figures, bounds.kl, max(compared, key=lambda c: _badness(c.kl)))
     agreement = figures["parity.greedy_agreement"]
     if not agreement >= bounds.greedy_agreement:
         first = next(c for c in compared if not c.answer_equal)
         raise UserError(
             "compress.parity_greedy", row=first.row, measured=f"{agreement:g}", bound=f"{bounds.greedy_agreement:g}"
+        )
+
+
+def _hold(name: str, figures: dict[str, float], bound: float, worst: Comparison) -> None:
+    measured = figures[f"parity.{name}"]
+    if not measured <= bound:
+        raise UserError(
+            "compress.parity_logits", row=worst.row, figure=name, measured=f"{measured:g}", bound=f"{bound:g}"
         )
 
 

@@ -30,10 +30,11 @@ Tokens = tuple[int, ...]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
 LIKELY = 200  # choices are looked for among so many likeliest tokens before each is asked for by itself
+EVERY = 1 << 20  # llama.cpp cuts it to the size of the vocabulary
 FORCE = 1e6  # a logit bias that outweighs every logit
 # llama.cpp closes a connection after a stream without saying so: a request that follows at once would be lost on it.
 CLOSE = {"Connection": "close"}
-GREEDY = {"temperature": 0.0, "top_k": 1, "cache_prompt": True, "return_tokens": True}
+GREEDY = {"temperature": 0.0, "top_k": 1, "cache_prompt": True}
 
 
 class LlamaCppSettings(Params):
@@ -244,24 +245,36 @@ class LlamaCppEngine:
         return {begin: self._logprobs([*prompt, *begin], sorted(ways[begin])) for begin in sorted(ways)}
 
     def _logprobs(self, ids: list[int], tokens: Sequence[int]) -> dict[int, float]:
-        likely = self._top(ids, LIKELY) if len(tokens) > 1 else {}
-        return {token: likely[token] if token in likely else self._forced(ids, token) for token in tokens}
+        found = self._top(ids, LIKELY) if len(tokens) > 1 else {}
+        for token in tokens:
+            if token not in found and (logprob := self._forced(ids, token)) is not None:
+                found[token] = logprob
+        if any(token not in found for token in tokens):
+            found = self._top(ids, EVERY)
+        return {token: found[token] for token in tokens}
 
     def _top(self, ids: list[int], top: int) -> dict[int, float]:
-        entries = self._next(ids, {"n_probs": top})["top_logprobs"]
-        return {entry["id"]: entry["logprob"] for entry in entries}
+        # The end of turn is forced as the sampled token: llama.cpp lists nothing for one that is half a character.
+        end = min(self._ends, default=None)
+        entry = self._next(ids, end, top)
+        if entry is None:
+            raise UserError("llamacpp.refused", name=self.name, reason="no probabilities")
+        return {each["id"]: float(each["logprob"]) for each in entry["top_logprobs"]}
 
-    def _forced(self, ids: list[int], token: int) -> float:
-        found = self._next(ids, {"n_probs": 1, "logit_bias": [[token, FORCE]]})
-        if found["id"] != token:
-            raise UserError("llamacpp.refused", name=self.name, reason=f"token {token} could not be forced")
-        return float(found["logprob"])
+    def _forced(self, ids: list[int], token: int) -> float | None:
+        """The log-probability of one token; None when llama.cpp lists none, for it is half a character."""
+        entry = self._next(ids, token, 1)
+        return float(entry["logprob"]) if entry is not None and entry["id"] == token else None
 
-    def _next(self, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-        """What llama.cpp says of the one next token: the sampled one, and the likeliest before any sampling."""
-        body = {"prompt": ids, "n_predict": 1, "post_sampling_probs": False, **GREEDY, **asked}
-        found: dict[str, Any] = self._post("/completion", body)["completion_probabilities"][0]
-        return found
+    def _next(self, ids: list[int], forced: int | None, top: int) -> dict[str, Any] | None:
+        """What llama.cpp says of the next token: the sampled one's log-probability, and the `top` likeliest.
+
+        All are taken from the logits before any sampling, so a bias that forces a token does not change them.
+        """
+        bias = [] if forced is None else [[forced, FORCE]]
+        body = {"prompt": ids, "n_predict": 1, "n_probs": top, "logit_bias": bias, **GREEDY}
+        entries: list[dict[str, Any]] = self._post("/completion", body).get("completion_probabilities", [])
+        return entries[0] if entries else None
 
     def _answer(self, ids: list[int], max_tokens: int, ignore_end: bool) -> Generation:
         import httpx

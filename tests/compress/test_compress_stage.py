@@ -1,0 +1,101 @@
+"""The compress stage on a tiny model: the exported file, its parity, and what damage does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inhouse.compress.stage import CompressParams, external, run
+from inhouse.core.errors import UserError
+from inhouse.core.protocols import Context, Input
+
+PARITY = {"prompts": 4, "tokens": 4}
+
+
+def asked(kind: str = "q8_0", **parity: float) -> CompressParams:
+    return CompressParams.model_validate({"method": {"use": "gguf", "type": kind}, "parity": {**PARITY, **parity}})
+
+
+def test_stage_on_a_tuned_model_writes_one_file_card_and_parity(context: Context) -> None:
+    made = run(asked(), context)
+    assert sorted(path.name for path in context.out.iterdir()) == ["README.md", "parity.json", "tiny-desk-Q8_0.gguf"]
+    assert list(context.scratch.iterdir()) == []
+    model = made.facts["model"]
+    assert model["format"] == "gguf" and model["main"] == "tiny-desk-Q8_0.gguf" and model["adapter"] is None
+    figures = json.loads((context.out / "parity.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["parity.template_ids_equal"]["value"] == 1.0
+    assert figures["parity.adapter_vs_merged"]["value"] <= 1e-3
+    assert figures["parity.max_logit_difference"]["value"] < 0.5
+    assert figures["parity.greedy_agreement"]["n"] == 4
+    card = (context.out / "README.md").read_text(encoding="utf-8")
+    assert "Apache-2.0" in card and "许可条款" in card
+
+
+def test_stage_from_scratch_gives_the_same_bytes_as_a_continued_one_and_no_paths(
+    context: Context, tmp_path: Path
+) -> None:
+    run(asked(), context)
+    other = dataclasses.replace(context, out=tmp_path / "again", scratch=tmp_path / "scratch2")
+    other.out.mkdir()
+    run(asked(), other)
+    for first in context.out.iterdir():
+        content = first.read_bytes()
+        assert content == (other.out / first.name).read_bytes()
+        assert str(tmp_path).encode() not in content
+
+
+def test_stage_without_the_base_says_that_the_adapter_was_not_compared(context: Context) -> None:
+    inputs = {role: given for role, given in context.inputs.items() if role != "base"}
+    made = run(asked(), dataclasses.replace(context, inputs=inputs))
+    assert "parity.adapter_vs_merged" not in made.facts["parity"]
+    assert "compress.no_base" in (context.events.path or Path()).read_text(encoding="utf-8")
+
+
+def test_stage_with_a_base_that_was_not_the_adapters_stops(context: Context) -> None:
+    inputs = {**context.inputs, "base": dataclasses.replace(context.inputs["tuned"])}
+    with pytest.raises(UserError) as error:
+        run(asked(), dataclasses.replace(context, inputs=inputs))
+    assert error.value.code == "compress.parity_adapter"
+    assert float(error.value.facts["measured"]) > 1e-3
+
+
+def test_stage_with_a_k_quant_on_narrow_rows_reports_the_real_types(context: Context) -> None:
+    made = run(asked("q4_k_m"), context)
+    assert made.facts["fallbacks"] > 0
+    assert "Q4_K" not in made.facts["model"]["tensor_types"]
+    assert made.facts["model"]["tensor_types"]["Q5_0"] > 0
+    assert "compress.fallbacks" in (context.events.path or Path()).read_text(encoding="utf-8")
+
+
+def test_stage_with_a_strict_bound_names_the_figure_and_the_row(context: Context) -> None:
+    with pytest.raises(UserError) as error:
+        run(asked("q4_0", max_logit_difference=1e-6), context)
+    assert error.value.code == "compress.parity_logits"
+    assert error.value.facts["figure"] == "max_logit_difference"
+    assert len(error.value.facts["row"]) == 16
+
+
+def test_stage_with_a_gguf_model_says_that_it_cannot_be_exported(
+    context: Context, as_input: Callable[..., Input]
+) -> None:
+    inputs = {**context.inputs, "tuned": as_input(context.out, "x.gguf", "gguf")}
+    with pytest.raises(UserError) as error:
+        run(asked(), dataclasses.replace(context, inputs=inputs))
+    assert error.value.code == "compress.not_safetensors"
+
+
+def test_stage_with_an_empty_test_part_says_so(context: Context) -> None:
+    (context.inputs["dataset"].path / "test.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        run(asked(), context)
+    assert error.value.code == "compress.no_test_rows"
+
+
+def test_params_in_short_form_take_the_defaults() -> None:
+    params = CompressParams.model_validate({"method": "gguf"})
+    assert params == CompressParams()
+    assert external(params, Path()) == {}
