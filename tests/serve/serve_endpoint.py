@@ -58,9 +58,10 @@ def workspace_with_two_releases(root: Path, gguf: Path) -> Registry:
     model = make_model(store, gguf)
     report = make_report(store, {"tuned.accuracy": {"value": 0.8, "n": 100}})
     registry = open_registry(store)
+    # One thread: llama.cpp's threads wait for each other by spinning, which is slow where other programs run.
     for max_tokens in (16, 24):
         params = ReleaseNode(
-            project="routing", serve=ServeParams(context_length=512, max_tokens=max_tokens, parallel=2)
+            project="routing", serve=ServeParams(context_length=512, max_tokens=max_tokens, parallel=2, threads=1)
         )
         registry.register("routing", run_stage(store, params, {"model": model, "report": report}))
     registry.promote("desk", "routing:v1", "test")

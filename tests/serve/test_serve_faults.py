@@ -35,7 +35,7 @@ def ready(endpoint: Endpoint) -> httpx.Response:
     return httpx.get(f"{endpoint.url}/ready", headers=headers, timeout=10, trust_env=False)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
