@@ -102,8 +102,14 @@ def start_server(
     except UserError as error:
         if error.code != "llamacpp.not_loaded":
             raise
-        raise UserError("llamacpp.not_loaded", path=model, context=context, line=child.last_line) from None
+        raise UserError("llamacpp.not_loaded", path=model, context=context, line=_reason(child)) from None
     return RunningEngine(url=ready["url"], key=ready["key"], context_length=context, process=child)
+
+
+def _reason(child: Child) -> str:
+    """The first error in llama.cpp's log: what follows it is housekeeping."""
+    found = (line.partition(" E ")[2] for line in tuple(child.log) if " E " in line[:24])
+    return next(found, child.last_line).strip()
 
 
 def open_model(

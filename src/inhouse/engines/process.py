@@ -77,10 +77,7 @@ class Child:
     @property
     def last_line(self) -> str:
         """The last line of the child's log that says something."""
-        lines = [line for line in tuple(self.log) if line]
-        # llama.cpp ends with housekeeping ("cleaning up before exit"); the reason stands in the last error line
-        errors = [line for line in lines if " E " in line[:24]]
-        return (errors or lines or ["-"])[-1]
+        return next((line for line in reversed(tuple(self.log)) if line), "-")
 
     def wait_ready(self) -> dict[str, Any]:
         """What the child reported when it became ready.
