@@ -1,5 +1,7 @@
 """The gateway as a program: `python -m inhouse.serve`. `inhouse serve` becomes this process."""
 
+# ruff: noqa: T201 (a program: what it prints is its answer)
+
 from __future__ import annotations
 
 import argparse
