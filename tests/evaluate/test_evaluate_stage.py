@@ -333,3 +333,17 @@ def test_evaluate_remote_engine_offline_is_refused(tmp_path: Path, dataset: Make
     with pytest.raises(UserError) as raised:
         stage.run(node("remote"), made)
     assert raised.value.code == "remote.offline"
+
+
+@pytest.mark.real
+def test_real_model_reads_the_same_tokens_in_both_engines(tmp_path: Path, smollm2_gguf: Path, dataset: Make) -> None:
+    facts = {"model": {"format": "gguf", "main": smollm2_gguf.name, "name": "smollm2-135m-instruct"}}
+    source = Input(record(facts=facts), smollm2_gguf.parent)
+    quiet = {"speed": {"requests": 0, "decode_prompts": 0}, "max_tokens": 2, "limit": 2, "likelihoods": []}
+    found = {}
+    for engine in ("transformers", "llamacpp"):
+        made = context(tmp_path, engine, model=source, dataset=dataset(6))
+        stage.run(node(engine, **quiet), made)
+        found[engine] = scores(made)
+    one, other = found["transformers"], found["llamacpp"]
+    assert one["rows_hash"] == other["rows_hash"] and one["tokens_hash"] == other["tokens_hash"]
