@@ -127,6 +127,8 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTr
     save = params.save_dtype if params.save_dtype != "auto" else ("fp32" if size < SMALL else "bf16")
     model = load_model(base, save)
     model.requires_grad_(False)
+    # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
+    model.name_or_path = model.config.name_or_path = ""
     if compute == model.dtype or compute == torch.float16:
         return model, []  # fp16 keeps the weights as they are and computes under autocast
     originals = [(parameter, parameter.data) for parameter in model.parameters()]
