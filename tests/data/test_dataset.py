@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,6 @@ from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context
 from inhouse.core.rows import read_rows
 from inhouse.core.run import Events
-from inhouse.data.preview import check, preview
-from inhouse.data.source import locate
 from inhouse.data.stage import DataParams, external, run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "desk-routing" / "inhouse.yaml"
@@ -370,30 +367,3 @@ def test_cancelled_build_stops(folder: Any) -> None:
     (folder.path / "cancel").touch()
     with pytest.raises(Cancelled):
         run(DataParams.model_validate({"sources": "a.jsonl"}), context)
-
-
-# Looking before building
-
-
-def test_preview_shows_rows_as_the_model_sees_them(folder: Any) -> None:
-    folder.jsonl("a.jsonl", [{"text": f"one  two three {n}", "label": "xy"[n % 2]} for n in range(30)])
-    steps = ["normalize", {"use": "truncate", "max_words": 2}, {"use": "length", "min_words": 99}]
-    shape = {"use": "classification", "prompt": "Q: {text}"}
-    params = DataParams.model_validate({"sources": "a.jsonl", "steps": steps, "shape": shape})
-    context = folder.context()
-    rows = preview(params, [locate(s, context) for s in params.sources], 3, Events())
-    assert [(r.offset, r.prompt[-1].content, r.answer) for r in rows] == [
-        (0, "Q: one two", "x"),
-        (1, "Q: one two", "y"),
-        (2, "Q: one two", "x"),
-    ]
-
-
-def test_check_says_what_the_build_would_and_writes_nothing(folder: Any) -> None:
-    folder.jsonl("a.jsonl", random.Random(0).sample(PROMPTS, 40) + PROMPTS[:3])
-    data = {"sources": "a.jsonl"}
-    context = folder.context()
-    params = DataParams.model_validate(data)
-    found = check(params, [locate(s, context) for s in params.sources], 7, Events())
-    assert list(context.out.iterdir()) == []
-    assert found == folder.run(data).facts

@@ -15,10 +15,10 @@ import openai
 import pytest
 from serve_endpoint import Endpoint
 
+from inhouse.api.chat import stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.release.keys import create_key, revoke_key
-from inhouse.serve.client import stream_chat
 
 pytestmark = pytest.mark.real
 HELLO: Any = [{"role": "user", "content": "Write one short sentence about the sea."}]
@@ -249,4 +249,4 @@ def test_chat_client_tells_what_the_server_refused(endpoint: Endpoint) -> None:
     for key, model, status in (("wrong", "desk", 401), (None, "desk", 401), (endpoint.key, "gpt-4", 404)):
         with pytest.raises(UserError) as error:
             list(stream_chat(f"{endpoint.url}/v1", key, model, [Message(role="user", content="x")], 8))
-        assert error.value.code == "serve.refused" and error.value.facts["status"] == status
+        assert error.value.code == "chat.refused" and error.value.facts["status"] == status

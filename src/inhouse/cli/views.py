@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -62,7 +62,8 @@ def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> N
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=column is columns[0])
     for row in rows:
         grid.add_row(*row)
     console.print(grid)
@@ -214,12 +215,13 @@ def models(result: Models, console: Console) -> None:
     """The catalogue with sizes and whether it fits."""
     rows = [
         (
-            m.name, f"{m.parameters / 1e9:.2f} B", m.licence, f"{m.serve_bytes / 1e9:.1f} GB ({m.served_as})",
-            text(f"cell.{m.serve}"), f"{m.train_bytes / 1e9:.1f} GB", text(f"cell.{m.train}"),
+            m.name, f"{m.parameters / 1e9:.2f} B", m.licence,
+            f"{m.serve_bytes / 1e9:.1f} GB {text(f'cell.{m.serve}')}",
+            f"{m.train_bytes / 1e9:.1f} GB {text(f'cell.{m.train}')}",
         )
         for m in result.models
     ]  # fmt: skip
-    columns = ("model", "parameters", "licence", "serve", "fit", "tune", "fit")
+    columns = ("model", "size", "licence", "serve", "tune")
     table(console, *(text(f"cell.{c}") for c in columns), rows=rows)
 
 
