@@ -165,3 +165,19 @@ def test_file_that_llamacpp_cannot_load_gives_its_reason(gguf: Path, tmp_path: P
         start_server(tmp_path / "other.gguf", LlamaCppSettings(threads=1))
     assert error.value.code == "llamacpp.not_loaded"
     assert "nobdy" in str(error.value) or "architecture" in error.value.facts["line"]
+
+
+def test_answers_do_not_depend_on_how_threads_wait(gguf: Path) -> None:
+    import httpx
+
+    texts = []
+    for waiting in ("spin", "sleep"):
+        settings = LlamaCppSettings(threads=2, context_length=256, waiting=waiting)
+        server = start_server(gguf, settings)
+        try:
+            body = {"prompt": "wheat", "n_predict": 4, "temperature": 0.0, "n_probs": 3}
+            reply = httpx.post(f"{server.url}/completion", json=body, headers=server.headers, timeout=60).json()
+            texts.append(reply["completion_probabilities"])
+        finally:
+            server.stop()
+    assert texts[0] == texts[1]

@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from inhouse.core.errors import InhouseError, UserError, from_dict
@@ -33,6 +33,7 @@ class Command:
     name: str
     arguments: tuple[str, ...]
     load_timeout_s: float = 120.0
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside this process's own
 
 
 def python_module(name: str, module: str, argument: str, load_timeout_s: float = 120.0) -> Command:
@@ -137,7 +138,10 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=child_environment(offline=True),  # a child works on local files: hubs stay off
+                env={
+                    **child_environment(offline=True),
+                    **self.command.environment,
+                },  # a child works on local files: hubs stay off
             )
         except OSError as error:
             self._failure = error
