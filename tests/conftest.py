@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from inhouse.core.messages import use_language
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -18,6 +20,12 @@ CORPUS = [
     "银行把基准利率下调了四分之一个百分点",
     "公司宣布以现金收购一家造船企业",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _english() -> None:
+    """Every test begins in English, whatever the machine's locale and the test before."""
+    use_language("en")
 
 
 @pytest.fixture(scope="session")

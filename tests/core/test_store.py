@@ -57,6 +57,13 @@ def test_identity_ignores_measured_files_only(store: Store) -> None:
     assert one.id == two.id != three.id
 
 
+def test_records_lists_the_latest_used_last(store: Store) -> None:
+    made = [store.publish(record(store, name, {"a": name})) for name in ("aa", "bb", "cc")]
+    store.touch("aa")
+    store.touch("bb")
+    assert list(store.records()) == [made[2], made[0], made[1]]
+
+
 @pytest.mark.parametrize("renamed", [False, True])
 def test_recover_finishes_interrupted_publication(store: Store, renamed: bool) -> None:
     made = record(store, "aa", {"a.txt": "1"})

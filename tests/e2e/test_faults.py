@@ -124,8 +124,8 @@ def test_run_on_a_full_disk_names_the_path_and_recovers(tiny_project: Make) -> N
 
 def test_run_in_a_folder_without_permission_is_a_clear_error(tiny_project: Make) -> None:
     project = tiny_project("closed")
-    done = project.run("run", "--workspace", "/proc/inhouse")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "/proc/inhouse" in done.stderr
+    done = project.run("run", "--workspace", "/dev/null/inhouse")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "/dev/null/inhouse" in done.stderr
 
 
 def test_run_failed_gate_ends_in_exit_code_3_and_promotes_nothing(tiny_project: Make) -> None:

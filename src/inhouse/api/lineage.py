@@ -6,13 +6,16 @@ from pydantic import Field
 
 from inhouse.api.request import Request
 from inhouse.core.artifact import Artifact, Frozen
+from inhouse.core.store import Store
 from inhouse.flow.lineage import lineage
 
 
 class LineageRequest(Request):
     """Which artifact to trace."""
 
-    artifact: str | None = Field(None, description="id of an artifact or its beginning; the newest when left out")
+    artifact: str | None = Field(
+        None, description="id of an artifact or its beginning; the newest release when left out"
+    )
 
 
 class Line(Frozen):
@@ -33,10 +36,15 @@ class Lineage(Frozen):
 def show_lineage(request: LineageRequest) -> Lineage:
     """Everything that an artifact was made from."""
     store = request.store
-    records = [] if request.artifact else list(store.records())
-    if not request.artifact and not records:
+    start = request.artifact or _newest(store)
+    if start is None:
         return Lineage(lines=())
-    start = request.artifact or records[-1].id
     found = lineage(store, start)
     lines = tuple(Line(depth=a.depth, role=a.role, repeated=a.repeated, record=a.artifact) for a in found)
     return Lineage(lines=lines)
+
+
+def _newest(store: Store) -> str | None:
+    """The release used last, else the artifact used last."""
+    ids = {record.kind == "release": record.id for record in store.records()}
+    return ids.get(True, ids.get(False))

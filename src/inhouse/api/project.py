@@ -77,5 +77,6 @@ def project_schema(request: SchemaRequest) -> Schema:
     document = schema()
     if request.output is not None:
         with disk_errors(request.output):
+            request.output.parent.mkdir(parents=True, exist_ok=True)
             request.output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Schema(document=document, output=request.output)

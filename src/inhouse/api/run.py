@@ -172,6 +172,8 @@ def _dry(
 
 def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made: Mapping[str, Artifact]) -> RunResult:
     store = request.store
+    for used in made.values():
+        store.touch(used.recipe)  # "the newest report" is the one of the latest run, cached or not
     report = store.path(made["report"].id) if "report" in made else None
     result = RunResult(
         project=project.name, workspace=store.root, steps=steps,
@@ -181,8 +183,6 @@ def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made
     if "release" not in made:
         return result
     record = made["release"]
-    for used in made.values():
-        store.touch(used.recipe)  # "the newest report" is the one of the latest run, cached or not
     done = promotion.register(project, store, record)
     released = Released(
         label=done.release.label, artifact=record.id, passed=done.release.passed, deployment=done.deployment,

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,8 @@ class Store:
 
     def touch(self, recipe: str) -> None:
         """Note that a recipe was used now: `records` lists it last."""
-        os.utime(self.recipes / f"{recipe}.json")
+        now = time.time_ns()  # given in full: the kernel's own "now" has ticks of milliseconds
+        os.utime(self.recipes / f"{recipe}.json", ns=(now, now))
 
     def work_of(self, recipe: str) -> tuple[Path, Path]:
         """Scratch and output folder of a recipe in the making; the scratch survives, the output starts empty."""
@@ -146,7 +148,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(_existing(path)).free
             raise UserError("store.no_space", path=path, free_mb=free // 2**20) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise UserError("store.read_only", path=path) from error
         raise
 
