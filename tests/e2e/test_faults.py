@@ -194,7 +194,10 @@ def test_run_with_pickle_weights_in_a_folder_is_refused(tiny_project: Make, tiny
     assert done.returncode == 2 and "pytorch_model.bin" in done.stderr
 
 
-@pytest.mark.parametrize(("content", "said"), [("text,label\n", "news"), ("text,label\na,money\nb,money\n", "money")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("text,label\n", "news"), ("text,label\n" + "".join(f"item {n},money\n" for n in range(20)), "money")],
+)
 def test_run_with_empty_or_one_class_data_is_refused(tiny_project: Make, content: str, said: str) -> None:
     project = tiny_project("data")
     (project.folder / "news.csv").write_text(content)

@@ -14,7 +14,7 @@ class LineageRequest(Request):
     """Which artifact to trace."""
 
     artifact: str | None = Field(
-        None, description="id of an artifact or its beginning; the newest release when left out"
+        None, description="id of an artifact or its beginning; default: the newest release"
     )
 
 
