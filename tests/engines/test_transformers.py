@@ -195,3 +195,40 @@ def test_model_without_an_end_token_is_an_error(tiny_llama: Path, tmp_path: Path
     with pytest.raises(UserError) as error:
         open_model(source(folder), dtype="fp32", threads=1)
     assert error.value.code == "torch.no_end"
+
+
+def gguf_source(path: Path) -> Input:
+    return source(path.parent, path.name, "gguf")
+
+
+@pytest.mark.real
+def test_gguf_weights_equal_those_of_transformers_own_reader(smollm2_gguf: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ours = load_model(gguf_source(smollm2_gguf), "fp32")
+    plain = AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32)
+    theirs = plain.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+    left, right = ours.config.to_dict(), plain.config.to_dict()
+    for key in ("rms_norm_eps", "rope_parameters", "num_key_value_heads", "head_dim", "eos_token_id", "vocab_size"):
+        assert left[key] == right[key], key
+    assert "quantization_config" not in left
+
+
+@pytest.mark.real
+def test_gguf_tokenizer_is_the_one_that_converters_recognise_as_smollm(smollm2_gguf: Path) -> None:
+    from conversion.base import TextModel
+
+    tokenizer = load_tokenizer(gguf_source(smollm2_gguf))
+    assert TextModel.get_vocab_base_pre(TextModel.__new__(TextModel), tokenizer) == "smollm"
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_gguf_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x01" * 16)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(UserError) as error:
+            load(gguf_source(path))
+        assert error.value.code == "torch.unreadable"

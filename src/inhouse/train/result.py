@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-PROBES = 4  # conversations on which adapter and merged model are compared
+COMPARED = 2  # conversations on which adapter and merged model are compared, logit by logit
+PROMPTED = 4  # training prompts that the tuned model answers, to see whether answers end
 MOST_TOKENS = 64  # an answer longer than this is not waited for when checking that answers end
 SAME, MERGED, MERGED_BF16 = 1e-5, 1e-3, 0.25  # largest difference of logits: adapter reloaded; merged, by save type
 
@@ -76,7 +77,7 @@ def finish(model: PeftModel, origin: Origin, context: Context) -> Checked:
 def probe(model: torch.nn.Module, samples: Sequence[Sample]) -> list[torch.Tensor]:
     """Logits (T, V) of the first few conversations, each read alone."""
     device = next(model.parameters()).device
-    return [_logits(model, sample.ids, device) for sample in samples[:PROBES]]
+    return [_logits(model, sample.ids, device) for sample in samples[:COMPARED]]
 
 
 def _logits(model: torch.nn.Module, ids: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -128,7 +129,7 @@ def check_merged(
     if not apart <= most:
         raise UserError("train.parity_merged", difference=apart, most=most)
     engine = TransformersEngine(origin.facts.name, model, load_tokenizer(merged))
-    prompts = [row.prompt for row in origin.rows[:PROBES]]
+    prompts = [row.prompt for row in origin.rows[:PROMPTED]]
     before = TransformersEngine(origin.facts.name, model, origin.tokenizer)
     for prompt in prompts:
         if engine.token_ids(prompt) != before.token_ids(prompt):
