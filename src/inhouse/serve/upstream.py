@@ -27,10 +27,11 @@ class EngineSilent(Exception):
 
 
 def open_session() -> aiohttp.ClientSession:
-    """A pool of connections to engines on this machine; must be made inside the event loop."""
+    """Connections to engines on this machine, one a request; must be made inside the event loop."""
     import aiohttp
 
-    connector = aiohttp.TCPConnector(limit=0, force_close=False)
+    # llama.cpp closes a connection after a stream without saying so: a request that reuses it would fail.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(connector=connector, read_bufsize=LINE_BYTES, trust_env=False)
 
 
