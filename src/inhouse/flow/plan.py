@@ -74,7 +74,8 @@ def pipeline(project: Project) -> tuple[Node, ...]:
     if project.train:
         nodes.append(Node("tuned", train, project.train, {"base": "base", "dataset": "dataset"}, project.seed))
     if project.compress:
-        nodes.append(Node("exported", compress, project.compress, {"base": "base", "tuned": "tuned", "dataset": "dataset"}))
+        inputs = {name: name for name in ("base", "tuned", "dataset")}
+        nodes.append(Node("exported", compress, project.compress, inputs))
     if project.evaluate:
         nodes += _measured(project, project.evaluate, [n.name for n in nodes if n.name != "dataset"])
     if project.release:
