@@ -232,3 +232,43 @@ def test_gguf_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load(gguf_source(path))
         assert error.value.code == "torch.unreadable"
+
+
+def write_tokens_only(path: Path, pre: str, bos: bool = False) -> Path:
+    """A GGUF of a byte-level vocabulary without weights."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(["<s>", "</s>", "<u>", "a", "b", "ab", "Ġ", "1", "ĠĠ", "Ġa"])
+    writer.add_token_types([3, 3, 4, 1, 1, 1, 1, 1, 1, 1])
+    writer.add_token_merges(["a b", "Ġ Ġ", "Ġ a"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(bos)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_tokenizer_cuts_digits_apart_before_spaces_for_smollm_only(tmp_path: Path) -> None:
+    smollm = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "smollm.gguf", "smollm")))
+    plain = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "gpt2.gguf", "gpt-2")))
+    assert smollm.convert_ids_to_tokens(smollm.encode("ab  1<u>")) == ["ab", "ĠĠ", "1", "<u>"]
+    assert plain.convert_ids_to_tokens(plain.encode("ab  1")) == ["ab", "Ġ", "Ġ", "1"]
+
+
+def test_gguf_tokenizer_puts_the_first_token_where_the_header_says(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "bos.gguf", "gpt-2", bos=True)))
+    assert tokenizer.encode("ab") == [0, 5]
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.model_max_length) == ("</s>", "</s>", 64)
+
+
+def test_gguf_with_an_unknown_pre_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="newest") as error:
+        load_tokenizer(gguf_source(write_tokens_only(tmp_path / "new.gguf", "newest")))
+    assert error.value.code == "torch.gguf_tokenizer"
