@@ -50,7 +50,7 @@ def measure(command: list[str], env: dict[str, str]) -> dict[str, float]:
     peak, done = [0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.25):
+        while not done.wait(1.0):
             peak[0] = max(peak[0], tree_memory(child.pid))
 
     watcher = threading.Thread(target=watch)

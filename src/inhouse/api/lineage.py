@@ -13,9 +13,7 @@ from inhouse.flow.lineage import lineage
 class LineageRequest(Request):
     """Which artifact to trace."""
 
-    artifact: str | None = Field(
-        None, description="id of an artifact or its beginning; default: the newest release"
-    )
+    artifact: str | None = Field(None, description="id of an artifact or its beginning; default: the newest release")
 
 
 class Line(Frozen):

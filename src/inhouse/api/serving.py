@@ -205,8 +205,7 @@ def temporary_server(store: Store, deployment: str, offline: bool) -> Iterator[s
         line = child.stdout.readline()
         yield _ready_url(line, log_path)
     finally:
-        child.terminate()
-        child.wait(timeout=60)
+        child.terminate()  # it ends by itself, and with this process at the latest: nobody has to wait for it
 
 
 def _ready_url(line: bytes, log: Path) -> str:

@@ -72,7 +72,7 @@ def run(params: CompressParams, context: Context) -> Made:
             "model": exported.model.model_dump(),
             "fallbacks": exported.fallbacks,
             "parity": found["figures"],
-            "seconds": seconds,
+            "steps_s": seconds,
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -116,3 +117,10 @@ def reset_peak_memory() -> None:
     """Start a new peak at the present use, so that a stage is not charged for the one before it (Linux)."""
     with contextlib.suppress(OSError):  # not Linux, or not permitted: the peak then covers the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system: the C library keeps the pages of a stage's tensors otherwise."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # a C library without malloc_trim (musl, macOS) returns pages by itself
+        ctypes.CDLL(None).malloc_trim(0)

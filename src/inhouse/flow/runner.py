@@ -18,7 +18,7 @@ from inhouse import __version__
 from inhouse.core.artifact import Artifact, Licence
 from inhouse.core.fingerprint import identity, list_files
 from inhouse.core.protocols import Context, Input
-from inhouse.core.run import Events, peak_memory, reset_peak_memory
+from inhouse.core.run import Events, peak_memory, release_memory, reset_peak_memory
 from inhouse.core.store import Store, disk_errors
 from inhouse.flow.plan import Node, recipe
 
@@ -72,6 +72,7 @@ class Made:
 def _make(node: Node, key: Made, how: Run) -> Artifact:
     inputs = {role: Input(how.store.get(i), how.store.path(i)) for role, i in key.inputs.items()}
     scratch, out = how.store.work_of(key.recipe)
+    release_memory()
     reset_peak_memory()
     started = time.monotonic()
     context = Context(

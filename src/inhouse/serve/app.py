@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from inhouse.release.settings import ServeParams
 
 BACKLOG = 2048
 FIRST_KEY = "first"
+WEB = ("uvicorn", "aiohttp", "prometheus_client")
 log = logging.getLogger("inhouse.serve")
 
 
@@ -90,10 +93,10 @@ def _serve_on(
     settings: ServeParams,
     on_ready: Callable[[Started], None],
 ) -> None:
-    import uvicorn
-
+    # The engine takes most of a second to load in its own process: these imports need not wait for it.
+    preloading = threading.Thread(target=lambda: [importlib.import_module(name) for name in WEB], daemon=True)
+    preloading.start()
     from inhouse.serve.deployments import Deployments
-    from inhouse.serve.gateway import Gateway
 
     port = listener.getsockname()[1]
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -104,6 +107,11 @@ def _serve_on(
     try:
         label = deployments.current.target.release.label
         started = Started(f"http://{shown}:{port}", deployment, label, first_key(registry), public)
+        preloading.join()
+        import uvicorn
+
+        from inhouse.serve.gateway import Gateway
+
         config = uvicorn.Config(
             Gateway(deployments, lambda: on_ready(started)),
             log_config=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Context, Input, Made
 from inhouse.core.rows import Row, read_rows
-from inhouse.core.run import peak_memory
+from inhouse.core.run import release_memory
 from inhouse.core.settings import usable_cores
 from inhouse.train.params import Precision
 from inhouse.train.params import TrainParams as TrainParams
@@ -42,7 +41,6 @@ def run(params: TrainParams, context: Context) -> Made:
     from inhouse.train.loop import Job, train
     from inhouse.train.result import Origin, finish
 
-    started = time.monotonic()
     base = context.inputs["base"]
     facts = facts_of(base)
     rows = _training_rows(context.inputs["dataset"])
@@ -62,6 +60,7 @@ def run(params: TrainParams, context: Context) -> Made:
     trained = train(adapted, params, job)
     _note_loss(context, trained.losses)
     restore(originals)
+    release_memory()  # activations of training: the checks below hold a second copy of the model
     origin = Origin(base, facts, tokenizer, ends, samples.kept, rows)
     checked = finish(adapted, origin, context)
     return Made(
@@ -78,8 +77,6 @@ def run(params: TrainParams, context: Context) -> Made:
             "resumed_from": trained.resumed_from,
             "parity": checked.parity,
             "precision": str(compute).removeprefix("torch."),
-            "seconds": round(time.monotonic() - started, 2),
-            "peak_memory_bytes": peak_memory(),
         }
     )
 

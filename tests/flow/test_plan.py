@@ -1,0 +1,87 @@
+"""The steps that a project asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inhouse.api.examples import example_project
+from inhouse.core.errors import UserError
+from inhouse.flow.plan import operator_versions, pipeline, recipe
+from inhouse.flow.project import Project, load, schema
+
+EXAMPLE = load(example_project())
+
+
+def without(*sections: str, **changes: Any) -> Project:
+    return EXAMPLE.model_copy(update={**dict.fromkeys(sections), **changes})
+
+
+def names(project: Project) -> list[str]:
+    return [node.name for node in pipeline(project)]
+
+
+def test_pipeline_of_a_whole_project_has_every_step_after_its_inputs() -> None:
+    nodes = pipeline(EXAMPLE)
+    assert names(EXAMPLE) == [
+        "base", "dataset", "tuned", "exported", "base_predictions", "tuned_predictions", "exported_predictions",
+        "report", "release",
+    ]  # fmt: skip
+    for index, node in enumerate(nodes):
+        assert set(node.inputs.values()) <= {n.name for n in nodes[:index]}
+    engines = {n.name: n.params.engine for n in nodes if n.name.endswith("_predictions")}  # type: ignore[attr-defined]
+    assert engines["base_predictions"] == "transformers" and engines["exported_predictions"] == "llamacpp"
+
+
+def test_pipeline_leaves_out_what_the_file_leaves_out() -> None:
+    assert names(without("data", "train", "evaluate", "compress", "release")) == ["base"]
+    assert names(without("train", "compress", "release")) == ["base", "dataset", "base_predictions", "report"]
+    assert "exported" not in names(without("compress"))
+    (release,) = [n for n in pipeline(without("compress")) if n.name == "release"]
+    assert release.inputs["model"] == "tuned"
+
+
+def test_pipeline_measures_a_remote_model_through_its_endpoint() -> None:
+    remote = EXAMPLE.model.model_copy(update={"base": "https://example.org/v1"})
+    nodes = pipeline(without("train", "compress", "release", model=remote))
+    assert nodes[2].params.engine == "remote"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("gone", "section", "missing"),
+    [(("data",), "train", "data"), (("data", "train", "compress", "release"), "evaluate", "data"),
+     (("train",), "compress", "train"), (("evaluate",), "release", "evaluate")],
+)  # fmt: skip
+def test_pipeline_without_a_needed_section_names_both(gone: tuple[str, ...], section: str, missing: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pipeline(without(*gone))
+    assert caught.value.facts == {"section": section, "missing": missing}
+
+
+def test_recipe_changes_with_params_inputs_and_seed_only() -> None:
+    tuned = pipeline(EXAMPLE)[2]
+    inputs = {"base": "a", "dataset": "b"}
+    key, _, used = recipe(tuned, inputs, Path())
+    assert recipe(tuned, inputs, Path())[0] == key
+    assert set(used) == {"inhouse.train.methods.lora"}
+    assert recipe(tuned, {**inputs, "base": "c"}, Path())[0] != key
+    assert recipe(pipeline(without(seed=8))[2], inputs, Path())[0] != key
+    faster = EXAMPLE.train.model_copy(update={"learning_rate": 1e-5})  # type: ignore[union-attr]
+    assert recipe(pipeline(without(train=faster))[2], inputs, Path())[0] != key
+    assert recipe(pipeline(without(use="internal"))[2], inputs, Path())[0] == key
+
+
+def test_operators_are_found_wherever_they_stand_in_params() -> None:
+    assert EXAMPLE.data is not None
+    found = {name.rpartition(".")[2] for name, _ in operator_versions(EXAMPLE.data)}
+    assert {"csv", "normalize", "truncate", "length", "exact_dedup", "balance"} <= found
+
+
+def test_schema_describes_every_section_and_operator() -> None:
+    document = schema()
+    assert set(document["properties"]) >= {"model", "data", "train", "evaluate", "compress", "release", "serve"}
+    text = str(document)
+    for operator in ("exact_dedup", "lora", "gguf", "macro_f1", "parquet"):
+        assert f"'{operator}'" in text
