@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@$(BIN)/inhouse run examples/desk-routing/inhouse.yaml --try
+	@$(BIN)/inhouse run examples/desk-routing/inhouse.yaml --ask
 
 check: setup
 	$(BIN)/ruff format --check src tests bench
