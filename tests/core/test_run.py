@@ -54,7 +54,8 @@ def test_heartbeat_beats_until_closed(tmp_path: Path, monkeypatch: pytest.Monkey
     events = Events(tmp_path / "events.jsonl")
     events.start_heartbeat()
     deadline = time.monotonic() + 10
-    while not (tmp_path / "events.jsonl").exists() and time.monotonic() < deadline:
+    log = tmp_path / "events.jsonl"
+    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.01)
     events.close()
     assert events_of(tmp_path / "events.jsonl")[0]["event"] == "heartbeat"
