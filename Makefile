@@ -34,10 +34,10 @@ check: setup
 
 test: check
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --cov --cov-report=
+	INHOUSE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n 2 --dist loadfile --cov --cov-report=
+	$(BIN)/python -m pytest -m real --cov --cov-append --cov-report=
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 	@$(BIN)/coverage report --include='src/inhouse/core/*,src/inhouse/flow/*' --fail-under=100
-	@$(BIN)/python tests/closing_line.py
 
 bench: setup
 	$(BIN)/python bench/demo/run.py

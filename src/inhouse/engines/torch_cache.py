@@ -59,7 +59,7 @@ def prefill(model: PreTrainedModel, prefix: DynamicCache | None, rests: Sequence
     cache = DynamicCache()
     if prefix is not None:
         cache = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v, *_ in prefix])
-    logits = _forward(model, cache, ids, mask, positions(mask)[:, held:], one_place(ids))
+    logits = _forward(model, cache, Step(ids, mask, positions(mask)[:, held:]), one_place(ids))
     return Prefilled(cache, logits[:, -1], mask)
 
 
@@ -79,16 +79,23 @@ def one_place(ids: torch.Tensor) -> torch.Tensor:
     return torch.tensor([ids.shape[1] - 1], device=ids.device)
 
 
-def _forward(
-    model: PreTrainedModel,
-    cache: DynamicCache,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    at: torch.Tensor,
-    places: torch.Tensor | int = 0,
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Step:
+    """What is fed at once: token ids (B, T), what each may see, and the place of each in its row (B, T)."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    at: torch.Tensor
+
+
+def _forward(model: PreTrainedModel, cache: DynamicCache, step: Step, places: torch.Tensor | int = 0) -> torch.Tensor:
     out: Any = model(
-        ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=places
+        step.ids,
+        attention_mask=step.mask,
+        position_ids=step.at,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=places,
     )
     logits: torch.Tensor = out.logits.float()
     return logits
@@ -110,7 +117,7 @@ def extend(model: PreTrainedModel, state: Prefilled, max_tokens: int, ends: froz
         if all(len(ids) == max_tokens or ids[-1] in ends for ids in found):
             break
         mask = torch.cat([mask, mask.new_ones((rows, 1))], dim=-1)
-        logits = _forward(model, state.cache, chosen[:, None], mask, at)[:, -1]
+        logits = _forward(model, state.cache, Step(chosen[:, None], mask, at))[:, -1]
         at, fed = at + 1, fed + 1
     if fed:
         state.cache.crop(-fed)
@@ -198,4 +205,4 @@ def _read_trees(model: PreTrainedModel, state: Prefilled, trees: Sequence[Tree],
             seen[row, 0, node, [held + step for step in path]] = 0
     at += mask.sum(-1, keepdim=True).cpu()
     device = model.device
-    return _forward(model, cache, ids.to(device), seen.to(device), at.to(device)).log_softmax(-1)
+    return _forward(model, cache, Step(ids.to(device), seen.to(device), at.to(device))).log_softmax(-1)
