@@ -103,6 +103,36 @@ def test_child_of_a_parent_that_is_gone_ends_at_once() -> None:
     assert done.returncode == 1
 
 
+def test_process_mark_tells_one_process_from_another_and_from_none() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = run.process_mark(child.pid)
+    assert mark and mark == run.process_mark(child.pid) != run.process_mark(os.getpid())
+    child.communicate()
+    assert run.process_mark(child.pid) is None
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert run.process_mark(zombie.pid) is None
+    zombie.wait()
+
+
+def test_process_mark_elsewhere_tells_alive_from_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.sys, "platform", "darwin")
+    assert run.process_mark(os.getpid()) == "alive"
+    assert run.process_mark(2**22 + 1) is None
+    monkeypatch.setattr(run.os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError))
+    assert run.process_mark(1) == "alive"
+
+
+def test_release_memory_gives_pages_back() -> None:
+    run.release_memory()
+    monkey = run.ctypes.CDLL
+    try:
+        run.ctypes.CDLL = lambda _: object()  # type: ignore[assignment,misc]
+        run.release_memory()
+    finally:
+        run.ctypes.CDLL = monkey  # type: ignore[misc]
+
+
 def test_peak_memory_sees_an_allocation_and_resets() -> None:
     reset_peak_memory()
     before = peak_memory()

@@ -59,8 +59,8 @@ def test_identity_ignores_measured_files_only(store: Store) -> None:
 
 def test_records_lists_the_latest_used_last(store: Store) -> None:
     made = [store.publish(record(store, name, {"a": name})) for name in ("aa", "bb", "cc")]
-    store.touch("aa")
-    store.touch("bb")
+    store.use(made[0])
+    store.use(made[1])
     assert list(store.records()) == [made[2], made[0], made[1]]
 
 
@@ -89,6 +89,40 @@ def test_find_forgets_recipe_whose_files_are_gone(store: Store) -> None:
     made = store.publish(record(store, "aa", {"a.txt": "1"}))
     store.path(made.id).rename(store.root / "elsewhere")
     assert store.find("aa") is None and store.find("zz") is None
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "folder"])
+def test_publish_again_repairs_a_damaged_artifact(store: Store, damage: str) -> None:
+    made = store.publish(record(store, "aa", {"a.txt": "12", "measured/t": "1"}))
+    file = store.path(made.id) / "a.txt"
+    if damage == "folder":
+        (store.path(made.id)).rename(store.root / "moved")
+        store.path(made.id).write_text("a file in its place")
+    else:
+        file.unlink() if damage == "gone" else file.write_text("1")
+    assert store.find("aa") is None
+    if damage == "folder":
+        store.path(made.id).unlink()
+    again = store.publish(record(store, "aa", {"a.txt": "12", "measured/t": "22"}))
+    assert again.id == made.id and store.find("aa") == again
+    assert file.read_text() == "12" and (store.path(made.id) / "measured" / "t").read_text() == "22"
+    assert not list(store.work.iterdir())
+
+
+def test_use_puts_the_record_of_that_recipe_beside_the_files(store: Store) -> None:
+    first = store.publish(record(store, "aa", {"a": "1"}))
+    store.publish(record(store, "bb", {"a": "1"}))
+    assert store.get(first.id).recipe == "bb"
+    store.use(first.model_copy(update={"seed": 5}))
+    assert store.get(first.id).recipe == "aa" and store.find("aa").seed == 5  # type: ignore[union-attr]
+
+
+def test_recover_clears_up_what_a_crash_left_after_publishing(store: Store) -> None:
+    store.publish(record(store, "aa", {"a": "1"}))
+    for name in ("aa", "bb"):
+        (store.work / name / "scratch").mkdir(parents=True)
+    store.recover()
+    assert [p.name for p in store.work.iterdir()] == ["bb"]
 
 
 @pytest.mark.parametrize("name", ["ffff", "../..", ""])

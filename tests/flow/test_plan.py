@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from inhouse.api.examples import example_project
+from inhouse.core.artifact import Artifact, Licence
 from inhouse.core.errors import UserError
 from inhouse.flow.plan import operator_versions, pipeline, recipe
 from inhouse.flow.project import Project, load, schema
@@ -60,13 +61,27 @@ def test_pipeline_without_a_needed_section_names_both(gone: tuple[str, ...], sec
     assert caught.value.facts == {"section": section, "missing": missing}
 
 
+def artifact(name: str, *terms: Licence) -> Artifact:
+    return Artifact(
+        id=name, kind="model", stage="select", node="base", stage_version="1", recipe=name, params={}, created="",
+        stated=terms,
+    ).inheriting(())  # fmt: skip
+
+
+def test_recipe_of_a_release_changes_with_the_terms_of_its_inputs() -> None:
+    release, tuned = pipeline(EXAMPLE)[-1], pipeline(EXAMPLE)[2]
+    plain, stated = artifact("a"), artifact("a", Licence(subject="a", spdx="MIT", source="x"))
+    assert recipe(release, {"base": plain}, Path())[0] != recipe(release, {"base": stated}, Path())[0]
+    assert recipe(tuned, {"base": plain}, Path())[0] == recipe(tuned, {"base": stated}, Path())[0]
+
+
 def test_recipe_changes_with_params_inputs_and_seed_only() -> None:
     tuned = pipeline(EXAMPLE)[2]
-    inputs = {"base": "a", "dataset": "b"}
+    inputs = {role: artifact(role) for role in ("base", "dataset")}
     key, _, used = recipe(tuned, inputs, Path())
     assert recipe(tuned, inputs, Path())[0] == key
     assert set(used) == {"inhouse.train.methods.lora"}
-    assert recipe(tuned, {**inputs, "base": "c"}, Path())[0] != key
+    assert recipe(tuned, {**inputs, "base": artifact("c")}, Path())[0] != key
     assert recipe(pipeline(without(seed=8))[2], inputs, Path())[0] != key
     faster = EXAMPLE.train.model_copy(update={"learning_rate": 1e-5})  # type: ignore[union-attr]
     assert recipe(pipeline(without(train=faster))[2], inputs, Path())[0] != key

@@ -105,6 +105,18 @@ def test_run_changed_input_file_reruns_but_equal_bytes_stop_the_cascade(how: Run
     assert seen(how)[-3:] == ["stage.started first", "stage.finished first", "stage.cached second"]
 
 
+def test_run_takes_restated_terms_without_a_rerun(how: Run) -> None:
+    nodes = two_steps()
+    run(nodes, how)
+    source = how.store.find(run(nodes, how)["first"].recipe)
+    assert source is not None
+    restated = source.model_copy(update={"stated": (Licence(subject="a", spdx="Apache-2.0", source="y"),)})
+    how.store.use(restated.inheriting(()))
+    made = run(nodes, how)
+    assert [lic.spdx for lic in made["second"].licences] == ["MIT", "Apache-2.0"]
+    assert seen(how)[-1] == "stage.cached second"
+
+
 def test_run_forced_room_runs_again(how: Run) -> None:
     run(two_steps(), how)
     run(two_steps(), Run(how.store, how.project_dir, how.events, True, frozenset({"data"})))

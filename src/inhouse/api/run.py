@@ -173,7 +173,7 @@ def _dry(
 def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made: Mapping[str, Artifact]) -> RunResult:
     store = request.store
     for used in made.values():
-        store.touch(used.recipe)  # "the newest report" is the one of the latest run, cached or not
+        store.use(used)  # "the newest report" is the one of the latest run, cached or not
     report = store.path(made["report"].id) if "report" in made else None
     result = RunResult(
         project=project.name, workspace=store.root, steps=steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,11 +60,17 @@ class Artifact(Frozen):
     external: dict[str, str] = Field(default_factory=dict, description="outside content: name -> fingerprint")
     files: tuple[FileEntry, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict, description="counts, seconds, peak memory, model header")
-    licences: tuple[Licence, ...] = ()
+    stated: tuple[Licence, ...] = Field((), description="terms that this step itself read")
+    licences: tuple[Licence, ...] = Field((), description="the stated terms and those of every input")
     seed: int = 0
     packages: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
     created: str = Field(description="UTC, ISO 8601")
+
+    def inheriting(self, inputs: Iterable[Artifact]) -> Artifact:
+        """This record with the terms that its inputs have now: they may be stated anew without a rerun."""
+        terms = (*self.stated, *(licence for i in inputs for licence in i.licences))
+        return self.model_copy(update={"licences": tuple(dict.fromkeys(terms))})
 
     @property
     def bytes(self) -> int:

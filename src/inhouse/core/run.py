@@ -103,6 +103,31 @@ def _watch_parent(parent: int) -> None:
     os._exit(1)
 
 
+def process_mark(pid: int) -> str | None:
+    """What tells this process from a later one with the same pid; None when it has ended.
+
+    On Linux the start in ticks since boot, and the boot's id: neither moves when the wall clock is set.
+    """
+    if sys.platform != "linux":
+        return _portable_mark(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else f"{boot}:{fields[19]}"
+
+
+def _portable_mark(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes, since its start or the last `reset_peak_memory`."""
     if sys.platform == "linux":

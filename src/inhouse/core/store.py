@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,13 +45,21 @@ class Store:
                 ignore.write_text("*\n", encoding="utf-8")
 
     def find(self, recipe: str) -> Artifact | None:
-        """The artifact that `recipe` made, when its files are still there."""
+        """The artifact that `recipe` made, when all its files are still there in full size."""
         try:
             text = (self.recipes / f"{recipe}.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         record = Artifact.model_validate_json(text)
-        return record if (self.objects / record.id / RECORD).exists() else None
+        return record if self._whole(record) else None
+
+    def _whole(self, record: Artifact) -> bool:
+        folder = self.objects / record.id
+        try:
+            sizes = all((folder / f.path).stat().st_size == f.bytes for f in record.files if f.counts)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return sizes and (folder / RECORD).exists()
 
     def get(self, name: str) -> Artifact:
         """The artifact with this id, or with an unambiguous beginning of it."""
@@ -69,10 +78,16 @@ class Store:
         for path in paths:
             yield Artifact.model_validate_json(path.read_text(encoding="utf-8"))
 
-    def touch(self, recipe: str) -> None:
-        """Note that a recipe was used now: `records` lists it last."""
+    def use(self, record: Artifact) -> None:
+        """Note that a recipe was used now: `records` lists it last, and its record stands beside the files.
+
+        Two recipes may end in the same bytes; the one used last says what they are.
+        """
+        for path in (self.recipes / f"{record.recipe}.json", self.objects / record.id / RECORD):
+            if Artifact.model_validate_json(path.read_text(encoding="utf-8")) != record:
+                write_durably(path, record.model_dump_json(indent=1))
         now = time.time_ns()  # given in full: the kernel's own "now" has ticks of milliseconds
-        os.utime(self.recipes / f"{recipe}.json", ns=(now, now))
+        os.utime(self.recipes / f"{record.recipe}.json", ns=(now, now))
 
     def work_of(self, recipe: str) -> tuple[Path, Path]:
         """Scratch and output folder of a recipe in the making; the scratch survives, the output starts empty."""
@@ -99,17 +114,23 @@ class Store:
         return record
 
     def recover(self) -> None:
-        """Finish publications that a crash interrupted. Call it with the run lock held."""
-        for pending in self.work.glob(f"*/{PENDING}"):
-            self._settle(Artifact.model_validate_json(pending.read_text(encoding="utf-8")))
+        """Finish publications and clearing up that a crash interrupted. Call it with the run lock held."""
+        for folder in self.work.iterdir():
+            if (folder / PENDING).exists():
+                self._settle(Artifact.model_validate_json((folder / PENDING).read_text(encoding="utf-8")))
+            elif self.find(folder.name) is not None:
+                shutil.rmtree(folder)
 
     def _settle(self, record: Artifact) -> None:
-        folder = self.work / record.recipe
-        target = self.objects / record.id
-        if (folder / "out" / RECORD).exists() and not target.exists():
+        """Put the new files in place, of equal ones too: theirs may be damaged, or measured on another day."""
+        folder, target = self.work / record.recipe, self.objects / record.id
+        if (folder / "out" / RECORD).exists():
+            if target.exists():
+                target.rename(folder / f"old-{secrets.token_hex(4)}")
             (folder / "out").rename(target)
             sync_folder(self.objects)
         write_durably(self.recipes / f"{record.recipe}.json", record.model_dump_json(indent=1))
+        (folder / PENDING).unlink()
         shutil.rmtree(folder)
 
 

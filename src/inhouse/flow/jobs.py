@@ -17,6 +17,7 @@ from typing import Any, Literal
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.messages import language
+from inhouse.core.run import process_mark
 from inhouse.core.settings import child_environment
 from inhouse.core.store import Store, write_durably
 
@@ -54,15 +55,15 @@ def submit(store: Store, function: str, request: dict[str, Any], *, attached: bo
         "parent": os.getpid() if attached else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_durably(folder / "command.json", json.dumps(command, ensure_ascii=False, indent=1))
     (folder / "events.jsonl").touch()
+    write_durably(folder / "command.json", json.dumps(command, ensure_ascii=False, indent=1))
     with (folder / "output.log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "inhouse.api.worker", str(folder)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env=child_environment(offline) | {"INHOUSE_LANG": language()}, start_new_session=True,
         )  # fmt: skip
-    write_durably(folder / "pid", f"{child.pid} {_start_time(child.pid)}")
+    write_durably(folder / "pid", f"{child.pid} {process_mark(child.pid)}")
     _children[folder] = child
     return folder
 
@@ -70,32 +71,15 @@ def submit(store: Store, function: str, request: dict[str, Any], *, attached: bo
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 
 
-def _start_time(pid: int) -> float:
-    """When a process started, which tells it from a later one with the same pid; 0 when it has ended."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
 def alive(folder: Path) -> bool:
     """Whether the job's process still runs."""
     if child := _children.get(folder):
         return child.poll() is None
     try:
-        pid, started = (folder / "pid").read_text(encoding="ascii").split()
+        pid, mark = (folder / "pid").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return False
-    import psutil
-
-    if _start_time(int(pid)) != float(started):
-        return False
-    try:
-        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return process_mark(int(pid)) == mark
 
 
 def result(folder: Path) -> dict[str, Any] | None:

@@ -127,8 +127,11 @@ def until(nodes: tuple[Node, ...], room: str | None) -> tuple[Node, ...]:
     return tuple(n for n in nodes if n.name in wanted)
 
 
-def recipe(node: Node, inputs: Mapping[str, str], project_dir: Path) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The cache key of a step, with the outside content and the operators that entered it."""
+def recipe(node: Node, inputs: Mapping[str, Artifact], project_dir: Path) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The cache key of a step, with the outside content and the operators that entered it.
+
+    A release judges the terms of its inputs, so they enter its key; nothing else runs again when terms are restated.
+    """
     external = node.stage.external(node.params, project_dir)
     used = dict(sorted(operator_versions(node.params)))
     key = {
@@ -137,11 +140,13 @@ def recipe(node: Node, inputs: Mapping[str, str], project_dir: Path) -> tuple[st
         "version": node.stage.VERSION,
         "params": node.params.model_dump(mode="json"),
         "operators": used,
-        "inputs": dict(inputs),
+        "inputs": {role: artifact.id for role, artifact in inputs.items()},
         "external": external,
         "seed": node.seed,
         "use": node.use,
     }
+    if node.stage.KIND == "release":
+        key["terms"] = sorted({t.model_dump_json() for artifact in inputs.values() for t in artifact.licences})
     return hash_json(key)[:24], external, used
 
 
@@ -168,12 +173,13 @@ def plan(nodes: tuple[Node, ...], store: Store, project_dir: Path) -> tuple[Plan
     """What a run would do now, without doing it."""
     planned: dict[str, Planned] = {}
     for node in nodes:
-        before = [planned[name].artifact for name in node.inputs.values()]
-        if any(a is None for a in before):
+        before = {role: planned[name].artifact for role, name in node.inputs.items()}
+        inputs = {role: artifact for role, artifact in before.items() if artifact is not None}
+        if len(inputs) < len(before):
             planned[node.name] = Planned(node, "waits", None, None)
             continue
-        ids = {role: a.id for role, a in zip(node.inputs, before, strict=True) if a}
-        key, _, _ = recipe(node, ids, project_dir)
+        key, _, _ = recipe(node, inputs, project_dir)
         found = store.find(key)
-        planned[node.name] = Planned(node, "cached" if found else "run", key, found)
+        state: State = "cached" if found else "run"
+        planned[node.name] = Planned(node, state, key, found and found.inheriting(inputs.values()))
     return tuple(planned.values())

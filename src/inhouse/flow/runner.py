@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from inhouse import __version__
-from inhouse.core.artifact import Artifact, Licence
+from inhouse.core.artifact import Artifact
 from inhouse.core.fingerprint import identity, list_files
 from inhouse.core.protocols import Context, Input
 from inhouse.core.run import Events, peak_memory, release_memory, reset_peak_memory
@@ -46,31 +45,32 @@ def run(nodes: tuple[Node, ...], how: Run) -> dict[str, Artifact]:
         for index, node in enumerate(nodes):
             how.events.check()
             how.events.stage = node.name
-            ids = {role: made[name].id for role, name in node.inputs.items()}
-            key, external, used = recipe(node, ids, how.project_dir)
+            inputs = {role: made[name] for role, name in node.inputs.items()}
+            key, external, used = recipe(node, inputs, how.project_dir)
             found = None if node.room in how.force else how.store.find(key)
             if found:
+                found = found.inheriting(inputs.values())
                 how.events.emit("stage.cached", index=index, count=len(nodes), id=found.id)
             else:
                 how.events.emit("stage.started", index=index, count=len(nodes), recipe=key)
-                found = _make(node, Made(key, ids, external, used), how)
+                found = _make(node, Origin(key, inputs, external, used), how)
                 how.events.emit("stage.finished", id=found.id, seconds=found.facts["seconds"], bytes=found.bytes)
             made[node.name] = found
     return made
 
 
 @dataclass(frozen=True)
-class Made:
+class Origin:
     """What enters the record of a step besides what its stage reports."""
 
     recipe: str
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, Artifact]
     external: dict[str, str]
     operators: dict[str, str]
 
 
-def _make(node: Node, key: Made, how: Run) -> Artifact:
-    inputs = {role: Input(how.store.get(i), how.store.path(i)) for role, i in key.inputs.items()}
+def _make(node: Node, key: Origin, how: Run) -> Artifact:
+    inputs = {role: Input(record, how.store.path(record.id)) for role, record in key.inputs.items()}
     scratch, out = how.store.work_of(key.recipe)
     release_memory()
     reset_peak_memory()
@@ -85,18 +85,14 @@ def _make(node: Node, key: Made, how: Run) -> Artifact:
     record = Artifact(
         id=identity(node.stage.KIND, files), kind=node.stage.KIND, stage=node.room, node=node.name,
         stage_version=node.stage.VERSION, recipe=key.recipe, params=node.params.model_dump(mode="json"),
-        operators=key.operators, inputs=dict(key.inputs), external=key.external, files=files,
+        operators=key.operators, inputs={role: i.id for role, i in key.inputs.items()}, external=key.external,
+        files=files,
         facts={**made.facts, "seconds": round(time.monotonic() - started, 2), "peak_bytes": peak_memory()},
-        licences=inherited((*made.licences, *(lic for i in inputs.values() for lic in i.record.licences))),
+        stated=made.licences,
         seed=node.seed, packages=packages(), commit=commit_of(how.project_dir),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    return how.store.publish(record)
-
-
-def inherited(licences: tuple[Licence, ...]) -> tuple[Licence, ...]:
-    """Licences in order, each once."""
-    return tuple(dict.fromkeys(licences))
+    return how.store.publish(record.inheriting(key.inputs.values()))
 
 
 @cache
@@ -154,8 +150,3 @@ def _owner(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return "?"
-
-
-def facts_of(made: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
-    """The facts of every step by name."""
-    return {name: artifact.facts for name, artifact in made.items()}
