@@ -177,3 +177,21 @@ def test_supervisor_goes_on_trying_when_a_restart_fails() -> None:
 def test_supervisor_whose_first_start_fails_raises_that_error() -> None:
     with pytest.raises(InhouseError):
         Supervisor(lambda: Served("raise SystemExit(1)"))
+
+
+def test_supervisor_that_closes_during_a_restart_does_not_wait_for_the_load() -> None:
+    made: list[Served] = []
+    loading = threading.Event()
+
+    def start() -> Served:
+        if made:
+            loading.set()
+        made.append(Served(READY + SLEEP if not made else SLEEP))
+        return made[-1]
+
+    supervisor = Supervisor(start, FAST)
+    made[0].process.stop(grace_s=0)
+    assert loading.wait(10)
+    began = time.monotonic()
+    supervisor.close()
+    assert time.monotonic() - began < 5 and supervisor.current is None

@@ -211,3 +211,20 @@ def test_first_start_makes_a_key_and_later_ones_do_not(tmp_path: Path, smollm2_g
     assert token is not None and token.startswith("ih-")
     assert first_key(registry) is None
     assert [k.name for k in list_keys(registry.engine)] == ["first"]
+
+
+def test_keys_that_open_nothing_for_others_do_not_keep_the_first_key_back(tmp_path: Path) -> None:
+    from datetime import timedelta
+
+    from inhouse.core.store import Store
+    from inhouse.release.keys import LOCAL_KEY, create_key, revoke_key
+    from inhouse.release.registry import open_registry
+    from inhouse.serve.app import first_key
+
+    registry = open_registry(Store(tmp_path / "trial"))
+    create_key(registry.engine, LOCAL_KEY)
+    create_key(registry.engine, "old", timedelta(days=-1))
+    _, gone = create_key(registry.engine, "gone")
+    revoke_key(registry.engine, gone.prefix)
+    assert first_key(registry) is not None
+    assert first_key(registry) is None

@@ -134,6 +134,14 @@ def test_every_route_but_health_needs_a_key(endpoint: Endpoint, path: str, key: 
     assert httpx.get(f"{endpoint.url}/health", trust_env=False).json() == {"status": "ok"}
 
 
+def test_key_made_just_before_a_request_opens(endpoint: Endpoint) -> None:
+    for _ in range(5):
+        token, key = create_key(endpoint.registry.engine, "newcomer")
+        headers = {"Authorization": f"Bearer {token}"}
+        assert httpx.get(f"{endpoint.url}/version", headers=headers, trust_env=False).status_code == 200
+        revoke_key(endpoint.registry.engine, key.prefix)
+
+
 def test_revoked_key_is_refused_within_a_second(endpoint: Endpoint) -> None:
     token, key = create_key(endpoint.registry.engine, "leaver")
     headers = {"Authorization": f"Bearer {token}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from inhouse.core.messages import language
 from inhouse.core.rows import Message
 from inhouse.core.settings import child_environment, settings
 from inhouse.core.store import Store
+from inhouse.release.keys import LOCAL_KEY
 from inhouse.release.keys import create_key as make_key
 from inhouse.release.keys import list_keys as all_keys
 from inhouse.release.keys import revoke_key as end_key
@@ -81,7 +83,7 @@ class CreateKeyRequest(Request):
     """A new key."""
 
     name: str = Field(description="who or what will use it", min_length=1, max_length=80)
-    expires_days: float | None = Field(None, gt=0, description="days until it expires")
+    expires_days: float | None = Field(None, gt=0, le=36500, description="days until it expires")
 
 
 class RevokeKeyRequest(Request):
@@ -166,7 +168,7 @@ def local_key(registry: Registry, given: str | None) -> Iterator[str]:
     if given is not None:
         yield given
         return
-    token, made = make_key(registry.engine, "chat", timedelta(hours=CHAT_KEY_HOURS))
+    token, made = make_key(registry.engine, LOCAL_KEY, timedelta(hours=CHAT_KEY_HOURS))
     try:
         yield token
     finally:
@@ -175,17 +177,14 @@ def local_key(registry: Registry, given: str | None) -> Iterator[str]:
 
 def running_server(store: Store) -> str | None:
     """The address of the server that serves this workspace now."""
-    try:
-        found = json.loads((store.root / "serve.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    import psutil
+    from inhouse.core.run import process_mark
 
     try:
-        same = psutil.Process(found["pid"]).create_time() == found["started"]
-    except psutil.NoSuchProcess:
+        found = json.loads((store.root / "serve.json").read_text(encoding="utf-8"))
+        url, pid, mark = str(found["url"]), int(found["pid"]), str(found["mark"])
+    except (OSError, ValueError, KeyError, TypeError):  # no note, or one of another version
         return None
-    return str(found["url"]) if same else None
+    return url if process_mark(pid) == mark else None
 
 
 @contextmanager
@@ -193,7 +192,7 @@ def temporary_server(store: Store, deployment: str, offline: bool) -> Iterator[s
     """Serve a deployment on a free loopback port for as long as the block runs; yields its address."""
     argv = [
         sys.executable, "-m", "inhouse.serve", "--workspace", str(store.root), "--deployment", deployment,
-        "--host", "127.0.0.1", "--port", "0", "--attached", "--lang", language(),
+        "--host", "127.0.0.1", "--port", "0", "--parent", str(os.getpid()), "--lang", language(),
     ]  # fmt: skip
     log_path = store.root / "serve.log"
     with log_path.open("wb") as log:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import IO, Any, Generic, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ from inhouse.core.settings import child_environment
 LOG_LINES = 200
 LINE_BYTES = 4096
 STOP_GRACE_S = 5.0
+CLOSE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ def python_module(name: str, module: str, argument: str, load_timeout_s: float =
     `-P` keeps the current folder off the import path: a stray `torch.py` there must not be run.
     """
     return Command(name, (sys.executable, "-P", "-m", module, argument), load_timeout_s)
+
+
+# Who is told of a child as soon as it runs, long before it is ready: the supervisor in whose thread it is started.
+_on_child: ContextVar[Callable[[Child], None] | None] = ContextVar("on_child", default=None)
 
 
 class Child:
@@ -63,6 +69,8 @@ class Child:
         self._spawned.wait()
         if self._failure is not None:
             raise UserError("process.not_started", name=command.name, reason=str(self._failure))
+        if (adopt := _on_child.get()) is not None:
+            adopt(self)
 
     @property
     def pid(self) -> int:
@@ -236,6 +244,7 @@ class Supervisor(Generic[R]):
         self._closing = threading.Event()
         self.restarts = 0
         self.last_error: InhouseError | None = None
+        self._loading: Child | None = None
         self._current: R | None = start()  # the first start's error is the caller's
         self._thread = threading.Thread(target=self._watch, name="supervise", daemon=True)
         self._thread.start()
@@ -247,11 +256,13 @@ class Supervisor(Generic[R]):
         return running if running is not None and running.process.running else None
 
     def close(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop the child and keep it stopped."""
+        """Stop the child and keep it stopped; one that still loads is ended at once."""
         self._closing.set()
-        if self._current is not None:
-            self._current.process.stop(grace_s)
-        self._thread.join()
+        if (loading := self._loading) is not None:
+            loading.stop(grace_s=0)
+        if (running := self._current) is not None:
+            running.process.stop(grace_s)
+        self._thread.join(CLOSE_S)
 
     def _watch(self) -> None:
         crashes = 0
@@ -280,12 +291,20 @@ class Supervisor(Generic[R]):
 
     def _start_again(self) -> None:
         self._current = None
+        _on_child.set(self._adopt)  # this thread's own: nobody else starts children in it
         try:
             started = self._start()
         except InhouseError as error:
             self.last_error = error
             return
+        finally:
+            self._loading = None
         self._current = started
         self.restarts += 1
         if self._closing.is_set():  # closed while the model was loading
             started.process.stop()
+
+    def _adopt(self, child: Child) -> None:
+        self._loading = child
+        if self._closing.is_set():  # `close` may have looked before the child was there
+            child.stop(grace_s=0)

@@ -15,6 +15,7 @@ from inhouse.release.database import reading, writing
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+LOCAL_KEY = "chat"  # name of the keys that a conversation on this machine makes, and revokes at its end
 SHOWN = 11  # characters of a token that lists show: 'ih-' and 8 more
 
 

@@ -14,31 +14,34 @@ from pathlib import Path
 
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
-from inhouse.core.run import die_with_parent
+from inhouse.core.run import die_with_parent, process_mark
 from inhouse.core.store import Store, write_durably
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.settings import ServeParams
-from inhouse.serve.app import Started, serve
+from inhouse.serve.app import Started, first_key, serve
 
 
 def main(words: list[str]) -> int:
-    """Serve until told to stop; the exit code is the error's, 0 after a clean stop."""
+    """Serve until told to stop; the exit code is the error's, 0 after a clean stop, 130 for Ctrl-C before that."""
     arguments = _parse(words)
     use_language(arguments.lang)
-    if arguments.attached:
-        die_with_parent(os.getppid())
+    attached = arguments.parent is not None
+    if attached:
+        die_with_parent(arguments.parent)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     store = Store(arguments.workspace)
     try:
         registry = open_registry(store)
         params = _params(registry, arguments)
-        serve(registry, arguments.deployment, params, _tell(store, arguments.attached))
+        serve(registry, arguments.deployment, params, _tell(registry, attached))
     except InhouseError as error:
-        if arguments.attached:
+        if attached:
             print(json.dumps({"error": error.to_dict()}, ensure_ascii=False), flush=True)
         else:
             print(f"{text('cli.error')} {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # while the engine loads; later, the server takes the signal itself
+        return 130
     return 0
 
 
@@ -49,7 +52,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--lang", default="en")
-    parser.add_argument("--attached", action="store_true", help="end with the parent; print one JSON line when ready")
+    parser.add_argument("--parent", type=int, help="end with this parent process; print one JSON line when ready")
     return parser.parse_args(words)
 
 
@@ -61,33 +64,29 @@ def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
     return params.model_copy(update=given)
 
 
-def _tell(store: Store, attached: bool) -> Callable[[Started], None]:
+def _tell(registry: Registry, attached: bool) -> Callable[[Started], None]:
     def tell(started: Started) -> None:
         if attached:
-            print(json.dumps({"url": started.url, "key": started.key}), flush=True)
+            print(json.dumps({"url": started.url}), flush=True)
             return
-        _note_address(store, started.url)
-        print(_greeting(started), flush=True)
+        _note_address(registry.store, started.url)
+        print(_greeting(started, first_key(registry)), flush=True)  # made only where somebody can read it
 
     return tell
 
 
 def _note_address(store: Store, url: str) -> None:
-    """Leave the address for `inhouse chat`; the process's start time tells a stale note."""
-    import psutil
-
-    process = psutil.Process()
-    write_durably(
-        store.root / "serve.json", json.dumps({"url": url, "pid": process.pid, "started": process.create_time()})
-    )
+    """Leave the address for `inhouse chat`; the process's start mark tells a stale note."""
+    pid = os.getpid()
+    write_durably(store.root / "serve.json", json.dumps({"url": url, "pid": pid, "mark": process_mark(pid)}))
 
 
-def _greeting(started: Started) -> str:
-    """URL, model, key (the first time) and the next command."""
-    key = started.key or "$INHOUSE_API_KEY"
+def _greeting(started: Started, made: str | None) -> str:
+    """URL, model, the key when one was made now, and the next command."""
+    key = made or "$INHOUSE_API_KEY"
     lines = [text("serve.greeting", url=started.url, deployment=started.deployment, release=started.release)]
-    if started.key:
-        lines.append(text("serve.first_key", key=started.key))
+    if made:
+        lines.append(text("serve.first_key", key=made))
     lines.append(text("serve.try", url=started.url, key=key, deployment=started.deployment))
     if started.public:
         lines.append(text("serve.public", url=started.url))

@@ -11,10 +11,11 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
-from inhouse.release.keys import create_key, list_keys
+from inhouse.release.keys import LOCAL_KEY, create_key, list_keys
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 
@@ -26,12 +27,11 @@ log = logging.getLogger("inhouse.serve")
 
 @dataclass(frozen=True)
 class Started:
-    """What a face tells when the endpoint answers. `key` is only there when it was made now: show it once."""
+    """What a face tells when the endpoint answers."""
 
     url: str
     deployment: str
     release: str
-    key: str | None
     public: bool
 
 
@@ -79,8 +79,12 @@ def is_loopback(host: str) -> bool:
 
 
 def first_key(registry: Registry) -> str | None:
-    """Make a key when there is none at all; the token is shown once and kept nowhere."""
-    if list_keys(registry.engine):
+    """Make a key when no one holds a valid one; the token is shown once and kept nowhere.
+
+    The key of a conversation on this machine does not count: it is revoked when that conversation ends.
+    """
+    now = datetime.now(UTC)
+    if any(key.name != LOCAL_KEY and key.valid(now) for key in list_keys(registry.engine)):
         return None
     token, _ = create_key(registry.engine, FIRST_KEY)
     return token
@@ -106,7 +110,7 @@ def _serve_on(
     deployments = Deployments(registry, deployment, settings)
     try:
         label = deployments.current.target.release.label
-        started = Started(f"http://{shown}:{port}", deployment, label, first_key(registry), public)
+        started = Started(f"http://{shown}:{port}", deployment, label, public)
         preloading.join()
         import uvicorn
 

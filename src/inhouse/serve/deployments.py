@@ -17,12 +17,15 @@ from inhouse.core.store import read_json
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.process import Supervisor
 from inhouse.release.keys import Key, active_keys, hash_token
-from inhouse.release.registry import Registry, Release
+from inhouse.release.registry import Deployment, Registry, Release
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError, overloaded, unavailable
 from inhouse.serve.requests import Limits
 
 POLL_S = 0.25
+REREAD_S = 0.05  # unknown keys make the registry be read no oftener than this
+RETRY_FIRST_S = 2.0
+RETRY_MOST_S = 300.0
 JOIN_S = 5.0
 RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 log = logging.getLogger("inhouse.serve")
@@ -113,7 +116,10 @@ class Serving:
 
 
 class Deployments:
-    """The served deployment and the valid keys, kept in step with the registry by a thread."""
+    """The served deployment and the valid keys, kept in step with the registry by a thread.
+
+    A release that is promoted loads in a thread of its own: keys are re-read at every look, also meanwhile.
+    """
 
     def __init__(self, registry: Registry, deployment: str, params: ServeParams) -> None:
         self.registry = registry
@@ -123,10 +129,17 @@ class Deployments:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._retiring: list[threading.Thread] = []
-        self.keys: dict[str, Key] = active_keys(registry.engine)
+        self._key_lock = threading.Lock()
+        self._reread = asyncio.Lock()
+        self._reread_at = float("-inf")
+        self.keys: dict[str, Key] = {}
+        self._read_keys()
         found = registry.deployment(deployment)
         self.current = Serving(Target(registry, found.release, params), found.generation)
         self._seen = found.generation
+        self._loading: threading.Thread | None = None
+        self._failures = 0  # of the generation seen last
+        self._retry_at = 0.0
         self._thread = threading.Thread(target=self._watch, name="follow registry", daemon=True)
         self._thread.start()
 
@@ -148,10 +161,34 @@ class Deployments:
         with self._lock:
             target.inside -= 1
 
-    def authorised(self, token: str) -> bool:
-        """Whether this API key is valid now. Keys are re-read with every look at the registry."""
-        key = self.keys.get(hash_token(token))
+    async def authorised(self, token: str) -> bool:
+        """Whether this API key is valid now.
+
+        Keys are re-read with every look at the registry, and for an unknown one before it is refused: it may have
+        been made a moment ago. Requests that wait for this share one reading.
+        """
+        hashed = hash_token(token)
+        if hashed not in self.keys:
+            asked = time.monotonic()
+            async with self._reread:
+                if self._reread_at < asked:
+                    await asyncio.sleep(self._reread_at + REREAD_S - asked)
+                    self._reread_at = time.monotonic()
+                    await self._try_keys()
+        key = self.keys.get(hashed)
         return key is not None and key.valid(datetime.now(UTC))
+
+    async def _try_keys(self) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            await asyncio.to_thread(self._read_keys)
+        except (InhouseError, SQLAlchemyError) as error:
+            log.warning("the registry cannot be read: %s", error)
+
+    def _read_keys(self) -> None:
+        with self._key_lock:  # so that an older reading never replaces a newer one
+            self.keys = active_keys(self.registry.engine)
 
     @property
     def ready(self) -> bool:
@@ -160,8 +197,9 @@ class Deployments:
 
     def close(self, drain_s: float) -> None:
         """Stop following, and stop every engine."""
-        self._stop.set()
-        self._thread.join(JOIN_S)  # when it is loading an engine, that child ends with this process
+        with self._lock:
+            self._stop.set()  # an engine that still loads is not taken up; that child ends with this process
+        self._thread.join(JOIN_S)
         self.current.target.retire(drain_s)
         for thread in self._retiring:
             thread.join(drain_s)
@@ -174,31 +212,54 @@ class Deployments:
                 self._follow()
             except (InhouseError, SQLAlchemyError) as error:  # served is what was served before; look again
                 log.warning("the registry cannot be read: %s", error)
+            except Exception:  # whatever it is: without this thread, revoked keys would go on working
+                log.exception("the registry cannot be followed")
 
     def _follow(self) -> None:
-        self.keys = active_keys(self.registry.engine)
+        self._read_keys()
         found = self.registry.deployment(self.name)
-        if found.generation == self._seen:
+        if found.generation != self._seen:
+            self._seen, self._failures, self._retry_at = found.generation, 0, 0.0
+        if found.release.id == self.current.target.release.id or time.monotonic() < self._retry_at:
             return
-        self._seen = found.generation
-        old = self.current.target
-        if found.release.id == old.release.id:
-            return
+        if self._loading is None or not self._loading.is_alive():
+            self._loading = threading.Thread(target=self._load, args=(found,), name="load release", daemon=True)
+            self._loading.start()
+
+    def _load(self, wanted: Deployment) -> None:
+        """Change over to a release once its engine runs; when it does not, try again after a growing pause."""
         try:
-            new = Target(self.registry, found.release, self.params)
-        except (InhouseError, OSError, ValueError) as error:
-            self._refused(found.release, old, error)
+            new = Target(self.registry, wanted.release, self.params)
+        except Exception as error:  # noqa: BLE001  whatever a release breaks: what is served stays, and is said
+            self._refused(wanted, error)
             return
         with self._lock:
-            self.current = Serving(new, found.generation)
+            old = self.current.target
+            taken = wanted.generation == self._seen and not self._stop.is_set()
+            if taken:
+                self.current = Serving(new, wanted.generation)
+        if not taken:  # the deployment has moved on, or closes: nobody asks for this one
+            new.supervisor.close()
+            return
         self.on_switch("done")
         log.warning("%s now answers with %s, before %s", self.name, new.release.label, old.release.label)
         leaving = threading.Thread(target=old.retire, args=(self.params.deadline_s,), daemon=True)
         leaving.start()
         self._retiring = [*(t for t in self._retiring if t.is_alive()), leaving]
 
-    def _refused(self, wanted: Release, kept: Target, error: Exception) -> None:
-        self.on_switch("failed")
-        log.error("%s cannot be served and %s stays: %s", wanted.label, kept.release.label, error)
-        detail = {"release": wanted.label, "kept": kept.release.label, "reason": str(error)}
-        self.registry.note("switch_failed", self.name, "serve", detail)
+    def _refused(self, wanted: Deployment, error: Exception) -> None:
+        if wanted.generation != self._seen:
+            return
+        label, kept = wanted.release.label, self.current.target.release.label
+        pause = min(RETRY_FIRST_S * 2.0 ** min(self._failures, 16), RETRY_MOST_S)
+        self._retry_at = time.monotonic() + pause
+        self._failures += 1
+        known = isinstance(error, InhouseError | OSError | ValueError)
+        log.error(
+            "%s cannot be served and %s stays; next try in %g s: %s", label, kept, pause, error,
+            exc_info=None if known else error,
+        )  # fmt: skip
+        if self._failures == 1:  # the tries that follow are in the log only
+            self.on_switch("failed")
+            detail = {"release": label, "kept": kept, "reason": str(error)}
+            self.registry.note("switch_failed", self.name, "serve", detail)

@@ -141,7 +141,7 @@ class Gateway:
     async def _route(self, scope: Scope, receive: Receive, connection: Connection, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]
         if path != "/health":
-            self._authorise(headers)
+            await self._authorise(headers)
         if path.startswith("/v1/models/"):
             path = "/v1/models"
         if path not in self.routes:
@@ -151,10 +151,10 @@ class Gateway:
             raise ApiError(405, "method_not_allowed", text("serve.verb", verb=verb))
         await handler(scope, receive, connection)
 
-    def _authorise(self, headers: dict[bytes, bytes]) -> None:
+    async def _authorise(self, headers: dict[bytes, bytes]) -> None:
         """Refuse everything without a valid key, routes that do not exist too."""
         kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if kind.lower() != "bearer" or not self.deployments.authorised(token.strip()):
+        if kind.lower() != "bearer" or not await self.deployments.authorised(token.strip()):
             raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
