@@ -15,6 +15,7 @@ import pytest
 from projects import Project
 
 from inhouse.api.project import InitRequest, init
+from inhouse.cli import views
 from inhouse.cli.main import main
 from inhouse.core.errors import UserError
 from inhouse.flow.project import Project as ProjectFile
@@ -260,6 +261,29 @@ def test_missing_extra_ends_in_exit_code_4(made_project: Project) -> None:
         env={**os.environ, "LC_ALL": "en_US.UTF-8"},
     )  # fmt: skip
     assert done.returncode == 4 and 'pip install "inhouse[data]"' in done.stderr, done.stderr
+
+
+def test_bug_is_one_line_and_its_traceback_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("inhouse.api.machine.examine", break_down)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said and "Traceback" not in said
+    log = Path(said.rsplit(" ", 1)[1].strip())
+    assert "break_down" in log.read_text()
+    log.unlink()
+
+
+def test_values_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    views.table(Console(width=100), "a", rows=[('pip install "inhouse[serve]"',), ("a[/b].csv",)])
+    printed = capsys.readouterr().out
+    assert 'inhouse[serve]"' in printed and "a[/b].csv" in printed
 
 
 def test_reader_that_leaves_early_is_no_error(made_project: Project) -> None:

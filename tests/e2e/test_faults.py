@@ -135,6 +135,8 @@ def test_run_failed_gate_ends_in_exit_code_3_and_promotes_nothing(tiny_project: 
     done = project.run(*words)
     assert done.returncode == 3
     assert "was not promoted: tuned.accuracy" in done.stderr and "failed" in done.stdout
+    printed = project.run(*words, "--json")
+    assert printed.returncode == 3 and json.loads(printed.stdout)["release"]["passed"] is False
     (line,) = project.json("release", "list")["releases"]
     assert not line["passed"] and not line["deployments"]
     refused = project.run("release", "promote", line["label"])

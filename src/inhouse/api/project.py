@@ -13,7 +13,6 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.messages import language
-from inhouse.core.params import Params
 from inhouse.core.store import disk_errors
 from inhouse.flow.project import load, schema
 
@@ -31,7 +30,7 @@ class Created(Frozen):
     files: tuple[Path, ...]
 
 
-class SchemaRequest(Params):
+class SchemaRequest(Request):
     """Where the schema goes."""
 
     output: Path | None = Field(None, description="file to write instead of standard output")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from inhouse.core.artifact import Frozen
 from inhouse.core.params import Params
 from inhouse.core.settings import settings
 from inhouse.core.store import Store
@@ -22,9 +21,3 @@ class Request(Params):
     def store(self) -> Store:
         """The workspace's artifacts."""
         return Store(self.workspace.absolute())
-
-
-class Text(Frozen):
-    """A text for people, ready to print."""
-
-    text: str

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+
+import click
 
 from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
 from inhouse.api.serving import Chat, ChatRequest, open_chat
@@ -19,9 +22,10 @@ def run_project(request: RunRequest, as_json: bool) -> None:
     views.show("run", result, as_json)
     if failed := [v.figure for v in result.verdicts if not v.passed]:
         label = result.release.label if result.release else ""
-        raise GateFailed(
+        error = GateFailed(
             "run.gates_failed", failed=len(failed), count=len(result.verdicts), release=label, names=", ".join(failed)
         )
+        raise click.exceptions.Exit(error.exit_code) if as_json else error  # one JSON document, not two
     if request.ask and not request.dry_run:
         _ask(result, request.offline, as_json)
     if result.release and not as_json:
@@ -49,11 +53,11 @@ def chat(request: ChatRequest, as_json: bool) -> None:
     """One answer to a question on the command line, else a conversation until an empty line."""
     with open_chat(request) as conversation:
         if request.message is not None:
-            _answer(conversation, request.message)
+            _answer(conversation, request.message, as_json)
             return
         print(text("chat.welcome", model=conversation.model, url=conversation.endpoint.url), file=sys.stderr)
         while question := _question():
-            _answer(conversation, question)
+            _answer(conversation, question, as_json)
 
 
 def _question() -> str:
@@ -64,7 +68,11 @@ def _question() -> str:
         return ""
 
 
-def _answer(conversation: Chat, question: str) -> None:
-    for piece in conversation.ask(question):
+def _answer(conversation: Chat, question: str, as_json: bool) -> None:
+    pieces = conversation.ask(question)
+    if as_json:
+        print(json.dumps({"model": conversation.model, "answer": "".join(pieces)}, ensure_ascii=False), flush=True)
+        return
+    for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -111,21 +111,31 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     choose_language(words)
     try:
-        root().main(words, prog_name="inhouse", standalone_mode=False)
+        ended = root().main(words, prog_name="inhouse", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return 130
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`| head`): not our user's error
         return 0
     except InhouseError as error:
         _complain(error, as_json="--json" in words)
         return error.exit_code
-    return 0
+    except Exception as error:  # noqa: BLE001  the border of the program: a bug's traceback goes to a file
+        _complain(_bug(error), as_json="--json" in words)
+        return InhouseError.exit_code
+    return ended if isinstance(ended, int) else 0  # click gives the code of an Exit as the result
+
+
+def _bug(error: Exception) -> InhouseError:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="inhouse-", suffix=".log", delete=False, encoding="utf-8") as log:
+        traceback.print_exception(error, file=log)
+    return InhouseError("job.bug", kind=type(error).__name__, log=log.name)
 
 
 def _complain(error: InhouseError, as_json: bool) -> None:

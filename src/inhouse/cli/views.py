@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inhouse.api.releases import Deployed, ReleaseDetail, ReleaseLine, Releases
     from inhouse.api.reports import Report
     from inhouse.api.run import RunResult, TableLine
-    from inhouse.api.serving import Keys, NewKey
+    from inhouse.api.serving import Keys, NewKey, ServeCommand
     from inhouse.core.gate import Verdict
     from inhouse.flow.jobs import Job
     from inhouse.select.doctor import Diagnosis
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 def show(view: str, result: Any, as_json: bool) -> None:
     """Print a result the way its command shows it."""
-    if isinstance(result, Iterator):
-        _stream(view, result, as_json)
+    if view == "served":
+        served(result)
+    elif isinstance(result, Iterator):
+        _stream(result, as_json)
     elif as_json:
         print(result.model_dump_json() if isinstance(result, BaseModel) else json.dumps(result, ensure_ascii=False))
     else:
@@ -42,17 +44,31 @@ def show(view: str, result: Any, as_json: bool) -> None:
         VIEWS[view](result, Console(highlight=False, soft_wrap=True))
 
 
-def _stream(view: str, items: Iterator[Any], as_json: bool) -> None:
+def _stream(events: Iterator[dict[str, Any]], as_json: bool) -> None:
     lines = Lines(sys.stdout)
-    for item in items:
+    for event in events:
         if as_json:
-            print(json.dumps(item, ensure_ascii=False), flush=True)
-        elif view == "tailed":
-            lines(item)
+            print(json.dumps(event, ensure_ascii=False), flush=True)
         else:
-            print(item, end="", flush=True)
-    if view != "tailed" and not as_json:
-        print()
+            lines(event)
+
+
+class Mark(str):
+    """Text with colours in it; every other value is shown as it is, whatever brackets it holds."""
+
+    __slots__ = ()
+
+
+def mark(passed: bool) -> Mark:
+    """Passed or failed, in colour."""
+    return Mark(f"[green]✓ {text('cell.passed')}[/]" if passed else f"[red]✗ {text('cell.failed')}[/]")
+
+
+def escape(value: str) -> str:
+    """A value without meaning to the console."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(value)
 
 
 def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
@@ -65,7 +81,7 @@ def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> N
         align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=column is columns[0])
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(cell if isinstance(cell, Mark) else escape(cell) for cell in row))
     console.print(grid)
 
 
@@ -98,9 +114,8 @@ def verdicts(found: tuple[Verdict, ...], console: Console) -> None:
     """One line per gate: what was asked, what was measured, passed or not."""
     rows = []
     for verdict in found:
-        mark = f"[green]✓ {text('cell.passed')}[/]" if verdict.passed else f"[red]✗ {text('cell.failed')}[/]"
         seen = "" if verdict.measured is None else f"{verdict.measured:.4g}"
-        rows.append((mark, verdict.figure, verdict.rule, seen or verdict.reason))
+        rows.append((mark(verdict.passed), verdict.figure, verdict.rule, seen or verdict.reason))
     columns = (text("cell.gate"), text("cell.figure"), text("cell.rule"), f">{text('cell.measured')}")
     table(console, *columns, rows=rows)
 
@@ -157,8 +172,7 @@ def releases(result: Releases, console: Console) -> None:
 
 
 def _release_row(line: ReleaseLine) -> tuple[str, ...]:
-    mark = f"[green]✓ {text('cell.passed')}[/]" if line.passed else f"[red]✗ {text('cell.failed')}[/]"
-    return line.label, mark, ", ".join(line.deployments), line.created, line.artifact[:8]
+    return line.label, mark(line.passed), ", ".join(line.deployments), line.created, line.artifact[:8]
 
 
 def release(result: ReleaseDetail, console: Console) -> None:
@@ -178,6 +192,9 @@ def deployed(result: Deployed, console: Console) -> None:
 
 def jobs(result: Jobs, console: Console) -> None:
     """Jobs, newest first."""
+    if not result.jobs:
+        console.print(text("cell.no_jobs"))
+        return
     rows = [(j.id, j.function, text(f"cell.{j.status}"), f"{j.seconds:.0f} s", j.error or "") for j in result.jobs]
     columns = (text("cell.job"), text("cell.work"), text("cell.state"), f">{text('cell.time')}", text("cell.note"))
     table(console, *columns, rows=rows)
@@ -201,14 +218,14 @@ def lineage(result: Lineage, console: Console) -> None:
         if line.repeated:
             continue
         for name, content in record.external.items():
-            console.print(f"{'  ' * line.depth}    [cyan]{name}[/] {content}")
+            console.print(f"{'  ' * line.depth}    [cyan]{escape(name)}[/] {escape(content)}")
 
 
 def doctor(result: Diagnosis, console: Console) -> None:
     """One line per check."""
     marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "missing": "[red]✗[/]"}
     for check in result.checks:
-        console.print(f"{marks[check.status]} [bold]{check.name}[/]  {check.message}")
+        console.print(f"{marks[check.status]} [bold]{check.name}[/]  {escape(check.message)}")
 
 
 def models(result: Models, console: Console) -> None:
@@ -244,7 +261,7 @@ def checked(result: Checked, console: Console) -> None:
         rows += [(f"{text('cell.dropped')} · {step['step']} · {why}", str(n)) for why, n in step["reasons"].items()]
     table(console, text("cell.data"), f">{text('cell.rows')}", rows=rows)
     for bad in result.rejected:
-        console.print(f"[yellow]![/] {bad}", markup=True)
+        console.print(f"[yellow]![/] {escape(bad)}")
     for row in result.rows:
         for message in row.messages:
             console.print(f"[bold]{message.role}[/] ", end="")
@@ -273,7 +290,7 @@ def new_key(result: NewKey, console: Console) -> None:
     print(result.token)
 
 
-def served(result: Any, _: Console) -> None:
+def served(result: ServeCommand) -> None:
     """Become the gateway: the same process id, so that signals reach it."""
     sys.stdout.flush()
     os.execv(result.argv[0], result.argv)
@@ -296,5 +313,4 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "report": report,
     "keys": keys,
     "new_key": new_key,
-    "served": served,
 }

@@ -52,7 +52,7 @@ class Bars:
         if kind in ("stage.started", "stage.cached"):
             self.tasks[stage] = self.progress.add_task(step_name(stage), total=None, amount="", detail="")
         if kind == "note":
-            self.progress.console.print(f"  [dim]{text(event['code'], **event['facts'])}[/]", highlight=False)
+            self.progress.console.print(f"  {text(event['code'], **event['facts'])}", style="dim", markup=False)
         task = self.tasks.get(stage)
         if task is None:
             return

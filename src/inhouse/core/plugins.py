@@ -22,13 +22,11 @@ from pydantic import BaseModel
 from inhouse.core.errors import MissingExtra
 
 FOLDERS = {
-    "source": "inhouse.sources",
     "reader": "inhouse.data.readers",
     "cleaner": "inhouse.data.operators",
     "method": "inhouse.train.methods",
     "metric": "inhouse.evaluate.metrics",
     "compressor": "inhouse.compress.methods",
-    "engine": "inhouse.engines",
 }
 
 
