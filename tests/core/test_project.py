@@ -9,13 +9,17 @@ import pytest
 from pydantic import Field
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import use_language
 from inhouse.core.params import OneOf, Params
 from inhouse.core.project import load_project
 
 
 class Train(Params):
     learning_rate: float = Field(1e-4, gt=0)
-    epochs: int = 1
+    epochs: int = Field(1, le=9)
+    shape: str = Field("abc", pattern="^[a-z]+$", min_length=2, max_length=4)
+    fast: bool = False
+    sizes: tuple[int, ...] = Field((), max_length=2)
 
 
 class Sample(Params):
@@ -120,9 +124,70 @@ def test_override_sets_nested_value_and_reads_numbers(tmp_path: Path) -> None:
     assert changed.name == "b" and changed.steps[0] == changed.steps[1]
 
 
-@pytest.mark.parametrize("override", ["train", "=3", "steps.9=normalize", "name.x.y=1", "steps.x=1"])
+@pytest.mark.parametrize(
+    "override", ["train", "=3", "steps.9=normalize", "name.x.y=1", "steps.x=1", "name=[", "name=&a [*a]"]
+)
 def test_override_that_fits_nothing_is_refused(tmp_path: Path, override: str) -> None:
     path = write(tmp_path, "name: a\nsteps: [normalize]\n")
     with pytest.raises(UserError) as caught:
         load_project(path, Sample, [override])
     assert caught.value.code == "project.override"
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("name: a\na: &a [*a]\n", 2, "alias contains itself"),
+        (LAUGHS, 6, "more than 100000 values"),
+        ("name: a\ntrain:\n  epochs: 1\n  epochs: 2\n", 4, "'epochs' stands twice"),
+    ],
+)
+def test_load_runaway_alias_or_repeated_key_is_refused(tmp_path: Path, text: str, line: int, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load_project(write(tmp_path, text), Sample)
+    assert caught.value.code == "project.yaml" and caught.value.facts["line"] == line
+
+
+def test_load_shared_alias_is_read(tmp_path: Path) -> None:
+    text = "name: a\nsteps: [&s {use: normalize}, *s]\n? [1]\n: 2\n"
+    with pytest.raises(UserError, match="unhashable"):
+        load_project(write(tmp_path, text), Sample)
+    project = load_project(write(tmp_path, text.partition("?")[0]), Sample)
+    assert project.steps[0] == project.steps[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "en", "zh"),
+    [
+        ("mode: fast", "this key is missing", "缺少此项"),
+        ("{name: a, zzzz: 1}", "unknown key", "未知的键"),
+        ("{name: a, nam: 1}", "did you mean 'name'", "是否想写 'name'"),
+        ("{name: 3}", "expected text", "应为文本"),
+        ("{name: a, mode: quick}", "expected one of: 'fast', 'slow'", "应为以下之一：'fast', 'slow'"),
+        ("{name: a, train: 3}", "a mapping of keys", "键值映射"),
+        ("{name: a, train: {epochs: 1.5}}", "a whole number", "应为整数"),
+        ("{name: a, train: {epochs: 10}}", "must be <= 9", "取值必须 <= 9"),
+        ("{name: a, train: {learning_rate: x}}", "a number", "应为数值"),
+        ("{name: a, train: {fast: x}}", "true or false", "应为布尔值"),
+        ("{name: a, train: {sizes: x}}", "a list", "应为列表"),
+        ("{name: a, train: {sizes: [1, 2, 3]}}", "at most 2", "最多为 2"),
+        ("{name: a, train: {shape: x}}", "at least 2", "至少为 2"),
+        ("{name: a, train: {shape: ABC}}", "the pattern ^[a-z]+$", "格式 ^[a-z]+$ 不符"),
+        ("{name: a, steps: [zzzz]}", "there is no cleaner 'zzzz'", "没有名为 'zzzz' 的 cleaner"),
+        ("{name: a, steps: [{use: length, min_words: 5, max_words: 2}]}", "nothing is at least 5", "设置有误"),
+    ],
+)
+def test_problem_is_said_in_the_language_in_use(tmp_path: Path, text: str, en: str, zh: str) -> None:
+    for language, said in (("en", en), ("zh", zh)):
+        use_language(language)
+        try:
+            with pytest.raises(UserError) as caught:
+                load_project(write(tmp_path, text), Sample)
+        finally:
+            use_language("en")
+        assert said in caught.value.facts["problem"]

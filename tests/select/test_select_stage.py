@@ -96,6 +96,14 @@ def test_stated_licence_stands_and_notes_what_was_read(local_model, tmp_path):
     assert licence.note == "read elsewhere: MIT (README.md); MIT (LICENSE)"
 
 
+@pytest.mark.parametrize(("licence", "spdx"), [(None, "MIT"), ("LicenseRef-agreed", "LicenseRef-agreed")])
+def test_stated_use_stands_in_the_records(licence, spdx, local_model, tmp_path):
+    made = run(ModelParams(base="tiny", licence=licence, allowed_use="evaluation"), context_in(tmp_path))
+    (record,) = made.licences
+    assert (record.spdx, record.use) == (spdx, "evaluation")
+    assert record.source.endswith("use: project file (model.allowed_use)")
+
+
 def test_model_without_terms_is_noted_as_unknown(local_model, tmp_path):
     (local_model / "LICENSE").unlink()
     (local_model / "README.md").unlink()

@@ -87,7 +87,15 @@ def test_metadata_of_a_wheel(metadata, spdx):
         ("Apache-2.0", "any"),
         ("CC-BY-NC-4.0", "research"),
         ("LicenseRef-Qwen-Research", "research"),
-        ("AGPL-3.0-or-later", "unknown"),
+        ("AGPL-3.0-or-later", "any"),
+        ("LGPL-2.1-only", "any"),
+        ("GPL-2.0-only WITH Classpath-exception-2.0", "any"),
+        ("CC-BY-NC-4.0 OR MIT", "any"),
+        ("MIT AND Apache-2.0", "any"),
+        ("MIT AND CC-BY-NC-4.0", "research"),
+        ("MIT AND LicenseRef-x", "unknown"),
+        ("(MIT AND LicenseRef-x) OR CC-BY-NC-4.0", "research"),
+        ("MIT AND", "unknown"),
         ("LicenseRef-x", "unknown"),
     ],
 )
@@ -98,6 +106,11 @@ def test_use_that_terms_allow(spdx, use):
 def test_places_that_agree_share_a_record():
     (record,) = settle("m", [Reading("MIT", "LICENSE"), Reading("MIT", "README.md")], "https://x")
     assert (record.spdx, record.source, record.use, record.note) == ("MIT", "LICENSE, README.md", "any", None)
+
+
+def test_copyleft_is_noted():
+    (record,) = settle("m", [Reading("MIT OR GPL-3.0-only", "LICENSE")])
+    assert record.use == "any" and record.note.startswith("copyleft")
 
 
 def test_places_that_disagree_are_noted():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from inhouse.core.messages import text
 from inhouse.core.plugins import operators
 
 
@@ -42,24 +43,21 @@ class OneOf:
         if isinstance(value, str):
             value = {"use": value}
         if not isinstance(value, dict):
-            raise PydanticCustomError("operator_shape", "expected an operator name or a mapping with 'use'")
+            raise PydanticCustomError("operator_shape", _literal("problem.operator_shape"))
         use = value.get("use", self.default)
         names = sorted(operators(self.kind))
         if use is None:
-            raise PydanticCustomError("operator_use", "'use' is missing; one of: {names}", {"names": ", ".join(names)})
+            raise PydanticCustomError("operator_use", _literal("problem.operator_use", names=", ".join(names)))
         if use not in names:
             near = get_close_matches(str(use), names, n=1)
-            raise PydanticCustomError(
-                "operator_unknown",
-                "there is no {kind} '{use}'; one of: {names}",
-                {
-                    "kind": self.kind,
-                    "use": str(use),
-                    "names": ", ".join(names),
-                    "near": near[0] if near else "",
-                },
-            )
+            said = _literal("problem.operator_unknown", kind=self.kind, use=use, names=", ".join(names))
+            raise PydanticCustomError("operator_unknown", said, {"near": near[0] if near else ""})
         return {**value, "use": use}
+
+
+def _literal(code: str, **facts: Any) -> Any:
+    """A text as pydantic's message template, which must be typed as a literal."""
+    return text(code, **facts)
 
 
 def _tag(value: Any) -> str:

@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 
 M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
 Lines = dict[Key, int]
+
+MOST_NODES = 100_000  # of a project file with its aliases written out
+WANTED = {
+    "int": "problem.type_int",
+    "float": "problem.type_float",
+    "finite": "problem.type_float",
+    "bool": "problem.type_bool",
+    "string": "problem.type_text",
+    "list": "problem.type_list",
+    "tuple": "problem.type_list",
+    "dict": "problem.type_mapping",
+    "model": "problem.type_mapping",
+}
+BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
 
 
 def load_project(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
@@ -38,20 +58,60 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError("project.missing", path=path) from None
     except UnicodeDecodeError as error:
-        raise UserError("project.yaml", path=path, line=1, problem=f"not UTF-8 (byte {error.start})") from None
+        raise UserError("project.yaml", path=path, line=1, problem=say("problem.not_utf8", byte=error.start)) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node, data = _parse(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError("project.yaml", path=path, line=mark.line + 1 if mark else 1, problem=problem) from None
-    if not isinstance(data, dict):
-        raise UserError("project.yaml", path=path, line=1, problem="expected a mapping of sections")
+    if node is None or not isinstance(data, dict):
+        raise UserError("project.yaml", path=path, line=1, problem=say("problem.sections"))
     lines: Lines = {}
-    if node is not None:
-        _number(node, (), lines)
+    _number(node, (), lines)
     return data, lines
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes and the values of a YAML text; keys that stand twice and runaway aliases raise a YAMLError."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
+        _check(node, {})
+    return node, yaml.safe_load(text)
+
+
+def _check(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """How many nodes `node` is with its aliases written out; `sizes` holds None for those being counted."""
+    known = sizes.get(id(node), 0)
+    if known is None:
+        raise _refused(node, say("problem.alias_cycle"))
+    if known:
+        return known
+    sizes[id(node)] = None
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twice(node)
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    size = 1 + sum(_check(part, sizes) for part in parts)
+    if size > MOST_NODES:
+        raise _refused(node, say("problem.too_large", most=MOST_NODES))
+    sizes[id(node)] = size
+    return size
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        name = (key.tag, str(key.value) if isinstance(key, yaml.ScalarNode) else f"node {id(key)}")
+        if name in seen:
+            raise _refused(key, say("problem.duplicate", key=key.value))
+        seen.add(name)
+
+
+def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _number(node: yaml.Node, at: Key, lines: Lines) -> None:
@@ -81,12 +141,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             at[int(last)] = value
         else:
             at[last] = value
-    except (ValueError, IndexError, TypeError, AttributeError):
+    except (yaml.YAMLError, RecursionError, ValueError, IndexError, TypeError, AttributeError):
         raise UserError("project.override", override=override) from None
 
 
 def _scalar(raw: str) -> Any:
-    value = yaml.safe_load(raw)
+    _, value = _parse(raw)
     if isinstance(value, str):  # YAML 1.1 reads 2e-4 as text: people mean the number
         try:
             return float(value)
@@ -96,10 +156,12 @@ def _scalar(raw: str) -> Any:
 
 
 def explain(error: ValidationError, path: Path, lines: Lines, model: type[BaseModel]) -> UserError:
-    """The first problem as a UserError with its line; every problem is in `facts['problems']`."""
+    """The first problem as a UserError with its line; up to five more stand in `rest`, a line each."""
     problems = [_problem(e, lines, model) for e in error.errors(include_url=False)]
     line, where, what = problems[0]
-    rest = "".join(f"\n  {path}:{n}: {w}: {t}" for n, w, t in problems[1:6])
+    rest = "".join(
+        "\n  " + say("project.invalid", path=path, line=n, where=w, problem=t, rest="") for n, w, t in problems[1:6]
+    )
     return UserError("project.invalid", path=path, line=line, where=where, problem=what, rest=rest)
 
 
@@ -107,13 +169,35 @@ def _problem(error: Any, lines: Lines, model: type[BaseModel]) -> tuple[int, str
     at = _in_file(error["loc"], lines)
     line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
     where = ".".join(str(k) for k in at) or "project"
-    what = str(error["msg"])
+    near = (error.get("ctx") or {}).get("near")
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(str(at[-1]), known_keys(model), n=1)
-        what = f"unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
-    elif near_name := (error.get("ctx") or {}).get("near"):
-        what += f"; did you mean '{near_name}'?"
-    return line, where, what
+        near = next(iter(get_close_matches(str(at[-1]), known_keys(model), n=1)), None)
+    return line, where, _said(error) + (say("problem.did_you_mean", near=near) if near else "")
+
+
+def _said(error: Any) -> str:
+    """What is wrong, in the language in use; pydantic's own words where there are no others."""
+    kind, facts, message = str(error["type"]), error.get("ctx") or {}, str(error["msg"])
+    wanted = WANTED.get(kind.partition("_")[0])
+    if wanted and kind.endswith(("_type", "_parsing", "_from_float", "finite_number")):
+        return say("problem.type", wanted=say(wanted))
+    if kind in BOUNDS:
+        sign, bound = BOUNDS[kind]
+        return say("problem.range", sign=sign, bound=facts[bound])
+    if kind.endswith("too_short"):
+        return say("problem.too_short", least=facts["min_length"])
+    if kind.endswith("too_long"):
+        return say("problem.too_long", most=facts["max_length"])
+    if kind.startswith("operator_"):
+        return message  # made from a text by OneOf
+    simple = {
+        "extra_forbidden": lambda: say("problem.unknown_key"),
+        "missing": lambda: say("problem.missing"),
+        "literal_error": lambda: say("problem.choice", allowed=facts["expected"].replace(" or ", ", ")),
+        "string_pattern_mismatch": lambda: say("problem.pattern", pattern=facts["pattern"]),
+    }
+    other = say("problem.other", said=message.removeprefix("Value error, "))
+    return simple[kind]() if kind in simple else other
 
 
 def _in_file(location: tuple[Any, ...], lines: Lines) -> Key:
@@ -133,8 +217,3 @@ def known_keys(model: type[BaseModel]) -> set[str]:
     for part in schema.get("$defs", {}).values():
         keys |= set(part.get("properties", {}))
     return keys
-
-
-def choices(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal."""
-    return tuple(str(a) for a in get_args(annotation))

@@ -11,7 +11,7 @@ from inhouse.core.gate import Figure, figures_of
 ROLES = ("base", "tuned", "exported")
 NONE = "–"
 TITLES = {
-    "base": ("base", "基础模型"),
+    "base": ("base", "基座模型"),
     "tuned": ("tuned", "微调后"),
     "exported": ("exported", "导出后"),
     "accuracy": ("Accuracy", "准确率"),

@@ -69,7 +69,7 @@ def as_markdown(evidence: Evidence) -> str:
     title = release["project"] or release["model"]["name"]
     model = release["model"]
     lines = [
-        f"# {_cell(title)}: release evidence · 发布依据",
+        f"# {_cell(title)}: release evidence · 发布证据",
         "",
         f"**Verdict · 结论: {verdict}**  ",
         f"Declared use · 声明用途: `{release['use']}`  ",
@@ -83,7 +83,7 @@ def as_markdown(evidence: Evidence) -> str:
 
 def _sections(evidence: Evidence) -> Iterable[tuple[str, Table]]:
     yield (
-        "Gates · 门禁",
+        "Gates · 关卡",
         (
             ("figure · 指标", "rule · 规则", "measured · 实测", "verdict · 结论", "reason · 原因"),
             (

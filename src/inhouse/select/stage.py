@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,9 +20,9 @@ from inhouse.select.known import KnownModel, catalogue, known_model
 from inhouse.select.place import place
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.cache import source_facts
-from inhouse.sources.licences import Reading, licence_files, normal, read_licences, settle, use_of
+from inhouse.sources.licences import Reading, copyleft_note, licence_files, normal, read_licences, settle, use_of
 
-VERSION = "1"
+VERSION = "2"
 KIND: Kind = "model"
 
 
@@ -36,6 +36,9 @@ class ModelParams(Params):
     revision: str | None = Field(None, pattern=r"^[\w./-]+$", description="commit or tag of a hub model")
     name: str | None = Field(None, description="for a URL that serves several models: which one")
     licence: str | None = Field(None, description="SPDX id that you have checked; stands in place of what is read")
+    allowed_use: Literal["any", "research", "evaluation"] | None = Field(
+        None, description="what the base's terms allow, as you have checked; stands in place of what is concluded"
+    )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="pins a base that is a single file")
 
 
@@ -118,7 +121,8 @@ def _run_remote(params: ModelParams, chosen: Chosen, context: Context) -> Made:
     said = json.dumps({"url": facts.main, "model": facts.name}, indent=1, sort_keys=True)
     (context.out / "remote.json").write_text(said + "\n", encoding="utf-8")
     licences = _stated(params, facts.name, []) or settle(facts.name, [Reading("LicenseRef-unknown", "nowhere")])
-    return Made(facts={"model": facts.model_dump(), "source": {"uri": chosen.uri}}, licences=licences)
+    source = {"uri": chosen.uri}
+    return Made(facts={"model": facts.model_dump(), "source": source}, licences=_allowed(params, licences))
 
 
 def terms(params: ModelParams, chosen: Chosen, path: Path, context: Context) -> tuple[Licence, ...]:
@@ -129,15 +133,25 @@ def terms(params: ModelParams, chosen: Chosen, path: Path, context: Context) -> 
     if chosen.known is not None:
         readings.insert(0, Reading(chosen.known.licence, "catalogue"))
     if stated := _stated(params, chosen.subject, readings):
-        return stated
+        return _allowed(params, stated)
     if not readings:
         context.events.note("select.no_licence", subject=chosen.subject)
         readings = [Reading("LicenseRef-unknown", "nowhere")]
     found = settle(chosen.subject, readings, chosen.known.page if chosen.known else None)
-    if len(found) > 1:
+    if len(found) > 1 and params.allowed_use is None:
         said = "; ".join(f"{x.spdx} ({x.source})" for x in found)
         context.events.note("select.licence_conflict", subject=chosen.subject, said=said)
-    return found
+    return _allowed(params, found)
+
+
+def _allowed(params: ModelParams, licences: tuple[Licence, ...]) -> tuple[Licence, ...]:
+    """The records with the use that the project file states, if it does."""
+    if params.allowed_use is None:
+        return licences
+    stated = "project file (model.allowed_use)"
+    return tuple(
+        x.model_copy(update={"use": params.allowed_use, "source": f"{x.source}; use: {stated}"}) for x in licences
+    )
 
 
 def _stated(params: ModelParams, subject: str, readings: list[Reading]) -> tuple[Licence, ...]:
@@ -145,7 +159,8 @@ def _stated(params: ModelParams, subject: str, readings: list[Reading]) -> tuple
         return ()
     spdx = normal(params.licence)
     others = [f"{r.spdx} ({r.source})" for r in readings if r.spdx != spdx]
-    note = f"read elsewhere: {'; '.join(others)}" if others else None
+    notes = (f"read elsewhere: {'; '.join(others)}" if others else None, copyleft_note(spdx))
+    note = "; ".join(n for n in notes if n) or None
     return (Licence(subject=subject, spdx=spdx, source="project file (model.licence)", use=use_of(spdx), note=note),)
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from inhouse.core.artifact import Licence
 from inhouse.sources.cache import CONTENT, LICENCE, entry_holding
@@ -21,6 +21,8 @@ PERMISSIVE = {
     "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0", "ODC-By-1.0", "PDDL-1.0",
     "Unlicense", "0BSD", "Zlib", "BSL-1.0", "AFL-3.0", "ECL-2.0",
 }  # fmt: skip
+# Copyleft binds those who pass a work on, not those who use it.
+COPYLEFT = re.compile(r"^[AL]?GPL-\d")
 RESEARCH = re.compile(r"-NC-|-NC$|research|non-?commercial", re.IGNORECASE)
 # What a licence file of each kind says, in the order in which to look: the longer texts contain the shorter ones.
 TEXTS = (
@@ -147,10 +149,38 @@ def normal(name: str) -> str:
 
 
 def use_of(spdx: str) -> Use:
-    """What the terms allow, where that is plain: 'any' for permissive ones, 'research' for non-commercial ones."""
-    if spdx in PERMISSIVE:
+    """What the terms allow, where that is plain: of A OR B the freer, of A AND B the stricter."""
+    if " " not in spdx:
+        return _use_of_one(spdx)
+    from license_expression import ExpressionError, Licensing
+
+    try:
+        return _use_of_parsed(Licensing().parse(spdx))
+    except ExpressionError:
+        return _use_of_one(spdx)
+
+
+def _use_of_parsed(parsed: Any) -> Use:
+    uses = {_use_of_parsed(part) for part in parsed.args}
+    if not uses:  # one licence; an exception (A WITH B) only ever adds permissions
+        return _use_of_one(parsed.render().partition(" WITH ")[0])
+    if parsed.operator.strip() == "OR" and "any" in uses:
+        return "any"
+    order: tuple[Use, ...] = ("research", "unknown", "any")
+    return next(use for use in order if use in uses)
+
+
+def _use_of_one(spdx: str) -> Use:
+    if spdx in PERMISSIVE or COPYLEFT.match(spdx):
         return "any"
     return "research" if RESEARCH.search(spdx) else "unknown"
+
+
+def copyleft_note(spdx: str) -> str | None:
+    """What to bear in mind where terms hold a copyleft licence."""
+    if not any(COPYLEFT.match(word) for word in re.split(r"[\s()]+", spdx)):
+        return None
+    return "copyleft: use is free, passing it on (AGPL: also offering it over a network) obliges to share the source"
 
 
 def settle(subject: str, readings: list[Reading], url: str | None = None) -> tuple[Licence, ...]:
@@ -161,7 +191,8 @@ def settle(subject: str, readings: list[Reading], url: str | None = None) -> tup
     records = []
     for spdx, sources in places.items():
         others = "; ".join(f"{s}: {', '.join(p)}" for s, p in places.items() if s != spdx)
-        note = f"conflict, elsewhere {others}" if others else None
+        notes = (f"conflict, elsewhere {others}" if others else None, copyleft_note(spdx))
+        note = "; ".join(n for n in notes if n) or None
         source = ", ".join(sources)
         records.append(Licence(subject=subject, spdx=spdx, source=source, url=url, use=use_of(spdx), note=note))
     return tuple(records)
