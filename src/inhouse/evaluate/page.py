@@ -73,7 +73,7 @@ def summary(report: Mapping[str, Any], figures: Mapping[str, Figure], roles: Seq
     if score is None or name == "perplexity":
         return (f"Measured on {report['rows']} test questions.", f"共评测 {report['rows']} 道测试题。")
     who = {
-        "base": ("The base model", "基础模型"),
+        "base": ("The base model", "基座模型"),
         "tuned": ("The tuned model", "微调后的模型"),
         "exported": ("The exported model", "导出后的模型"),
     }
@@ -104,7 +104,7 @@ def tiles(figures: Mapping[str, Figure], roles: Sequence[str]) -> list[tuple[Wor
         number, _, interval = cell(name, score).partition(" ")
         made.append((_joined(name, shown), number, interval.strip("()")))
     for pair, words in (
-        ("tuned_vs_base", ("Gain over the base model", "相对基础模型的提升")),
+        ("tuned_vs_base", ("Gain over the base model", "相对基座模型的提升")),
         ("exported_vs_tuned", ("Change by exporting", "导出带来的变化")),
     ):
         if name in SHARES and (change := figures.get(f"{pair}.{name}")) is not None:
