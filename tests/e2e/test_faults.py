@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -127,6 +128,22 @@ def test_run_in_a_folder_without_permission_is_a_clear_error(tiny_project: Make)
     project = tiny_project("closed")
     done = project.run("run", "--workspace", "/dev/null/inhouse")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "/dev/null/inhouse" in done.stderr
+
+
+ALONE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode != 0,
+    reason="this machine does not let a process leave the network",
+)
+def test_fresh_run_works_without_any_network(tiny_project: Make) -> None:
+    project = tiny_project("alone")
+    words = [*ALONE, *project.command("run", "--offline", "--json")]
+    done = subprocess.run(words, cwd=project.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["release"]["label"] == "tiny:v1"
 
 
 def test_run_failed_gate_ends_in_exit_code_3_and_promotes_nothing(tiny_project: Make) -> None:
