@@ -46,7 +46,7 @@ def test_run_killed_twenty_times_ends_in_the_same_ids(tiny_project: Make) -> Non
     for _ in range(20):
         child = start(project, "run")
         try:
-            child.wait(timeout=moments.uniform(0.3, 9.0))
+            child.wait(timeout=moments.uniform(0.3, 7.0))
         except subprocess.TimeoutExpired:
             interrupted += 1
             child.send_signal(signal.SIGKILL)
