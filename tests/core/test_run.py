@@ -103,6 +103,29 @@ def test_child_of_a_parent_that_is_gone_ends_at_once() -> None:
     assert done.returncode == 1
 
 
+def test_parent_is_polled_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, ended = iter([7, 7, 1]), []
+    monkeypatch.setattr(run.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(run.time, "sleep", lambda _: None)
+    monkeypatch.setattr(run.os, "_exit", ended.append)
+    run._watch_parent(7)
+    assert ended == [1]
+
+
+@pytest.mark.parametrize(("platform", "parent", "wanted"), [("linux", -1, [1]), ("darwin", os.getpid(), [])])
+def test_die_with_parent_ends_a_child_that_came_too_late(
+    monkeypatch: pytest.MonkeyPatch, platform: str, parent: int, wanted: list[int]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(run.sys, "platform", platform)
+    monkeypatch.setattr(run.ctypes, "CDLL", lambda _: type("C", (), {"prctl": lambda *_: 0})())
+    monkeypatch.setattr(run, "_watch_parent", lambda _: None)
+    monkeypatch.setattr(run.os, "getppid", lambda: os.getpid())
+    monkeypatch.setattr(run.os, "_exit", ended.append)
+    run.die_with_parent(parent)
+    assert ended == wanted
+
+
 def test_process_mark_tells_one_process_from_another_and_from_none() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = run.process_mark(child.pid)
@@ -235,6 +258,11 @@ def test_source_digest_ignores_comments_but_not_code(tmp_path: Path) -> None:
         return source_digest(module)
 
     assert digest("one", ".upper()") == digest("two", ".upper()") != digest("one", ".lower()")
+
+
+def test_module_without_settings_is_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugins.FOLDERS, "plain", "json")
+    assert operators("plain") == {}
 
 
 def test_operator_names_equal_their_files() -> None:

@@ -57,6 +57,10 @@ def test_job_without_result_or_process_is_lost(store: Store) -> None:
     for text in ("1 0.5", f"{os.getpid()} 1.0", "99999999 5.0", "nonsense"):
         (folder / "pid").write_text(text)
         assert not jobs.alive(folder)
+    for outcome, status in (({"value": {}}, "done"), ({"error": {"exit_code": 130, "message": "x"}}, "cancelled")):
+        (folder / "result.json").write_text(json.dumps(outcome))
+        (folder / "pid").unlink(missing_ok=True)
+        assert jobs.describe(folder).status == status
 
 
 def test_job_of_another_process_is_seen_alive_until_it_ends(store: Store) -> None:

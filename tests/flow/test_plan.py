@@ -10,7 +10,7 @@ import pytest
 from inhouse.api.examples import example_project
 from inhouse.core.artifact import Artifact, Licence
 from inhouse.core.errors import UserError
-from inhouse.flow.plan import operator_versions, pipeline, recipe
+from inhouse.flow.plan import operator_versions, pipeline, recipe, until
 from inhouse.flow.project import Project, load, schema
 
 EXAMPLE = load(example_project())
@@ -34,6 +34,12 @@ def test_pipeline_of_a_whole_project_has_every_step_after_its_inputs() -> None:
         assert set(node.inputs.values()) <= {n.name for n in nodes[:index]}
     engines = {n.name: n.params.engine for n in nodes if n.name.endswith("_predictions")}  # type: ignore[attr-defined]
     assert engines["base_predictions"] == "transformers" and engines["exported_predictions"] == "llamacpp"
+
+
+def test_until_a_room_takes_each_needed_step_once() -> None:
+    nodes = until(pipeline(EXAMPLE), "compress")
+    assert [n.name for n in nodes] == ["base", "dataset", "tuned", "exported"]
+    assert [n.name for n in until(pipeline(EXAMPLE), "evaluate")] == names(EXAMPLE)[:-1]
 
 
 def test_pipeline_leaves_out_what_the_file_leaves_out() -> None:

@@ -164,7 +164,8 @@ def test_run_cancelled_before_a_step_stops(how: Run) -> None:
     assert "stage.finished first" in seen(how)
 
 
-def test_run_second_one_waits_for_the_first(how: Run, tmp_path: Path) -> None:
+def test_run_second_one_waits_for_the_first(how: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOCK_POLL_S", 0.01)
     entered, go_on = threading.Event(), threading.Event()
 
     def slow(params: TextParams, context: Context) -> Made:
@@ -188,6 +189,8 @@ def test_run_second_one_waits_for_the_first(how: Run, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert '"owner": "job-1"' in events.path.read_text()  # type: ignore[union-attr]
+    time.sleep(0.1)  # it looks again many times, and tells it once
+    assert events.path.read_text().count("run.waiting") == 1  # type: ignore[union-attr]
     go_on.set()
     one.join(30)
     two.join(30)
