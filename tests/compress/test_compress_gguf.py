@@ -133,7 +133,6 @@ def test_loose_holds_for_the_coarse_types_only() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_real_model_exported_keeps_parity_and_a_zeroed_tensor_loses_it(
     smollm2_gguf: Path, context: Context, as_input: Callable[..., Input], tmp_path: Path
 ) -> None:

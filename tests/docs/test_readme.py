@@ -94,7 +94,6 @@ def server(shell: Shell) -> Iterator[str]:
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_demo_ends_with_table_gates_release_answer_and_next_commands(demo: tuple[Path, str]) -> None:
     text = demo[1]
     for wanted in (
@@ -119,7 +118,6 @@ def test_demo_ends_with_table_gates_release_answer_and_next_commands(demo: tuple
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_demo_learned_something_and_the_export_kept_it(demo: tuple[Path, str]) -> None:
     (report,) = demo[0].glob("objects/*/measured/report.json")
     figures = json.loads(report.read_text())["figures"]
@@ -131,7 +129,6 @@ def test_demo_learned_something_and_the_export_kept_it(demo: tuple[Path, str]) -
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_readme_commands_run_as_they_stand(shell: Shell, server: str) -> None:
     assert "API key (shown once" in server
     for line in commands("README.md"):
@@ -147,7 +144,6 @@ def test_readme_commands_run_as_they_stand(shell: Shell, server: str) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_chinese_readme_commands_run_and_answer_in_chinese(shell: Shell, tmp_path: Path) -> None:
     known = set(commands("README.md"))
     mine = Shell(tmp_path, shell.env, shell.port)
@@ -172,7 +168,6 @@ def test_readmes_show_the_same_commands() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_demo_again_makes_nothing_anew(demo: tuple[Path, str]) -> None:
     before = {p.name for p in (demo[0] / "jobs").iterdir()}
     env = {**os.environ, "INHOUSE_WORKSPACE": str(demo[0]), "LC_ALL": "en_US.UTF-8"}

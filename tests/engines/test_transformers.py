@@ -202,7 +202,6 @@ def gguf_source(path: Path) -> Input:
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_gguf_weights_equal_those_of_transformers_own_reader(smollm2_gguf: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -218,7 +217,6 @@ def test_gguf_weights_equal_those_of_transformers_own_reader(smollm2_gguf: Path)
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_gguf_tokenizer_is_the_one_that_converters_recognise_as_smollm(smollm2_gguf: Path) -> None:
     from conversion.base import TextModel
 

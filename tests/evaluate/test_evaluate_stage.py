@@ -336,7 +336,6 @@ def test_evaluate_remote_engine_offline_is_refused(tmp_path: Path, dataset: Make
 
 
 @pytest.mark.real
-@pytest.mark.alone
 def test_real_model_reads_the_same_tokens_in_both_engines(tmp_path: Path, smollm2_gguf: Path, dataset: Make) -> None:
     facts = {"model": {"format": "gguf", "main": smollm2_gguf.name, "name": "smollm2-135m-instruct"}}
     source = Input(record(facts=facts), smollm2_gguf.parent)
