@@ -106,7 +106,7 @@ def test_promote_and_rollback_move_the_deployment(tiny_project: Make) -> None:
     assert "stays at tiny:v1" in stays.stdout
     assert "tiny now serves tiny:v2" in project.run("release", "promote", "tiny:v2").stdout
     nameless = project.json("run", "release.deployment=null")["release"]
-    assert nameless["label"] == "tiny:v3" and nameless["serving"] is None
+    assert nameless["label"] == "tiny:v1" and nameless["serving"] is None  # the same release, without a deployment
     assert "is registered" in project.run("run", "release.deployment=null").stdout
     other = project.json("release", "promote", "tiny:v1", "--deployment", "canary")
     assert other["deployment"] == "canary"
