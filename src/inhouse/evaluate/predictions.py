@@ -13,7 +13,6 @@ from inhouse.core.errors import UserError
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 SPEED = "measured/speed.json"
-MODEL = "measured/model.json"
 
 
 class Prediction(Frozen):
