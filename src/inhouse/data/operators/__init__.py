@@ -1,11 +1,19 @@
-"""Cleaning steps: one file each, in one of three shapes (SHAPE).
+"""Cleaning steps: one file each, in one of four shapes (SHAPE).
 
-`map`: `change(pieces, params) -> Series`, the new text of every piece (columns: row, name, text, answer).
-`keep`: `drop_reason(docs, params) -> Series`, a reason per document, null = keep (columns: row, source, offset, part,
-label, text).
-`reduce`: `emit(docs, params) -> DataFrame` gives what the decision needs, by row and never the text itself;
-`decide(emitted, params, seed) -> DataFrame` (row, reason, kept) names the rows to drop, and the row kept instead.
+`map`: `change(pieces, params, around) -> Series` is the new text of every piece (columns: row, slot, name, text,
+answer); null drops the row with the reason REMOVED. It may return a second frame of notes (row first, never a text
+value), which is kept beside the dataset.
+`keep`: `measure(docs, params, around) -> DataFrame` gives figures per document (columns: row, source, offset, part,
+label, text), `drop_reason(figures, params) -> Series` judges them: a reason, null = keep. Figures are kept, so that
+thresholds can be tried again without the texts.
+`reduce`: `emit(docs, params, around) -> DataFrame` gives what the decision needs, by row and never the text itself;
+`decide(emitted, params, around) -> DataFrame` (row, reason, kept and, where it moves rows, part) names the rows to
+drop, and the row kept instead. With `ask(emitted, params, around) -> Series` it may see the documents of some rows
+again: `emit_more(docs, params, around) -> DataFrame`, which `decide` then gets as a fourth argument.
+`expand`: `expand(pieces, params, around) -> DataFrame` (parent, child, slot, name, text, answer): new rows made from
+rows of the training part.
 
-`change`, `drop_reason` and `emit` see one batch at a time and know nothing of the others, so batches may run anywhere.
-`decide` sees all rows sorted by id and must not depend on their order.
+All but `decide` see one batch at a time and know nothing of the others, so batches may run anywhere. `decide` sees all
+rows sorted by id and must not depend on their order. An operator may also have `external(params, project_dir)`, the
+fingerprints of files that it reads, and `warm()`, which compiles its inner loops.
 """
