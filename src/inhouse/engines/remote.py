@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ValidationError
@@ -100,8 +101,6 @@ class RemoteEngine:
         raise UserError("remote.unsupported", url=self.name, what=what)
 
     def _answer(self, prompt: Prompt, max_tokens: int) -> Generation:
-        import httpx
-
         body = {
             "model": self.model,
             "messages": [message.as_dict() for message in prompt],
@@ -111,20 +110,10 @@ class RemoteEngine:
             "stream_options": {"include_usage": True},
         }
         started = time.monotonic()
-        try:
-            with self.client.stream("POST", "chat/completions", json=body) as response:
-                self._check(response)
-                return assemble(self._chunks(response), started)
-        except httpx.TimeoutException:
-            raise UserError("remote.timeout", url=self.name, seconds=self.client.timeout.read) from None
-        except httpx.HTTPError as error:
-            raise UserError("remote.unreachable", url=self.name, problem=str(error) or type(error).__name__) from None
-
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        detail = response.read()[:300].decode(errors="replace")
-        raise UserError("remote.refused", url=self.name, status=response.status_code, model=self.model, detail=detail)
+        request = self.client.stream("POST", "chat/completions", json=body)
+        with reaching(self.name, self.client.timeout.read or 0.0), request as response:
+            check(response, self.name, self.model)
+            return assemble(self._chunks(response), started)
 
     def _chunks(self, response: httpx.Response) -> Iterator[Chunk]:
         """The chunks of the stream; anything else, or none at all, ends in remote.not_openai."""
@@ -142,6 +131,26 @@ class RemoteEngine:
             count += 1
         if not count:
             raise UserError("remote.not_openai", url=self.name, got=response.headers.get("content-type", "nothing"))
+
+
+@contextmanager
+def reaching(url: str, timeout_s: float) -> Iterator[None]:
+    """Tell what went wrong on the way to an endpoint: remote.timeout or remote.unreachable."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise UserError("remote.timeout", url=url, seconds=timeout_s) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError("remote.unreachable", url=url, problem=str(error) or type(error).__name__) from None
+
+
+def check(response: httpx.Response, url: str, model: str) -> None:
+    """Raise remote.refused with the endpoint's own words unless it answered."""
+    if not response.is_success:
+        detail = response.read()[:300].decode(errors="replace")
+        raise UserError("remote.refused", url=url, status=response.status_code, model=model, detail=detail)
 
 
 def assemble(chunks: Iterator[Chunk], started: float) -> Generation:
