@@ -11,8 +11,9 @@ import pytest
 
 from inhouse.core.artifact import Artifact, Licence
 from inhouse.core.protocols import Context, Input
-from inhouse.core.rows import Message, Row, write_rows
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
+from inhouse.dataset import write_rows
 
 APACHE = Licence(subject="tiny", spdx="Apache-2.0", source="test")
 TEXTS = [
@@ -82,7 +83,7 @@ def context(trained: tuple[Input, Input], converted: Path, tmp_path: Path) -> Co
     for name in ("out", "scratch", "data"):
         (tmp_path / name).mkdir()
     shutil.copy(converted, tmp_path / "scratch" / "f16.gguf")
-    write_rows(tmp_path / "data" / "test.jsonl", rows)
+    write_rows(tmp_path / "data", "test", rows)
     dataset = Artifact(
         id="1", kind="dataset", stage="s", node="n", stage_version="1", recipe="r", params={}, created="-"
     )

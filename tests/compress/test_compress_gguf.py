@@ -141,7 +141,7 @@ def test_real_model_exported_keeps_parity_and_a_zeroed_tensor_loses_it(
 
     from inhouse.compress.methods.gguf import export
     from inhouse.compress.parity import ParityParams, bounds_of, choose_rows, figures_of, judge, measure
-    from inhouse.core.rows import read_rows
+    from inhouse.dataset import read_rows
     from inhouse.engines.transformers import load_model, load_tokenizer
 
     source = as_input(smollm2_gguf.parent, smollm2_gguf.name, "gguf")
@@ -154,7 +154,7 @@ def test_real_model_exported_keeps_parity_and_a_zeroed_tensor_loses_it(
     assert made.model.bytes == pytest.approx(145e6, rel=0.01)
 
     params = ParityParams(prompts=4, tokens=4)
-    rows = choose_rows(list(read_rows(context.inputs["dataset"].path / "test.jsonl")), params.prompts)
+    rows = choose_rows(list(read_rows(context.inputs["dataset"].path, "test")), params.prompts)
     models = (None, tuned, as_input(context.out, made.model.main, "gguf"))
     compared = measure(rows, models, params, context.events)
     judge(compared, params, bounds_of(params, False))

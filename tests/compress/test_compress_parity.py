@@ -25,13 +25,14 @@ from inhouse.compress.parity import (
 from inhouse.compress.quantise import quantise
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context, Input
-from inhouse.core.rows import Row, read_rows
+from inhouse.core.rows import Row
+from inhouse.dataset import read_rows
 
 PARAMS = ParityParams(prompts=3, tokens=3)
 
 
 def rows_of(context: Context) -> list[Row]:
-    return choose_rows(list(read_rows(context.inputs["dataset"].path / "test.jsonl")), PARAMS.prompts)
+    return choose_rows(list(read_rows(context.inputs["dataset"].path, "test")), PARAMS.prompts)
 
 
 def exported(context: Context, converted: Path, as_input: Callable[..., Input]) -> tuple[Path, Input]:
@@ -140,7 +141,7 @@ def test_bounds_of_a_coarse_type_are_wider_and_the_projects_own_win() -> None:
 
 
 def test_choose_rows_does_not_depend_on_their_order(context: Context) -> None:
-    rows = list(read_rows(context.inputs["dataset"].path / "test.jsonl"))
+    rows = list(read_rows(context.inputs["dataset"].path, "test"))
     assert choose_rows(rows, 4) == choose_rows(rows[::-1], 4) == sorted(rows, key=lambda r: r.id)[:4]
 
 

@@ -12,6 +12,7 @@ import pytest
 from inhouse.compress.stage import CompressParams, external, run
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context, Input
+from inhouse.dataset import write_rows
 
 PARITY = {"prompts": 4, "tokens": 4}
 
@@ -89,7 +90,7 @@ def test_stage_with_a_gguf_model_says_that_it_cannot_be_exported(
 
 
 def test_stage_with_an_empty_test_part_says_so(context: Context) -> None:
-    (context.inputs["dataset"].path / "test.jsonl").write_text("", encoding="utf-8")
+    write_rows(context.inputs["dataset"].path, "test", [])
     with pytest.raises(UserError) as error:
         run(asked(), context)
     assert error.value.code == "compress.no_test_rows"

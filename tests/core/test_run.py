@@ -15,7 +15,7 @@ import pytest
 from inhouse.core import messages, plugins, run
 from inhouse.core.errors import Cancelled, GateFailed, InhouseError, MissingExtra, UserError, from_dict
 from inhouse.core.plugins import operator_of, operators, require, source_digest
-from inhouse.core.rows import Message, Row, read_rows, write_rows
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events, peak_memory, reset_peak_memory
 from inhouse.core.settings import child_environment, settings, usable_cores
 
@@ -270,14 +270,3 @@ def test_operator_names_equal_their_files() -> None:
     for kind in plugins.FOLDERS:
         for name, operator in operators(kind).items():
             assert operator.module.__name__.rpartition(".")[2] == name
-
-
-def test_rows_survive_writing_and_reading(tmp_path: Path) -> None:
-    row = Row(
-        id="00ff", source="s", offset=3, label="a",
-        messages=[Message(role="user", content="你好\u2028x"), Message(role="assistant", content="a")],
-    )  # fmt: skip
-    assert write_rows(tmp_path / "rows.jsonl", [row, row]) == 2
-    assert list(read_rows(tmp_path / "rows.jsonl")) == [row, row]
-    assert row.answer == "a" and row.prompt == row.messages[:1]
-    assert row.prompt[0].as_dict() == {"role": "user", "content": "你好\u2028x"}

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context, Made
+from inhouse.core.rows import Part
 from inhouse.core.run import Events
+from inhouse.data import tasks
 from inhouse.data.stage import DataParams, run
+from inhouse.dataset import read_rows
 
 
 @pytest.fixture(autouse=True)
 def english() -> None:
     use_language("en")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cuts() -> Iterator[None]:
+    """Nothing here can tell whether a file was flushed, and hundreds of small builds would wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "_flush", lambda path: None)
+        yield
 
 
 @dataclass
@@ -33,12 +45,19 @@ class Ran:
         text = (self.out / name).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
+    def rows(self, part: Part) -> list[dict[str, Any]]:
+        return [row.model_dump(exclude_none=True) for row in read_rows(self.out, part)]
+
+    def dropped(self) -> list[dict[str, Any]]:
+        return pl.read_parquet(self.out / "dropped.parquet").to_dicts()
+
     @property
     def facts(self) -> dict[str, Any]:
         return json.loads((self.out / "dataset.json").read_text(encoding="utf-8"))
 
     def bytes(self) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in sorted(self.out.iterdir())}
+        files = sorted(p for p in self.out.rglob("*") if p.is_file())
+        return {p.relative_to(self.out).as_posix(): p.read_bytes() for p in files}
 
 
 class Folder:
@@ -59,10 +78,11 @@ class Folder:
 
     def context(self, use: str = "evaluation", seed: int = 7) -> Context:
         self.count += 1
-        out = self.path / f".out{self.count}"
+        out, scratch = self.path / f".out{self.count}", self.path / f".scratch{self.count}"
         out.mkdir()
+        scratch.mkdir()
         events = Events(out.with_suffix(".events"))
-        return Context({}, out, out, self.path / ".sources", self.path, events, seed, True, use)
+        return Context({}, out, scratch, self.path / ".sources", self.path, events, seed, True, use)
 
     def run(self, data: dict[str, Any], use: str = "evaluation", seed: int = 7) -> Ran:
         context = self.context(use, seed)

@@ -16,7 +16,7 @@ from inhouse.core.artifact import Licence
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context
-from inhouse.core.rows import read_rows
+from inhouse.dataset import read_rows
 from inhouse.core.run import Events
 from inhouse.data.stage import DataParams, external, run
 
@@ -58,7 +58,7 @@ def test_demo_data_is_balanced_and_big_enough(demo: Any) -> None:
 
 def test_demo_rows_are_what_the_project_asks_for(demo: Any) -> None:
     context, _, params = demo
-    train, test = list(read_rows(context.out / "train.jsonl")), list(read_rows(context.out / "test.jsonl"))
+    train, test = list(read_rows(context.out, "train")), list(read_rows(context.out, "test"))
     assert set(Counter(row.label for row in train).values()) == {36}
     assert max(Counter(row.label for row in test).values()) == 44
     for row in (*train, *test):
@@ -108,11 +108,11 @@ def test_any_data_adds_up_and_rebuilds_byte_for_byte_in_any_order(
     facts_add_up(ran.facts)
     assert ran.facts["read"] == 6 + len(train) + len(test) + len(loose)
     assert len(ran.lines("rejected.jsonl")) == ran.facts["rejected"]["total"]
-    assert len(ran.lines("dropped.jsonl")) == ran.facts["dropped"]["total"]
-    asked = {part: {r["messages"][0]["content"] for r in ran.lines(f"{part}.jsonl")} for part in ("train", "test")}
+    assert len(ran.dropped()) == ran.facts["dropped"]["total"]
+    asked = {part: {r["messages"][0]["content"] for r in ran.rows(part)} for part in ("train", "test")}
     assert not asked["train"] & asked["test"]
-    ids = [r["id"] for part in ("train", "test") for r in ran.lines(f"{part}.jsonl")]
-    ids += [r["id"] for r in ran.lines("dropped.jsonl")]
+    ids = [r["id"] for part in ("train", "test") for r in ran.rows(part)]
+    ids += [r["id"] for r in ran.dropped()]
     assert len(set(ids)) == len(ids)
 
 
@@ -121,7 +121,7 @@ def test_row_points_back_to_its_line(folder: Any) -> None:
     folder.jsonl("t.jsonl", PROMPTS[:1])
     sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
     ran = folder.run({"sources": sources, "fail_above": 0.4})
-    assert {r["messages"][0]["content"]: (r["source"], r["offset"]) for r in ran.lines("train.jsonl")} == {
+    assert {r["messages"][0]["content"]: (r["source"], r["offset"]) for r in ran.rows("train")} == {
         "zero": ("a", 0),
         "two": ("a", 2),
     }
@@ -133,10 +133,10 @@ def test_dropped_duplicate_names_the_row_that_stays(folder: Any) -> None:
     folder.jsonl("a.jsonl", [*PROMPTS[:3], PROMPTS[5]])
     folder.jsonl("t.jsonl", [PROMPTS[5]])
     ran = folder.run({"sources": [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]})
-    (test,) = ran.lines("test.jsonl")
-    (gone,) = ran.lines("dropped.jsonl")
+    (test,) = ran.rows("test")
+    (gone,) = ran.dropped()
     assert gone | {"id": ""} == {
-        "id": "", "source": "a", "offset": 3, "step": "exact_dedup", "number": 2,
+        "id": "", "source": "a", "file": "a.jsonl", "offset": 3, "step": "exact_dedup", "number": 2,
         "reason": "duplicate_of_test", "kept": test["id"],
     }  # fmt: skip
 
@@ -161,7 +161,7 @@ def test_open_source_is_split_by_content_into_three_parts(folder: Any) -> None:
     folder.jsonl("a.jsonl", PROMPTS)
     ran = folder.run({"sources": "a.jsonl", "split": {"test": 0.25, "valid": 0.25}})
     assert all(ran.facts["rows"][part] for part in ("train", "valid", "test"))
-    assert len(ran.lines("valid.jsonl")) == ran.facts["rows"]["valid"]
+    assert len(ran.rows("valid")) == ran.facts["rows"]["valid"]
 
 
 def test_open_source_beside_a_test_source_is_all_training(folder: Any) -> None:
@@ -169,7 +169,7 @@ def test_open_source_beside_a_test_source_is_all_training(folder: Any) -> None:
     folder.jsonl("t.jsonl", PROMPTS[:1])
     ran = folder.run({"sources": ["a.jsonl", {"from": "t.jsonl", "part": "test"}]})
     assert ran.facts["rows"] == {"train": 39, "valid": 0, "test": 1}
-    assert not (ran.out / "valid.jsonl").exists()
+    assert not list(ran.out.glob("valid*"))
 
 
 def test_parquet_csv_and_json_sources_mix(folder: Any) -> None:
@@ -191,8 +191,9 @@ def test_folder_and_glob_read_known_files_in_order(folder: Any) -> None:
     whole = folder.run({"sources": {"name": "s", "from": "d"}})
     globbed = folder.run({"sources": {"name": "s", "from": "d/*/*.jsonl"}})
     assert whole.facts["rows"] == globbed.facts["rows"]
-    rows = [r for part in ("train", "test") for r in globbed.lines(f"{part}.jsonl")]
-    assert {r["offset"]: r["messages"][0]["content"] for r in rows} == {n: f"question {n}" for n in range(40)}
+    rows = [r for part in ("train", "test") for r in globbed.rows(part)]
+    places = {(r["file"], r["offset"]): r["messages"][0]["content"] for r in rows}
+    assert places == {("a/1.jsonl" if n < 20 else "b/2.jsonl", n % 20): f"question {n}" for n in range(40)}
 
 
 def test_glob_with_a_reader_named_takes_any_ending(folder: Any) -> None:

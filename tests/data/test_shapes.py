@@ -59,7 +59,7 @@ def build(folder: Any, row: dict[str, Any], **data: Any) -> Any:
 )  # fmt: skip
 def test_chat_shape_is_recognised_and_becomes_messages(folder: Any, row: dict[str, Any], wanted: Any) -> None:
     ran = build(folder, row)
-    assert [r["messages"] for r in ran.lines("train.jsonl")] == [wanted]
+    assert [r["messages"] for r in ran.rows("train")] == [wanted]
 
 
 def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
@@ -71,7 +71,7 @@ def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
         assistant("Sunny."),
     ]
     ran = build(folder, {"messages": turns, "tools": [{"type": "function"}]}, steps=["normalize", "exact_dedup"])
-    (row,) = ran.lines("train.jsonl")
+    (row,) = ran.rows("train")
     assert row["messages"][1] == {"role": "assistant", "tool_calls": [call]}
     assert row["messages"][2:] == turns[2:]
     assert "data.tools_ignored" in ran.notes
@@ -118,7 +118,7 @@ def test_named_chat_shape_is_used_over_the_recognised_one(folder: Any) -> None:
     folder.jsonl("t.jsonl", [ALPACA | {"output": "hallo"}])
     sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
     ran = folder.run({"sources": sources, "shape": "alpaca"})
-    assert ran.lines("train.jsonl")[0]["messages"][0] == user("Translate\n\nhello")
+    assert ran.rows("train")[0]["messages"][0] == user("Translate\n\nhello")
 
 
 def test_columns_are_renamed_to_what_the_shape_expects(folder: Any) -> None:
@@ -127,7 +127,7 @@ def test_columns_are_renamed_to_what_the_shape_expects(folder: Any) -> None:
     rename = {"question": "prompt", "answer": "completion"}
     sources = [{"from": "a.jsonl", "part": "train", "rename": rename}, {"from": "t.jsonl", "part": "test"}]
     ran = folder.run({"sources": sources})
-    assert ran.lines("train.jsonl")[0]["messages"] == [user("q1"), assistant("a1")]
+    assert ran.rows("train")[0]["messages"] == [user("q1"), assistant("a1")]
 
 
 def test_unknown_shape_lists_columns_and_known_shapes(folder: Any) -> None:
@@ -172,7 +172,7 @@ def classified(folder: Any, rows: list[dict[str, Any]], **shape: Any) -> Any:
 def test_classification_fills_the_prompt_once_and_answers_with_the_label(folder: Any) -> None:
     rows = [{"text": "see {title} \\1", "label": "a", "title": "One"}, {"text": "x", "label": "b", "title": None}]
     ran = classified(folder, rows, prompt='{"q": "{title}: {text}"}', system="Sort.")
-    found = {row["label"]: row["messages"] for row in ran.lines("train.jsonl")}
+    found = {row["label"]: row["messages"] for row in ran.rows("train")}
     assert found["a"] == [system("Sort."), user('{"q": "One: see {title} \\1"}'), assistant("a")]
     assert found["b"] == [system("Sort."), user('{"q": ": x"}'), assistant("b")]
 
@@ -183,7 +183,7 @@ def test_classification_takes_other_columns_and_number_labels(folder: Any) -> No
     shape = {"use": "classification", "text_column": "body", "label_column": "y", "prompt": "Q {text}"}
     sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
     ran = folder.run({"sources": sources, "shape": shape})
-    assert {r["messages"][0]["content"]: r["label"] for r in ran.lines("train.jsonl")} == {"Q x": "0", "Q z": "true"}
+    assert {r["messages"][0]["content"]: r["label"] for r in ran.rows("train")} == {"Q x": "0", "Q z": "true"}
     assert ran.facts["labels"] == ["0", "true"]
 
 

@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from step_tables import after, batch_of, cleaner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import operators
-from inhouse.core.run import Events
-from inhouse.data.table import Table, apply_steps
+from inhouse.data.batch import Batch
+from inhouse.data.operators.around import Around
 
 PUNCTUATION = "，。！？；：、“”‘’（）《》【】—…·～％＋－０１２ＡＢ　"
 PARTS = ["train", "valid", "test"]
 
 
-def table_of(rows: list[tuple[str, str, str | None]], ids: list[int] | None = None) -> Table:
-    """A table of (text, part, label) rows of one text each."""
-    ids = ids or list(range(1, len(rows) + 1))
-    frame = pl.DataFrame(
-        {
-            "row": pl.Series(ids, dtype=pl.UInt64),
-            "source": ["s"] * len(rows),
-            "offset": pl.Series(range(len(rows)), dtype=pl.Int64),
-            "part": pl.Series([r[1] for r in rows], dtype=pl.String),
-            "label": pl.Series([r[2] for r in rows], dtype=pl.String),
-            "text": pl.Series([r[0] for r in rows], dtype=pl.String),
-        }
-    ).sort("row")
-    pieces = frame.select("row", pl.lit(0, pl.UInt32).alias("slot"), pl.lit("text").alias("name"), "text")
-    return Table(frame.drop("text"), pieces.with_columns(answer=pl.lit(False)))
-
-
-def cleaner(use: str, **params: Any) -> Any:
-    return operators("cleaner")[use].params(**params)
-
-
-def after(table: Table, *steps: Any, seed: int = 0, batch_rows: int = 8192) -> Table:
-    return apply_steps(table, steps, seed, Events(), batch_rows)
-
-
-def texts(table: Table) -> list[str]:
-    return table.docs()["text"].to_list()
-
-
 def changed(text: str, *steps: Any) -> str:
-    return texts(after(table_of([(text, "train", None)]), *steps))[0]
-
-
-def drops(table: Table) -> dict[int, tuple[str, int | None]]:
-    return {d["row"]: (d["reason"], d["kept"]) for frame in table.dropped for d in frame.iter_rows(named=True)}
+    return after(batch_of([(text, "train", None)]), *steps).texts[0]
 
 
 EXAMPLES = {
@@ -72,7 +41,7 @@ row_lists = st.lists(
 @pytest.mark.parametrize("name", sorted(operators("cleaner")))
 def test_cleaner_contract_holds(name: str) -> None:
     operator = operators("cleaner")[name]
-    needed = {"map": ["change"], "keep": ["drop_reason"], "reduce": ["emit", "decide"]}
+    needed = {"map": ["change"], "keep": ["measure", "drop_reason"], "reduce": ["emit", "decide"], "expand": ["expand"]}
     for function in needed[operator.function("SHAPE")]:
         assert callable(operator.function(function))
     assert name in EXAMPLES, "add an example, so that the properties below hold for every step"
@@ -82,12 +51,12 @@ def test_cleaner_contract_holds(name: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(rows=row_lists, batch=st.integers(1, 5))
 def test_step_result_does_not_depend_on_batches(name: str, rows: list[Any], batch: int) -> None:
-    whole = after(table_of(rows), EXAMPLES[name])
-    cut = after(table_of(rows), EXAMPLES[name], batch_rows=batch)
-    assert whole.rows.equals(cut.rows)
-    assert whole.pieces.equals(cut.pieces)
-    assert drops(whole) == drops(cut)
-    assert whole.rows.height + len(drops(whole)) == len(rows)
+    whole = after(batch_of(rows), EXAMPLES[name])
+    cut = after(batch_of(rows), EXAMPLES[name], shard_rows=batch)
+    assert whole.batch.rows.equals(cut.batch.rows)
+    assert whole.batch.pieces.equals(cut.batch.pieces)
+    assert whole.drops == cut.drops
+    assert whole.batch.rows.height + len(whole.drops) == len(rows)
 
 
 # normalize
@@ -146,8 +115,8 @@ def test_truncate_cuts_chinese_by_characters() -> None:
 
 def test_truncate_never_cuts_an_answer() -> None:
     pieces = pl.DataFrame({"text": ["a b c", "a b c"], "answer": [False, True]})
-    truncate = operators("cleaner")["truncate"]
-    found = truncate.function("change")(pieces, cleaner("truncate", max_words=1))
+    change = operators("cleaner")["truncate"].function("change")
+    found = change(pieces, cleaner("truncate", max_words=1), Around(0, Path(), Path(), offline=True))
     assert found.to_list() == ["a", "a b c"]
 
 
@@ -158,7 +127,7 @@ def test_truncate_never_cuts_an_answer() -> None:
 @given(st.text("ab 中\n", min_size=1, max_size=12), st.integers(1, 4), st.integers(4, 8))
 def test_length_agrees_with_counting_by_hand(text: str, least: int, most: int) -> None:
     def reason(**params: int) -> str | None:
-        return drops(after(table_of([(text, "train", None)]), cleaner("length", **params))).get(1, (None,))[0]
+        return after(batch_of([(text, "train", None)]), cleaner("length", **params)).drops.get(1, (None,))[0]
 
     words = len(text.split())
     assert reason(min_words=least, max_words=most) == (
@@ -194,10 +163,9 @@ def test_exact_dedup_agrees_with_a_slow_reference(rows: list[Any], random: Any) 
             if number != kept:
                 other = "duplicate" if label == kept_label else "duplicate_other_label"
                 wanted[number] = (other if part == kept_part else f"duplicate_of_{kept_part}", kept)
-    found = after(table_of(rows, ids), cleaner("exact_dedup"))
-    assert drops(found) == wanted
-    docs = found.docs()
-    assert docs["text"].is_unique().all()
+    found = after(batch_of(rows, ids), cleaner("exact_dedup"))
+    assert found.drops == wanted
+    assert len(set(found.texts)) == len(found.texts)
 
 
 # balance
@@ -205,12 +173,12 @@ def test_exact_dedup_agrees_with_a_slow_reference(rows: list[Any], random: Any) 
 
 def test_balance_keeps_the_quota_of_each_label_and_part() -> None:
     rows = [(str(n), part, label) for n in range(9) for part in PARTS for label in "xy"]
-    found = after(table_of(rows), cleaner("balance", per_label={"train": 4, "test": 20}), seed=3)
-    counts = Counter(found.rows.select("part", "label").iter_rows())
+    found = after(batch_of(rows), cleaner("balance", per_label={"train": 4, "test": 20}), seed=3)
+    counts = Counter(found.batch.rows.select("part", "label").iter_rows())
     assert counts == {(p, label): {"train": 4, "valid": 9, "test": 9}[p] for p in PARTS for label in "xy"}
-    assert found.rows["row"].is_sorted()
-    every = after(table_of(rows), cleaner("balance", per_label=1), seed=3)
-    assert every.rows.height == 6
+    assert found.batch.rows["row"].is_sorted()
+    every = after(batch_of(rows), cleaner("balance", per_label=1), seed=3)
+    assert every.batch.rows.height == 6
 
 
 def test_balance_choice_depends_on_the_seed_and_not_on_other_labels() -> None:
@@ -218,15 +186,15 @@ def test_balance_choice_depends_on_the_seed_and_not_on_other_labels() -> None:
     more = [*rows, *[(f"y{n}", "train", "y") for n in range(40)]]
     balance = cleaner("balance", per_label=10)
 
-    def chosen(table: Table, seed: int) -> set[int]:
-        found = after(table, balance, seed=seed).rows
+    def chosen(table: Batch, seed: int) -> set[int]:
+        found = after(table, balance, seed=seed).batch.rows
         return set(found.filter(pl.col("label") == "x")["row"])
 
-    assert chosen(table_of(rows), 1) == chosen(table_of(more), 1)
-    assert chosen(table_of(rows), 1) != chosen(table_of(rows), 2)
+    assert chosen(batch_of(rows), 1) == chosen(batch_of(more), 1)
+    assert chosen(batch_of(rows), 1) != chosen(batch_of(rows), 2)
 
 
 def test_balance_without_labels_is_refused() -> None:
     with pytest.raises(UserError) as error:
-        after(table_of([("a", "train", None)]), cleaner("balance", per_label=1))
+        after(batch_of([("a", "train", None)]), cleaner("balance", per_label=1))
     assert error.value.code == "data.balance_labels"

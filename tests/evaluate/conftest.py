@@ -11,7 +11,7 @@ from known_answers import LABELS, make_rows, record
 
 from inhouse.core.artifact import FileEntry
 from inhouse.core.protocols import Input
-from inhouse.core.rows import write_rows
+from inhouse.dataset import write_rows
 
 Make = Callable[..., Input]
 
@@ -23,7 +23,7 @@ def dataset(tmp_path: Path) -> Make:
     def make(count: int = 12, labelled: bool = True, labels: object = None) -> Input:
         folder = tmp_path / f"dataset-{count}-{labelled}"
         folder.mkdir(exist_ok=True)
-        write_rows(folder / "test.jsonl", make_rows(count, labelled))
+        write_rows(folder, "test", make_rows(count, labelled))
         listed = labels if labels is not None else (LABELS if labelled else [])
         (folder / "dataset.json").write_text(json.dumps({"labels": listed}), encoding="utf-8")
         return Input(record("d" * 24, kind="dataset"), folder)

@@ -14,7 +14,7 @@ from known_answers import LABELS, KnownAnswers, context, make_rows, notes, recor
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.fingerprint import identity, list_files
 from inhouse.core.protocols import Context, Input
-from inhouse.core.rows import read_rows
+from inhouse.dataset import read_rows, write_rows
 from inhouse.evaluate import answers, stage
 from inhouse.evaluate.predictions import Predictions, likeliest, read_label, read_predictions
 from inhouse.evaluate.settings import EvaluateNode, EvaluateParams
@@ -247,7 +247,7 @@ def test_evaluate_with_limit_asks_the_same_spread_of_rows(
     made = context(tmp_path, "run", model=model, dataset=dataset())
     stage.run(node(limit=4), made)
     asked = [row.id for row in read_predictions(made.out / "predictions.jsonl")]
-    everything = [row.id for row in read_rows(made.inputs["dataset"].path / "test.jsonl")]
+    everything = [row.id for row in read_rows(made.inputs["dataset"].path, "test")]
     assert asked == [name for name in everything if name in sorted(everything)[:4]]
 
 
@@ -256,7 +256,7 @@ def test_evaluate_dataset_without_test_rows_is_refused(tmp_path: Path, dataset: 
         folder = tmp_path / name
         folder.mkdir()
         if empty:
-            (folder / "test.jsonl").touch()
+            write_rows(folder, "test", [])
         made = context(tmp_path, f"run-{name}", model=model, dataset=Input(record(kind="dataset"), folder))
         with pytest.raises(UserError) as raised:
             stage.run(node(), made)

@@ -8,8 +8,9 @@ from typing import Any
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.protocols import Context, Input
-from inhouse.core.rows import Message, Row, write_rows
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
+from inhouse.dataset import write_rows
 from inhouse.train.params import TrainParams
 
 TEXTS = {"crude": "oil prices rose as opec cut output", "grain": "wheat and corn exports fell", "acq": "公司宣布收购"}
@@ -57,5 +58,5 @@ def context(model: Path, dataset: Path, work: Path, facts: dict[str, Any] | None
 def write_dataset(folder: Path, count: int = 24) -> Path:
     """A dataset artifact's training part."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "train.jsonl", rows(count))
+    write_rows(folder, "train", rows(count))
     return folder

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from inhouse.api.run import RunResult
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.core.errors import UserError
-from inhouse.core.rows import Row, read_rows
+from inhouse.core.rows import Row
+from inhouse.dataset import read_rows
 from inhouse.core.store import Store
 
 
@@ -32,7 +33,7 @@ def open_trial(result: RunResult, offline: bool) -> Iterator[Trial]:
     dataset = next((s.id for s in result.steps if s.name == "dataset"), None)
     if result.release is None or result.release.serving is None or dataset is None:
         raise UserError("run.nothing_promoted", project=result.project)
-    row = next(read_rows(Store(result.workspace).path(dataset) / "test.jsonl"))
+    row = next(read_rows(Store(result.workspace).path(dataset), "test"))
     system = next((m.content for m in row.prompt if m.role == "system"), None)
     request = ChatRequest(
         workspace=result.workspace, offline=offline, deployment=result.release.deployment, system=system

@@ -17,7 +17,8 @@ from inhouse.core.model import ModelFacts
 from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of
 from inhouse.core.protocols import Context, Input, Made
-from inhouse.core.rows import Row, read_rows
+from inhouse.core.rows import Row
+from inhouse.dataset import read_rows
 
 VERSION = "1"
 KIND: Kind = "model"
@@ -78,7 +79,7 @@ def run(params: CompressParams, context: Context) -> Made:
 
 
 def _test_rows(dataset: Input) -> list[Row]:
-    rows = list(read_rows(dataset.path / "test.jsonl"))
+    rows = list(read_rows(dataset.path, "test"))
     if not rows:
         raise UserError("compress.no_test_rows")
     return rows

@@ -1,14 +1,7 @@
-"""Rows of a dataset artifact: conversations in OpenAI's `messages` shape, one JSON object a line.
-
-A dataset artifact holds `train.jsonl`, `test.jsonl` and, when asked for, `valid.jsonl`; `dataset.json` holds counts,
-labels and drop reasons.
-"""
+"""Rows of a dataset: conversations in OpenAI's `messages` shape. How they are stored: inhouse.dataset."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,15 +26,20 @@ class Message(BaseModel):
 
 
 class Row(BaseModel):
-    """One example. The last message is the wanted answer; `label` is set for classification."""
+    """One example. The last message is the wanted answer; `label` is set for classification.
+
+    A plain document, as continued pre-training takes it, is one answer without a question.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    id: str = Field(description="16 hex digits of H(source hash, offset)")
+    id: str = Field(description="16 hex digits of H(source hash, place); '#2' and on when a mix repeats the row")
     messages: list[Message]
     label: str | None = None
     source: str = Field(description="name of the source it came from")
-    offset: int = Field(description="row number in that source, from 0")
+    file: str = Field("", description="file of that source")
+    offset: int = Field(description="row number in that file, from 0")
+    parent: str | None = Field(None, description="id of the row it was made from by augmentation")
 
     @property
     def prompt(self) -> list[Message]:
@@ -52,20 +50,3 @@ class Row(BaseModel):
     def answer(self) -> str:
         """The wanted answer."""
         return self.messages[-1].content or ""
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write rows as JSON lines (UTF-8, absent keys left out); returns how many."""
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as f:
-        for row in rows:
-            f.write(json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file that `write_rows` wrote."""
-    with path.open(encoding="utf-8") as f:
-        for line in f:
-            yield Row.model_validate_json(line)

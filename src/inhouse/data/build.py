@@ -1,171 +1,369 @@
-"""Build the rows of a dataset: gather, clean, finish. Pure: writes nothing."""
+"""Build a dataset: read sources into shards, take the shards through the steps, write tables of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING, get_args
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
-from inhouse.core.plugins import operator_of, require
-from inhouse.core.rows import Part, Row
-from inhouse.core.run import Events
-from inhouse.data.gather import SourceRows, gather, to_table
+from inhouse.core.messages import text
+from inhouse.core.plugins import require
+from inhouse.core.rows import Part
+from inhouse.data.batch import read_frame, write_frame
+from inhouse.data.operators.around import Around
+from inhouse.data.parts import PARTS, decide_parts
+from inhouse.data.reading import SHARD_BYTES, ReadTask, read_shards, sampled_shape, stretches
+from inhouse.data.records import TEXTS
+from inhouse.data.segments import (
+    DROPPED_FROM_ROWS, MoreTask, PassTask, Segment, Shard, Step, dropped_schema, emit_more, pass_shard, segments, warm,
+)  # fmt: skip
 from inhouse.data.settings import DataParams
-from inhouse.data.shapes import finish
-from inhouse.data.shapes.classification import ClassificationShape
-from inhouse.data.source import Located, Rejected
-from inhouse.data.table import BATCH_ROWS, Table, apply_steps
+from inhouse.data.shapes import Understood as Shape
+from inhouse.data.source import Located
+from inhouse.data.split import SplitParams
+from inhouse.data.tasks import Crew, Finished
 
 if TYPE_CHECKING:
     import polars as pl
 
-PARTS: tuple[Part, ...] = get_args(Part)
-SHAPE_STEP = -1  # the place of the build itself among the steps that drop rows
+SHOWN = 3  # rejects that an error shows
+SMALL = 4 * 2**20  # below this many bytes worker processes cost more than they bring
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A row that a step took out; `kept` is the row that stays instead of a duplicate."""
+@dataclass(frozen=True)
+class SourceRead:
+    """What reading one source gave."""
 
-    id: str
-    source: str
-    offset: int
-    step: str
-    number: int  # place in the list of steps from 1; 0: the finished row was blank
-    reason: str
-    kept: str | None
+    located: Located
+    shape: Shape | None
+    read: int
+    rejected: int
+    tools: int
+    reads: tuple[Finished, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a build works: its folder, which survives a crash, who works, and what operators may know."""
+
+    folder: Path
+    crew: Crew
+    around: Around
+    shard_bytes: int = SHARD_BYTES
 
 
 @dataclass(frozen=True)
 class Built:
-    """A dataset in memory, with everything that was read and is not in it."""
+    """Rows that are through all steps, still in shards, with everything that was read and is not among them.
+
+    `index`: row u64, shard u32, part, stated, parent u64; sorted by row. `dropped`: see segments.dropped_schema.
+    """
 
     params: DataParams
-    sources: tuple[SourceRows, ...]
-    table: Table
-    rows: tuple[Row, ...]
-    labels: tuple[str, ...]
-    dropped: tuple[Dropped, ...]
     seed: int
+    sources: tuple[SourceRead, ...]
+    shards: tuple[Shard, ...]
+    index: pl.DataFrame
+    dropped: pl.DataFrame
+    passes: tuple[tuple[Finished, ...], ...] = field(default=())
 
     @property
     def read(self) -> int:
-        """Rows read, rejects included: kept + dropped + rejected."""
+        """Rows read, rejects included: kept + dropped + rejected, less rows that augmentation made."""
         return sum(source.read for source in self.sources)
 
     @property
-    def rejected(self) -> tuple[Rejected, ...]:
-        """Rows that could not be used, by source and offset."""
-        return tuple(reject for source in self.sources for reject in source.rejected)
+    def rejected(self) -> int:
+        """Rows that could not be used."""
+        return sum(source.rejected for source in self.sources)
 
-    def part(self, part: Part) -> list[Row]:
-        """The rows of a part, by id."""
-        return [row for row, name in zip(self.rows, self.table.rows["part"], strict=True) if name == part]
+    def rejects(self) -> Iterator[str]:
+        """Every row that could not be used, as JSON lines, by source and place."""
+        for source in self.sources:
+            for done in source.reads:
+                with (done.folder / "rejects.jsonl").open(encoding="utf-8") as f:
+                    yield from f
 
 
-def build(
-    params: DataParams, located: Sequence[Located], seed: int, events: Events, batch_rows: int = BATCH_ROWS
-) -> Built:
-    """Build a dataset from files on this machine; the result does not depend on the order of the sources.
+def build(params: DataParams, located: Sequence[Located], site: Site) -> Built:
+    """Read the sources and run the steps; the result does not depend on workers, shards, or the order of sources.
 
-    Raises data.* and split.* errors. `batch_rows` only bounds memory.
+    Raises data.* and split.* errors.
     """
-    require("data", "polars", "xxhash")
-    sources = gather(params, located, events)
-    table = to_table(sources, params.split)
-    table = apply_steps(table, params.steps, seed, events, batch_rows)
-    table = without_blank(table)
-    built = Built(
-        params=params,
-        sources=tuple(sources),
-        table=table,
-        rows=tuple(rows_of(sources, table)),
-        labels=_labels(params, table),
-        dropped=tuple(_dropped(params, table)),
-        seed=seed,
-    )
-    _refuse_unusable(built)
+    require("data", "polars", "xxhash", "numpy")
+    _refuse_same_content(located)
+    sources = tuple(_read(params, sorted(located, key=lambda s: s.params.name), site))
+    shards, index = _index(sources, split_of(params))
+    import polars as pl
+
+    built = Built(params, site.around.seed, sources, shards, index, pl.DataFrame(schema=dropped_schema()))
+    list(warm(params.steps))
+    stages = segments(params.steps)
+    for segment in stages:
+        built = through(built, segment, site, last=segment is stages[-1])
     return built
 
 
-def without_blank(table: Table) -> Table:
-    """Drop rows of which the steps left a text blank: there is nothing to ask or nothing to answer."""
-    import polars as pl
-
-    blank = table.pieces.filter(pl.col("text").str.strip_chars() == "").select("row").unique().sort("row")
-    reasons = [pl.lit("empty_text").alias("reason"), pl.lit(None, pl.UInt64).alias("kept")]
-    return table.without(blank.with_columns(reasons), SHAPE_STEP)
+def split_of(params: DataParams) -> SplitParams:
+    """The split as stated; without one 10 % are the test part, or none when a source is."""
+    if params.split is not None:
+        return params.split
+    return SplitParams(test=0.0) if any(source.part == "test" for source in params.sources) else SplitParams()
 
 
-def rows_of(sources: Sequence[SourceRows], table: Table) -> Iterator[Row]:
-    """The finished rows in the table's order."""
-    drafts = {r.row: (r, source) for source in sources for r in source.rows}
-    pairs = zip(table.pieces["row"], table.pieces["text"], strict=True)
-    for number, group in groupby(pairs, key=lambda pair: pair[0]):
-        candidate, source = drafts[number]
-        assert source.shape is not None  # a source without a shape has no drafts
-        yield Row(
-            id=f"{number:016x}",
-            messages=finish(candidate.draft, [text for _, text in group], source.shape),
-            label=candidate.draft.label,
-            source=source.located.params.name,
-            offset=candidate.offset,
+def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterator[SourceRead]:
+    events = site.crew.events
+    tasks: list[ReadTask] = []
+    shapes = [sampled_shape(params.shape, source) for source in located]
+    for source, shape in zip(located, shapes, strict=True):
+        tasks += _read_tasks(params, source, shape, site, len(tasks))
+    sizes = [sum(_bytes(piece) for piece in task.pieces) for task in tasks]
+    done: list[Finished] = []
+    for size, result in zip(_sums(sizes), site.crew.each(read_shards, tasks), strict=False):
+        done.append(result)
+        events.progress(size, sum(sizes), "bytes", step="read")
+    for source, shape in zip(located, shapes, strict=True):
+        name = source.params.name
+        reads = tuple(r for r, task in zip(done, tasks, strict=True) if task.params.name == name)
+        totals = {key: sum(r.facts[key] for r in reads) for key in ("read", "rejected", "tools")}
+        found = SourceRead(source, shape, totals["read"], totals["rejected"], totals["tools"], reads)
+        _refuse_unread(found, params.fail_above)
+        yield found
+
+
+def _read_tasks(
+    params: DataParams, source: Located, shape: Shape | None, site: Site, first: int
+) -> Iterator[ReadTask]:
+    private = any(step.use == "pii" for step in params.steps)  # type: ignore[attr-defined]
+    for number, pieces in enumerate(stretches(source, site.shard_bytes), first):
+        yield ReadTask(
+            folder=site.folder / "read" / f"{number:05d}",
+            params=source.params,
+            content=source.content,
+            alone=len(source.files) == 1,
+            shape=shape,
+            split=split_of(params),
+            pieces=pieces,
+            shard_bytes=site.shard_bytes,
+            excerpts=not private,
         )
 
 
-def test_texts_in_train(table: Table) -> int:
-    """Rows of the training part whose whole text also stands in the test part."""
+def _index(sources: Sequence[SourceRead], split: SplitParams) -> tuple[tuple[Shard, ...], pl.DataFrame]:
+    """Every shard in order, and every row with its shard and part."""
     import polars as pl
 
-    docs = table.docs()
-    test = docs.filter(pl.col("part") == "test").select("text").unique()
-    return docs.filter(pl.col("part") == "train").join(test, on="text", how="semi").height
+    shards = tuple(
+        Shard(done.folder, shard["name"]) for source in sources for done in source.reads for shard in done.facts["shards"]
+    )
+    frames = []
+    for number, shard in enumerate(shards):
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "part", "stated", "parent")
+        keys = read_frame(shard.folder / f"{shard.name}.keys.arrow")
+        frames.append(rows.join(keys, on="row", maintain_order="left").with_columns(shard=pl.lit(number, pl.UInt32)))
+    if not frames:
+        return (), pl.DataFrame(schema=index_schema())
+    index = pl.concat(frames).sort("row")
+    index = index.with_columns(decide_parts(index, split).cast(pl.Enum(PARTS)).alias("part"))
+    return shards, index.select(*index_schema())
 
 
-def _labels(params: DataParams, table: Table) -> tuple[str, ...]:
-    if isinstance(params.shape, ClassificationShape) and params.shape.labels is not None:
-        return params.shape.labels
-    return tuple(sorted(table.rows["label"].drop_nulls().unique()))
-
-
-def _dropped(params: DataParams, table: Table) -> Iterator[Dropped]:
+def index_schema() -> dict[str, Any]:
+    """Columns of `Built.index`."""
     import polars as pl
 
-    if not table.dropped:
+    columns = {"row": pl.UInt64, "shard": pl.UInt32, "part": pl.Enum(PARTS), "stated": pl.Boolean}
+    return {**columns, "parent": pl.UInt64}
+
+
+def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
+    """The build after one segment; what was done before, in a build that was killed, is not done again."""
+    import polars as pl
+
+    events = site.crew.events
+    folder = site.folder / f"steps-{segment.number}"
+    tasks = []
+    for number, alive in _by_shard(built.index, len(built.shards)):
+        write_scratch(alive, site.folder / f"alive-{segment.number}" / f"{number:05d}.arrow")
+        tasks.append(PassTask(
+            folder / f"{number:05d}", built.shards[number], site.folder / f"alive-{segment.number}" / f"{number:05d}.arrow",
+            segment, site.around, last,
+        ))  # fmt: skip
+    if not tasks:
+        return built
+    names = ", ".join(step.operator.name for step in (*segment.passing, *segment.deciding))
+    done = []
+    for count, result in enumerate(site.crew.each(pass_shard, tasks), 1):
+        done.append(result)
+        events.progress(count, len(tasks), "shards", step=names)
+    shards, frames = list(built.shards), []
+    for task, result in zip(tasks, done, strict=True):
+        number = int(task.folder.name)
+        if result.facts["rewritten"]:
+            shards[number] = Shard(result.folder, "shard")
+        frames.append(read_frame(result.folder / "rows.arrow").with_columns(shard=pl.lit(number, pl.UInt32)))
+    stated = built.index.select("row", "stated")
+    index = pl.concat(frames).sort("row").join(stated, on="row", how="left", maintain_order="left")
+    index = index.with_columns(pl.col("part").cast(pl.Enum(PARTS)), pl.col("stated").fill_null(value=True))
+    dropped = pl.concat([built.dropped, *(read_frame(result.folder / "dropped.arrow") for result in done)])
+    after = replace(
+        built, shards=tuple(shards), index=index.select(built.index.columns), dropped=dropped,
+        passes=(*built.passes, tuple(done)),
+    )  # fmt: skip
+    for step in segment.deciding:
+        after = _decided(after, step, done, site)
+    return after
+
+
+def _by_shard(index: pl.DataFrame, count: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """For each shard with rows left its number, and these rows with their parts."""
+    import polars as pl
+
+    for number in range(count):
+        rows = index.filter(pl.col("shard") == number).select("row", pl.col("part").cast(pl.String))
+        if rows.height:
+            yield number, rows
+
+
+def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> Built:
+    """The build after one decision over all rows."""
+    import polars as pl
+
+    events, around = site.crew.events, site.around
+    events.check()
+    emitted = pl.concat([read_frame(result.folder / f"{step.label}.emitted.arrow") for result in done])
+    emitted = _current(emitted, built.index).sort("row", maintain_order=True)
+    decide = step.operator.function("decide")
+    if "ask" in vars(step.operator.module):
+        found = step.operator.function("ask")(emitted, step.params, around)
+        rows, given = found if isinstance(found, tuple) else (found, None)
+        more = _second_look(built, step, rows, given, site)
+        decided = decide(emitted, step.params, around, more)
+    else:
+        decided = decide(emitted, step.params, around)
+    events.progress(1, 1, "decisions", step=step.operator.name)
+    gone = decided.filter(pl.col("reason").is_not_null())
+    index = built.index.join(gone, on="row", how="anti", maintain_order="left")
+    if "part" in decided.columns:
+        moved = decided.filter(pl.col("part").is_not_null()).select("row", pl.col("part").cast(pl.Enum(PARTS)).alias("new"))
+        index = index.join(moved, on="row", how="left", maintain_order="left")
+        index = index.with_columns(pl.coalesce("new", "part").alias("part")).drop("new")
+    return replace(built, index=index, dropped=pl.concat([built.dropped, _places(built, gone, step.place)]))
+
+
+def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
+    """What was emitted of rows that are still in, with the part that they have now."""
+    import polars as pl
+
+    alive = index.select("row", pl.col("part").cast(pl.String))
+    if "part" not in emitted.columns:
+        return emitted.join(alive.select("row"), on="row", how="semi")
+    return emitted.drop("part").join(alive, on="row", how="inner").select(emitted.columns)
+
+
+def _second_look(
+    built: Built, step: Step, rows: pl.Series, given: pl.DataFrame | None, site: Site
+) -> pl.DataFrame:
+    """What a step says of the documents that it asked to see again, sorted by row."""
+    import polars as pl
+
+    folder = site.folder / f"more-{step.label}"
+    asked = None
+    if given is not None:
+        asked = folder / "given.arrow"
+        write_scratch(given, asked)
+    wanted = built.index.join(pl.DataFrame({"row": rows.cast(pl.UInt64)}), on="row", how="semi", maintain_order="left")
+    tasks = []
+    for number, alive in _by_shard(wanted, len(built.shards)):
+        path = folder / f"{number:05d}.asked.arrow"
+        write_scratch(alive, path)
+        tasks.append(MoreTask(folder / f"{number:05d}", built.shards[number], path, step, site.around, asked))
+    frames = []
+    for count, result in enumerate(site.crew.each(emit_more, tasks), 1):
+        frames.append(read_frame(result.folder / "emitted.arrow"))
+        site.crew.events.progress(count, len(tasks), "shards", step=step.operator.name)
+    if not frames:  # nothing was asked for: an empty batch shows which columns there are
+        empty = built.shards[0].open().only(wanted.select("row", pl.col("part").cast(pl.String)))
+        given_ = () if given is None else (given,)
+        return step.operator.function("emit_more")(empty.docs(), step.params, site.around, *given_)  # type: ignore[no-any-return]
+    return pl.concat(frames).sort("row", maintain_order=True)
+
+
+def _places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:
+    """Dropped rows with where they came from, which only the shards know."""
+    import polars as pl
+
+    shards = built.index.join(gone.select("row"), on="row", how="semi")["shard"].unique().sort()
+    frames = [pl.DataFrame(schema=dropped_schema())]
+    for number in shards:
+        shard = built.shards[number]
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "source", "file", "offset")
+        noted = rows.join(gone.select("row", "reason", "kept"), on="row", how="inner", maintain_order="left")
+        frames.append(noted.select(*DROPPED_FROM_ROWS, step=pl.lit(place, pl.Int32), kept=pl.col("kept")))
+    return pl.concat(frames)
+
+
+def write_scratch(frame: pl.DataFrame, path: Path) -> None:
+    """Write a frame that a resumed build would write again with the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    write_frame(frame, draft)
+    draft.rename(path)
+
+
+def _bytes(piece: Any) -> int:
+    if piece.span is not None and piece.span.end > piece.span.start:
+        return int(piece.span.end - piece.span.start)
+    return int(piece.path.stat().st_size)
+
+
+def _sums(sizes: Sequence[int]) -> Iterator[int]:
+    total = 0
+    for size in sizes:
+        total += size
+        yield total
+
+
+def _refuse_same_content(located: Sequence[Located]) -> None:
+    """One content listed twice would give two rows one identity, and put the same rows on both sides of a split."""
+    first: dict[str, str] = {}
+    for source in located:
+        other = first.setdefault(source.content, source.params.name)
+        if other != source.params.name:
+            raise UserError("data.same_content", first=other, second=source.params.name)
+
+
+def _refuse_unread(found: SourceRead, fail_above: float) -> None:
+    """Raise data.empty, or data.too_many_rejects with the first of them."""
+    source = found.located.params
+    if not found.read:
+        raise UserError("data.empty", source=source.name, place=source.from_)
+    if found.rejected / found.read <= fail_above:
         return
-    frame: pl.DataFrame = pl.concat(table.dropped).sort("source", "offset")
-    for item in frame.iter_rows(named=True):
-        place = item["step"]
-        yield Dropped(
-            id=f"{item['row']:016x}",
-            source=item["source"],
-            offset=item["offset"],
-            step="shape" if place == SHAPE_STEP else operator_of("cleaner", params.steps[place]).name,
-            number=place + 1,
-            reason=item["reason"],
-            kept=None if item["kept"] is None else f"{item['kept']:016x}",
-        )
+    shown = []
+    for done in found.reads:
+        with (done.folder / "rejects.jsonl").open(encoding="utf-8") as f:
+            shown += [described(json_line) for json_line, _ in zip(f, range(SHOWN - len(shown)), strict=False)]
+    raise UserError(
+        "data.too_many_rejects", source=source.name, rejected=found.rejected, read=found.read,
+        share=f"{found.rejected / found.read:.1%}", allowed=f"{fail_above:.1%}",
+        shown="\n".join(f"  {line}" for line in shown),
+    )  # fmt: skip
 
 
-def _refuse_unusable(built: Built) -> None:
-    """Raise when nothing is left, a part is missing, or there is only one label to learn."""
-    if not built.rows:
-        raise UserError("data.all_dropped", read=built.read, dropped=_why(built))
-    train, test = built.part("train"), built.part("test")
-    if not train:
-        raise UserError("data.no_train", rows=len(built.rows), dropped=_why(built))
-    if not test:
-        raise UserError("data.no_test", rows=len(built.rows), dropped=_why(built))
-    labels = {row.label for row in train}
-    if len(labels) == 1 and (label := labels.pop()) is not None:
-        raise UserError("data.one_class", label=label, rows=len(train))
+def described(line: str) -> str:
+    """One reject as a line for a person: file, line, reason and what exactly."""
+    import json
+
+    item = json.loads(line)
+    place = f"{item['file']}:{item['line']}" if item["line"] else f"{item['file']} [{item['offset']}]"
+    detail = f" ({item['detail']})" if item["detail"] else ""
+    return f"{place}: {text(TEXTS[item['reason']])}{detail}"
 
 
-def _why(built: Built) -> str:
-    counts: dict[str, int] = {}
-    for item in built.dropped:
-        key = f"{item.step} {item.reason}"
-        counts[key] = counts.get(key, 0) + 1
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "0"
+def part_counts(index: pl.DataFrame) -> dict[Part, int]:
+    """Rows of each part."""
+    counts = dict(index["part"].cast(str).value_counts().iter_rows())
+    return {part: int(counts.get(part, 0)) for part in PARTS}

@@ -36,8 +36,8 @@ WORDS: dict[str, dict[Language, str]] = {
     "unusable": {"en": "could not be used", "zh": "无法使用"},
     "none": {"en": "Nothing was left out.", "zh": "没有去除任何数据。"},
     "files": {
-        "en": "`rejected.jsonl` and `dropped.jsonl` name every such row with its source, place and reason.",
-        "zh": "`rejected.jsonl` 与 `dropped.jsonl` 逐行记录其来源、位置和原因。",
+        "en": "`rejected.jsonl` and `dropped.parquet` name every such row with its source, place and reason.",
+        "zh": "`rejected.jsonl` 与 `dropped.parquet` 逐行记录其来源、位置和原因。",
     },
     "sources": {"en": "Sources and terms", "zh": "来源与许可"},
     "name": {"en": "name", "zh": "名称"},

@@ -52,6 +52,15 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a file that can be read by itself: from byte `start` to `end`, its first row at offset `first`."""
+
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """A row that cannot be used. `detail` names the column, label or character; `excerpt` shows how it begins."""
 

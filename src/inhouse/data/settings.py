@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,6 +25,9 @@ class DataParams(Params):
     split: SplitParams | None = Field(
         None,
         description="shares for rows whose source states no part; absent: 10 % test, none if a source is the test part",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who works on the shards: processes of this machine, or a Ray cluster (extra distributed)"
     )
     fail_above: float = Field(
         0.05, ge=0, le=1, description="largest share of unusable rows of a source; more stops the run"

@@ -17,7 +17,7 @@ from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of, operators
 from inhouse.core.protocols import Context
 from inhouse.core.rows import Part
-from inhouse.data.records import Record, Reject
+from inhouse.data.records import Record, Reject, Span
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import Use, normal, read_licences, settle, use_of
 
@@ -65,15 +65,6 @@ class Located:
     files: tuple[tuple[str, Path], ...] = ()  # name relative to the source, path
     content: str = ""
     licences: tuple[Licence, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A reject with the source and file it belongs to, its offset counted over the whole source."""
-
-    source: str
-    file: str
-    reject: Reject
 
 
 def external_of(source: SourceParams, project_dir: Path) -> str:
@@ -130,16 +121,30 @@ def _content(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> str:
     return hash_json([[digest for _, digest in hashes] if len(files) == 1 else hashes, reader])
 
 
-def read(located: Located) -> Iterator[tuple[str, Record | Reject]]:
-    """Every record and reject of a source with its file's name; offsets run on from file to file."""
-    start = 0
-    for name, path in located.files:
-        reader = located.params.reader or reader_for(path)
-        last = -1
-        for item in operator_of("reader", reader).function("read")(path, reader):
-            last = item.offset
-            yield name, _shifted(item, start, located.params.rename)
-        start += last + 1
+def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Iterator[Record | Reject]:
+    """The records and rejects of one file, or of one stretch of it; columns renamed as the source says."""
+    reader = source.reader or reader_for(path)
+    read = operator_of("reader", reader).function("read")
+    items: Iterator[Record | Reject] = read(path, reader) if span is None else read(path, reader, span)
+    if not source.rename:
+        yield from items
+        return
+    for item in items:
+        yield item if isinstance(item, Reject) else _renamed(item, source.rename)
+
+
+def cut_file(source: SourceParams, path: Path, bytes_: int) -> list[Span | None]:
+    """The stretches of a large file that can be read apart from each other; [None] where its format allows none."""
+    reader = source.reader or reader_for(path)
+    operator = operator_of("reader", reader)
+    if "cut" not in vars(operator.module):
+        return [None]
+    spans: list[Span | None] = operator.function("cut")(path, reader, bytes_)
+    return spans
+
+
+def _renamed(item: Record, rename: dict[str, str]) -> Record:
+    return Record(item.offset, {rename.get(k, k): v for k, v in item.fields.items()}, item.line)
 
 
 def reader_for(path: Path) -> BaseModel:
@@ -151,13 +156,6 @@ def reader_for(path: Path) -> BaseModel:
     if found is None:
         raise UserError("data.no_reader", path=path.name, known=", ".join(sorted(_by_suffix())))
     return operators("reader")[found].params()
-
-
-def _shifted(item: Record | Reject, start: int, rename: dict[str, str]) -> Record | Reject:
-    if isinstance(item, Reject):
-        return Reject(item.offset + start, item.line, item.reason, item.detail, item.excerpt)
-    fields = {rename.get(k, k): v for k, v in item.fields.items()} if rename else item.fields
-    return Record(item.offset + start, fields, item.line)
 
 
 def _starts_with_array(path: Path) -> bool:

@@ -10,7 +10,6 @@ from math import ceil
 from pydantic import Field, model_validator
 
 from inhouse.core.params import Params
-from inhouse.core.plugins import require
 from inhouse.core.rows import Part
 
 SPACE = re.compile(r"\s+")
@@ -22,6 +21,8 @@ class SplitParams(Params):
 
     test: float = Field(0.1, ge=0, lt=1, description="share that is only measured on")
     valid: float = Field(0.0, ge=0, lt=1, description="share that is measured on while training")
+    group: str | None = Field(None, description="rows that are equal in this column stay together on one side")
+    time: str | None = Field(None, description="column with a time: the newest rows are measured on")
     seed: int = Field(0, description="another number, another split; apart from the project's seed on purpose")
 
     @model_validator(mode="after")
@@ -31,16 +32,19 @@ class SplitParams(Params):
         return self
 
 
-def assign(questions: Sequence[str], split: SplitParams) -> list[Part]:
-    """A part for each question, by a hash of its content: more data later moves no row to another part.
-
-    Order, white space and case do not matter. A share too small to be hit by chance still gets the question with the
-    smallest hash when there are enough of them.
-    """
-    require("data", "xxhash")
+def key_of(question: str, split: SplitParams) -> int:
+    """A hash of what a question says; order, white space and case do not matter."""
     import xxhash
 
-    keys = [xxhash.xxh3_64_intdigest(_content(question), seed=split.seed) for question in questions]
+    return int(xxhash.xxh3_64_intdigest(_content(question), seed=split.seed))
+
+
+def assign_keys(keys: Sequence[int], split: SplitParams, times: Sequence[str | None]) -> list[Part]:
+    """A part for each key: more data later moves no row to another part.
+
+    A share too small to be hit by chance still gets the question with the
+    smallest hash when there are enough of them.
+    """
     ordered = sorted(set(keys))
     test = _bound(ordered, 0, split.test)
     valid = _bound(ordered, test, split.valid)

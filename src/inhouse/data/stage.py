@@ -1,88 +1,150 @@
-"""Build the dataset artifact: rows per part, what was dropped and why, and a card that says what it is."""
+"""Build the dataset artifact: tables of rows per part, what was dropped and why, and a card that says what it is."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inhouse.core.artifact import Kind
 from inhouse.core.errors import UserError
+from inhouse.core.plugins import operator_of
 from inhouse.core.protocols import Context, Made
-from inhouse.core.rows import write_rows
-from inhouse.data.build import PARTS, Built, build, test_texts_in_train
+from inhouse.core.run import Events
+from inhouse.core.settings import usable_cores
+from inhouse.data import beside
+from inhouse.data.build import SHARD_BYTES, SMALL, Built, Site, build, split_of
 from inhouse.data.card import card
+from inhouse.data.finish import write_tables
+from inhouse.data.operators.around import Around
+from inhouse.data.parts import PARTS
 from inhouse.data.settings import DataParams
-from inhouse.data.source import Rejected, external_of, locate, strictest
+from inhouse.data.shapes.document import TextShape
+from inhouse.data.source import Located, external_of, locate, strictest
 from inhouse.data.summary import summary
+from inhouse.data.tasks import Crew, Finished
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
-VERSION = "1"
+VERSION = "2"
 KIND: Kind = "dataset"
 ONLY_EVALUATION = ("evaluation", "research")
 
 
 def external(params: DataParams, project_dir: Path) -> dict[str, str]:
-    """What stands for the content of each source in the recipe, by source name."""
-    return {source.name: external_of(source, project_dir) for source in params.sources}
+    """What stands for the content of each source in the recipe, by source name, and of files that steps read."""
+    found = {source.name: external_of(source, project_dir) for source in params.sources}
+    for place, step in enumerate(params.steps, 1):
+        operator = operator_of("cleaner", step)
+        if "external" in vars(operator.module):
+            read: Callable[..., dict[str, str]] = operator.function("external")
+            found |= {f"steps.{place}.{name}": value for name, value in read(step, project_dir).items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """A build with its tables, before it is an artifact."""
+
+    built: Built
+    tables: list[Finished]
+    facts: dict[str, Any]
 
 
 def run(params: DataParams, context: Context) -> Made:
     """Fetch the sources, build the rows, and write the artifact. Raises data.* and split.* errors."""
+    result = perform(params, located_of(params, context), context)
+    _write(result, context.out)
+    _tell(result, context.events)
+    keys = ("read", "made", "rows", "labels", "rejected", "dropped", "test_texts_in_train")
+    return Made(
+        facts={key: result.facts[key] for key in keys},
+        licences=tuple(licence for source in result.built.sources for licence in source.located.licences),
+    )
+
+
+def located_of(params: DataParams, context: Context) -> list[Located]:
+    """The sources on this machine, their terms checked against the project's use. Raises data.other_use."""
     for source in params.sources:  # before anything is downloaded
         _refuse_other_use(source.name, source.allowed_use, context.use)
     located = [locate(source, context) for source in params.sources]
     for found in located:
         _refuse_other_use(found.params.name, strictest(found.licences), context.use)
-    built = build(params, located, context.seed, context.events)
-    facts = summary(built)
-    _write(built, facts, context.out)
-    _tell(built, facts, context)
-    return Made(
-        facts={key: facts[key] for key in ("read", "rows", "labels", "rejected", "dropped", "test_texts_in_train")},
-        licences=tuple(licence for source in built.sources for licence in source.located.licences),
-    )
+    return located
 
 
-def _write(built: Built, facts: Mapping[str, Any], out: Path) -> None:
-    for part in PARTS:
-        rows = built.part(part)
-        if rows or part != "valid":
-            write_rows(out / f"{part}.jsonl", rows)
-    _write_lines(out / "rejected.jsonl", map(_reject_line, built.rejected))
-    _write_lines(out / "dropped.jsonl", map(asdict, built.dropped))
-    (out / "dataset.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card(facts), encoding="utf-8")
+def perform(params: DataParams, located: Sequence[Located], context: Context, shard_bytes: int = SHARD_BYTES) -> Result:
+    """Build and write the tables below context.scratch; a build that was killed goes on where it was."""
+    size = sum(path.stat().st_size for source in located for _, path in source.files)
+    workers = 1 if size < SMALL else usable_cores()
+    around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
+    site = Site(context.scratch, Crew(workers, params.engine, context.events), around, shard_bytes)
+    built = build(params, located, site)
+    refuse_unusable(built)
+    tables = write_tables(built, None, site)
+    return Result(built, tables, summary(built, tables))
 
 
-def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as f:
-        for value in values:
-            f.write(json.dumps(value, ensure_ascii=False) + "\n")
+def _write(result: Result, out: Path) -> None:
+    for table in result.tables:
+        link(table.folder / table.facts["name"], out / table.facts["name"])
+    beside.write(result.built, out)
+    (out / "dataset.json").write_text(json.dumps(result.facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(card(result.facts), encoding="utf-8")
 
 
-def _reject_line(item: Rejected) -> dict[str, Any]:
-    return {"source": item.source, "file": item.file, **asdict(item.reject)}
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; the first stays for a resumed build."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
-def _tell(built: Built, facts: Mapping[str, Any], context: Context) -> None:
+def _tell(result: Result, events: Events) -> None:
     """Remarks to the user on what is not an error and should be known."""
-    events = context.events
-    for source in built.sources:
+    for source in result.built.sources:
         name = source.located.params.name
         if any(licence.spdx == "NOASSERTION" for licence in source.located.licences):
             events.note("data.licence_unknown", source=name)
         if source.rejected:
-            events.note("data.rejected", source=name, rejected=len(source.rejected), read=source.read)
+            events.note("data.rejected", source=name, rejected=source.rejected, read=source.read)
         if source.tools:
             events.note("data.tools_ignored", source=name, rows=source.tools)
-    if leaked := test_texts_in_train(built.table):
+    if leaked := result.facts["test_texts_in_train"]:
         events.note("data.test_text_in_train", rows=leaked)
 
 
 def _refuse_other_use(source: str, allowed: str, use: str) -> None:
     if allowed in ONLY_EVALUATION and use != "evaluation":
         raise UserError("data.other_use", source=source, allowed=allowed, use=use)
+
+
+def refuse_unusable(built: Built) -> None:
+    """Raise when nothing is left, a part is missing, or there is only one label to learn."""
+    import polars as pl
+
+    counts = dict(built.index["part"].cast(pl.String).value_counts().iter_rows())
+    rows = built.index.height
+    if not rows:
+        raise UserError("data.all_dropped", read=built.read, dropped=_why(built))
+    if not counts.get("train"):
+        raise UserError("data.no_train", rows=rows, dropped=_why(built))
+    documents = all(isinstance(source.shape, TextShape) for source in built.sources if source.shape)
+    if not counts.get("test") and not (documents and split_of(built.params).test == 0):  # what is learnt is measured
+        raise UserError("data.no_test", rows=rows, dropped=_why(built))
+    labels = beside.train_labels(built)
+    if len(labels) == 1 and (label := labels.pop()) is not None:
+        raise UserError("data.one_class", label=label, rows=counts["train"])
+
+
+def _why(built: Built) -> str:
+    """Reasons with their counts, for a person."""
+    names = {place: operator_of("cleaner", step).name for place, step in enumerate(built.params.steps)}
+    found = built.dropped.group_by("step", "reason").len().iter_rows()
+    shown = sorted(f"{names.get(place, 'shape')} {reason} {count}" for place, reason, count in found)
+    return ", ".join(shown) or "0"

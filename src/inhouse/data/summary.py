@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.plugins import operator_of
-from inhouse.data.build import PARTS, Built, test_texts_in_train
-from inhouse.data.gather import SourceRows
+from inhouse.core.rows import Part
+from inhouse.data.batch import read_frame
+from inhouse.data.build import Built, SourceRead
+from inhouse.data.finish import sampled_texts, test_texts_in_train
+from inhouse.data.parts import PARTS
+from inhouse.data.segments import SHAPE_STEP
+from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.source import strictest
+from inhouse.data.tasks import Finished
 from inhouse.sources import scheme_of
 
 if TYPE_CHECKING:
     import polars as pl
 
-FORMAT = 1
+FORMAT = 2
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SCRIPTS = ("Latin", "Han", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Devanagari", "Thai")
+SAMPLED_ROWS, SAMPLED_CHARS = 2000, 2000  # for shares of scripts: ids are hashes, so the first rows are a random draw
 
 
-def summary(built: Built) -> dict[str, Any]:
+def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
     """What the dataset holds and how it came to be: no times and no folders of this machine.
 
-    Rows add up: read = sum(rows) + rejected + dropped, over all and for each source.
+    Rows add up: read + made = rows without repeats + rejected + dropped, over all and for each source.
     """
-    docs = built.table.docs()
+    measured = _measured(tables)
+    labels = _labels(built, measured)
     return {
         "format": FORMAT,
         "read": built.read,
-        "rows": {part: len(built.part(part)) for part in PARTS},
-        "labels": list(built.labels),
-        "labels_per_part": {part: _labels(built, part) for part in PARTS if built.labels},
-        "rejected": {"total": len(built.rejected), "reasons": _counted(r.reject.reason for r in built.rejected)},
+        "made": built.index["parent"].drop_nulls().len(),
+        "rows": {part: sum(t.facts["rows"] for t in tables if t.facts["part"] == part) for part in PARTS},
+        "tables": {t.facts["name"]: t.facts["rows"] for t in tables},
+        "labels": labels,
+        "labels_per_part": {part: _label_counts(measured, part, labels) for part in PARTS if labels},
+        "rejected": {"total": built.rejected, "reasons": _counted(json.loads(r)["reason"] for r in built.rejects())},
         "dropped": _dropped(built),
-        "test_texts_in_train": test_texts_in_train(built.table),
-        "lengths": {part: lengths for part in PARTS if (lengths := _lengths(docs, part))},
-        "scripts": _scripts(docs),
+        "test_texts_in_train": test_texts_in_train(tables),
+        "lengths": {part: found for part in PARTS if (found := _lengths(measured, part))},
+        "scripts": _scripts(built),
         "sources": [_source(built, source) for source in built.sources],
         "steps": [step.model_dump(mode="json") for step in built.params.steps],
         "shape": built.params.shape.model_dump(mode="json"),
@@ -46,62 +57,98 @@ def summary(built: Built) -> dict[str, Any]:
     }
 
 
-def _labels(built: Built, part: str) -> dict[str, int]:
-    found = Counter(row.label for row, name in zip(built.rows, built.table.rows["part"], strict=True) if name == part)
-    return {label: found[label] for label in built.labels}
+def _measured(tables: Sequence[Finished]) -> pl.DataFrame:
+    """Source, label, words and characters of every row, with its part."""
+    import polars as pl
+
+    frames = [
+        read_frame(t.folder / "measured.arrow").with_columns(part=pl.lit(t.facts["part"], pl.String)) for t in tables
+    ]
+    return pl.concat(frames)
+
+
+def _labels(built: Built, measured: pl.DataFrame) -> list[str]:
+    shape = built.params.shape
+    if isinstance(shape, ClassificationShape) and shape.labels is not None:
+        return list(shape.labels)
+    return sorted(measured["label"].drop_nulls().unique().to_list())
+
+
+def _label_counts(measured: pl.DataFrame, part: Part, labels: Sequence[str]) -> dict[str, int]:
+    import polars as pl
+
+    found = Counter(measured.filter(pl.col("part") == part)["label"].to_list())
+    return {label: found[label] for label in labels}
 
 
 def _dropped(built: Built) -> dict[str, Any]:
     """In all, and for each step in order; a step that dropped nothing says so."""
-    steps = [*enumerate((operator_of("cleaner", step).name for step in built.params.steps), 1), (0, "shape")]
-    reasons = [
-        {"step": name, "reasons": _counted(d.reason for d in built.dropped if d.number == n)} for n, name in steps
-    ]
-    return {"total": len(built.dropped), "steps": reasons}
+    counts: dict[int, dict[str, int]] = {}
+    for place, reason, count in built.dropped.group_by("step", "reason").len().sort("step", "reason").iter_rows():
+        counts.setdefault(place, {})[reason] = count
+    names = [(place, operator_of("cleaner", step).name) for place, step in enumerate(built.params.steps)]
+    reasons = [{"step": name, "reasons": counts.get(place, {})} for place, name in [*names, (SHAPE_STEP, "shape")]]
+    return {"total": built.dropped.height, "steps": reasons}
 
 
-def _source(built: Built, source: SourceRows) -> dict[str, Any]:
+def _source(built: Built, source: SourceRead) -> dict[str, Any]:
+    import polars as pl
+
     params = source.located.params
     local = scheme_of(params.from_) == "local"
+    dropped = built.dropped.filter(pl.col("source") == params.name).height
     return {
         "name": params.name,
         "from": PurePosixPath(params.from_).name if local else params.from_,  # a folder here means nothing elsewhere
         "content": source.located.content,
+        "files": len(source.located.files),
         "part": params.part,
         "shape": None if source.shape is None else source.shape.use,
         "licence": " AND ".join(licence.spdx for licence in source.located.licences) or None,
         "allowed_use": strictest(source.located.licences),
         "read": source.read,
-        "kept": sum(row.source == params.name for row in built.rows),
-        "rejected": len(source.rejected),
-        "dropped": sum(item.source == params.name for item in built.dropped),
+        "kept": _kept(built, params.name),
+        "rejected": source.rejected,
+        "dropped": dropped,
     }
+
+
+def _kept(built: Built, source: str) -> int:
+    """Rows of a source that are left, those made from its rows included."""
+    import polars as pl
+
+    kept = 0
+    for number, rows in built.index.group_by("shard"):
+        shard = built.shards[int(str(number[0]))]
+        frame = read_frame(shard.folder / f"{shard.name}.rows.arrow").filter(pl.col("source") == source)
+        kept += frame.join(rows, on="row", how="semi").height
+    return kept
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _lengths(docs: pl.DataFrame, part: str) -> dict[str, dict[str, int]]:
+def _lengths(measured: pl.DataFrame, part: Part) -> dict[str, dict[str, int]]:
     """Words (between white space) and characters per row of a part, after the steps and without the prompt."""
     import polars as pl
 
-    texts = docs.filter(pl.col("part") == part)["text"]
-    if texts.is_empty():
+    rows = measured.filter(pl.col("part") == part)
+    if rows.is_empty():
         return {}
-    measured = {"words": texts.str.count_matches(r"\S+"), "chars": texts.str.len_chars()}
     return {
-        unit: {name: int(values.quantile(at, "nearest") or 0) for name, at in QUANTILES.items()}
-        for unit, values in measured.items()
+        unit: {name: int(rows[unit].quantile(at, "nearest") or 0) for name, at in QUANTILES.items()}
+        for unit in ("words", "chars")
     }
 
 
-def _scripts(docs: pl.DataFrame) -> dict[str, float]:
-    """Share of each script among the letters of all rows, largest first; below 0.05 % is left out."""
-    letters = int(docs["text"].str.count_matches(r"\p{L}").sum())
+def _scripts(built: Built) -> dict[str, float]:
+    """Share of each script among the letters of a sample of rows, largest first; below 0.05 % is left out."""
+    texts = sampled_texts(built, built.index["row"].head(SAMPLED_ROWS).to_list(), SAMPLED_CHARS)
+    letters = int(texts.str.count_matches(r"\p{L}").sum())
     if not letters:
         return {}
-    counts = {name: int(docs["text"].str.count_matches(rf"[\p{{L}}&&\p{{{name}}}]").sum()) for name in SCRIPTS}
+    counts = {name: int(texts.str.count_matches(rf"[\p{{L}}&&\p{{{name}}}]").sum()) for name in SCRIPTS}
     counts["other"] = letters - sum(counts.values())
     shares = {name: round(count / letters, 4) for name, count in counts.items()}
     return {name: share for name, share in sorted(shares.items(), key=lambda s: (-s[1], s[0])) if share >= 0.0005}

@@ -9,10 +9,10 @@ from pathlib import Path
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_json
 from inhouse.core.protocols import Engine
-from inhouse.core.rows import Row, read_rows
+from inhouse.core.rows import Part, Row
+from inhouse.dataset import FACTS, read_rows
 
-TEST = "test.jsonl"
-DATASET = "dataset.json"
+TEST: Part = "test"
 
 
 def asked_rows(dataset: Path, limit: int | None) -> list[Row]:
@@ -20,10 +20,9 @@ def asked_rows(dataset: Path, limit: int | None) -> list[Row]:
 
     Ids are hashes, so a limit draws evenly from a file that is sorted by label, and always the same rows.
     """
-    path = dataset / TEST
-    rows = list(read_rows(path)) if path.exists() else []
+    rows = list(read_rows(dataset, TEST))
     if not rows:
-        raise UserError("evaluate.no_rows", path=path)
+        raise UserError("evaluate.no_rows", path=dataset)
     if limit is None or limit >= len(rows):
         return rows
     kept = set(sorted(row.id for row in rows)[:limit])
@@ -34,7 +33,7 @@ def labels_of(dataset: Path, rows: Sequence[Row]) -> tuple[str, ...]:
     """The labels that an answer may name, in the dataset's order; empty for a dataset without labels."""
     if all(row.label is None for row in rows):
         return ()
-    listed = json.loads((dataset / DATASET).read_text(encoding="utf-8")).get("labels", [])
+    listed = json.loads((dataset / FACTS).read_text(encoding="utf-8")).get("labels", [])
     found = tuple(listed) or tuple(sorted({row.label for row in rows if row.label is not None}))
     alike: dict[str, str] = {}
     for label in found:

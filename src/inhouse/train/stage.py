@@ -9,7 +9,8 @@ from inhouse.core.artifact import Kind
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Context, Input, Made
-from inhouse.core.rows import Row, read_rows
+from inhouse.core.rows import Row
+from inhouse.dataset import read_rows
 from inhouse.core.run import release_memory
 from inhouse.core.settings import usable_cores
 from inhouse.train.params import Precision
@@ -93,8 +94,7 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 
 
 def _training_rows(dataset: Input) -> list[Row]:
-    path = dataset.path / "train.jsonl"
-    rows = list(read_rows(path)) if path.exists() else []
+    rows = list(read_rows(dataset.path, "train"))
     if not rows:
         raise UserError("train.no_rows")
     return rows

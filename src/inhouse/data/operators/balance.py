@@ -9,6 +9,7 @@ from pydantic import Field
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,12 +34,12 @@ class Balance(Params):
     )
 
 
-def emit(docs: pl.DataFrame, params: Balance) -> pl.DataFrame:
+def emit(docs: pl.DataFrame, params: Balance, around: Around) -> pl.DataFrame:
     """The row's part and label."""
     return docs.select("row", "part", "label")
 
 
-def decide(emitted: pl.DataFrame, params: Balance, seed: int) -> pl.DataFrame:
+def decide(emitted: pl.DataFrame, params: Balance, around: Around) -> pl.DataFrame:
     """over_quota for the rows that the hash puts last. Raises data.balance_labels when rows carry no label."""
     require("data", "xxhash")
     import polars as pl
@@ -46,7 +47,7 @@ def decide(emitted: pl.DataFrame, params: Balance, seed: int) -> pl.DataFrame:
 
     if emitted["label"].null_count():
         raise UserError("data.balance_labels", rows=emitted["label"].null_count())
-    lots = [xxhash.xxh3_64_intdigest(f"{seed}:{row:016x}".encode()) for row in emitted["row"]]
+    lots = [xxhash.xxh3_64_intdigest(f"{around.seed}:{row:016x}".encode()) for row in emitted["row"]]
     place = pl.struct("lot", "row").rank("ordinal").over("part", "label")
     quota = pl.col("part").replace_strict(_quotas(params), default=None, return_dtype=pl.UInt32)
     return (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,7 +23,7 @@ class ExactDedup(Params):
     use: Literal["exact_dedup"] = "exact_dedup"
 
 
-def emit(docs: pl.DataFrame, params: ExactDedup) -> pl.DataFrame:
+def emit(docs: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:
     """The 128-bit xxh3 of each text as two numbers, with the row's part and label."""
     require("data", "xxhash")
     import polars as pl
@@ -35,7 +36,7 @@ def emit(docs: pl.DataFrame, params: ExactDedup) -> pl.DataFrame:
     )
 
 
-def decide(emitted: pl.DataFrame, params: ExactDedup, seed: int) -> pl.DataFrame:
+def decide(emitted: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:
     """Name every row but the kept: duplicate, duplicate_other_label (labels at odds) or duplicate_of_<part>."""
     import polars as pl
 

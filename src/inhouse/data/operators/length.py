@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.params import Params
+from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,12 +32,18 @@ class Length(Params):
         return self
 
 
-def drop_reason(docs: pl.DataFrame, params: Length) -> pl.Series:
+def measure(docs: pl.DataFrame, params: Length, around: Around) -> pl.DataFrame:
+    """Words and characters."""
+    import polars as pl
+
+    return docs.select(words=pl.col("text").str.count_matches(r"\S+"), chars=pl.col("text").str.len_chars())
+
+
+def drop_reason(figures: pl.DataFrame, params: Length) -> pl.Series:
     """too_short, too_long, or null = keep."""
     import polars as pl
 
-    words = pl.col("text").str.count_matches(r"\S+")
-    chars = pl.col("text").str.len_chars()
+    words, chars = pl.col("words"), pl.col("chars")
     short, long = chars < params.min_chars, pl.lit(False)
     if params.min_words is not None:
         short |= words < params.min_words
@@ -45,4 +52,4 @@ def drop_reason(docs: pl.DataFrame, params: Length) -> pl.Series:
     if params.max_chars is not None:
         long |= chars > params.max_chars
     reason = pl.when(short).then(pl.lit("too_short")).when(long).then(pl.lit("too_long"))
-    return docs.select(reason.alias("reason")).to_series()
+    return figures.select(reason.alias("reason")).to_series()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from inhouse.core.params import Params
+from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,7 +30,7 @@ class Normalize(Params):
     use: Literal["normalize"] = "normalize"
 
 
-def change(pieces: pl.DataFrame, params: Normalize) -> pl.Series:
+def change(pieces: pl.DataFrame, params: Normalize, around: Around) -> pl.Series:
     """The texts, repaired. Doing it twice changes nothing more."""
     return (
         pieces["text"]

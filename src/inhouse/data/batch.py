@@ -1,0 +1,130 @@
+"""Rows in columns: what a shard holds and what operators see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.rows import Message
+from inhouse.data.shapes.draft import Draft
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows and their texts, both sorted by row id, so that no result depends on the order of reading.
+
+    `rows`: row u64, source, file, offset, part (train, valid, test; null before it is decided), stated (whether the
+    source said the part), label, parent u64 (the row it was made from), turns (JSON; only for conversations that hold
+    more than texts). `pieces`: row u64, slot u32, name, text, answer; one row has one or more.
+    """
+
+    rows: pl.DataFrame
+    pieces: pl.DataFrame
+
+    def docs(self) -> pl.DataFrame:
+        """Rows with their whole text: the pieces joined by line ends."""
+        import polars as pl
+
+        if self.pieces.height == self.rows.height:  # one piece each, in the same order
+            return self.rows.with_columns(self.pieces["text"])
+        whole = self.pieces.group_by("row", maintain_order=True).agg(pl.col("text").str.join("\n"))
+        return self.rows.with_columns(whole["text"])
+
+    def only(self, rows: pl.DataFrame) -> Batch:
+        """The rows named in the column `row`, which is sorted; a column `part` there replaces theirs."""
+        kept = self.rows.join(rows.select("row"), on="row", how="semi", maintain_order="left")
+        if "part" in rows.columns:
+            kept = kept.drop("part").join(rows.select("row", "part"), on="row", maintain_order="left")
+        pieces = self.pieces
+        if kept.height < self.rows.height:
+            pieces = pieces.join(kept.select("row"), on="row", how="semi", maintain_order="left")
+        return Batch(kept.select(self.rows.columns), pieces)
+
+    def without(self, rows: pl.DataFrame) -> Batch:
+        """The batch less the rows named in the column `row`."""
+        if rows.is_empty():
+            return self
+        gone = rows.select("row")
+        return Batch(
+            self.rows.join(gone, on="row", how="anti", maintain_order="left"),
+            self.pieces.join(gone, on="row", how="anti", maintain_order="left"),
+        )
+
+    def with_texts(self, texts: pl.Series) -> Batch:
+        """The batch with another text for every piece."""
+        return replace(self, pieces=self.pieces.with_columns(texts.alias("text")))
+
+
+@cache
+def row_schema() -> dict[str, Any]:
+    """Types of `Batch.rows`."""
+    import polars as pl
+
+    return {
+        "row": pl.UInt64, "source": pl.String, "file": pl.String, "offset": pl.Int64, "part": pl.String,
+        "stated": pl.Boolean, "label": pl.String, "parent": pl.UInt64, "turns": pl.String,
+    }  # fmt: skip
+
+
+@cache
+def piece_schema() -> dict[str, Any]:
+    """Types of `Batch.pieces`."""
+    import polars as pl
+
+    return {"row": pl.UInt64, "slot": pl.UInt32, "name": pl.String, "text": pl.String, "answer": pl.Boolean}
+
+
+def save(batch: Batch, folder: Path, name: str) -> None:
+    """Write a batch as two Arrow files."""
+    write_frame(batch.rows, folder / f"{name}.rows.arrow")
+    write_frame(batch.pieces, folder / f"{name}.pieces.arrow")
+
+
+def load(folder: Path, name: str) -> Batch:
+    """A batch that `save` wrote; its texts are mapped, not read."""
+    return Batch(read_frame(folder / f"{name}.rows.arrow"), read_frame(folder / f"{name}.pieces.arrow"))
+
+
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Write one Arrow file, not compressed, so that it can be mapped."""
+    frame.write_ipc(path, compression="uncompressed")
+
+
+def read_frame(path: Path) -> pl.DataFrame:
+    """The frame of an Arrow file."""
+    import polars as pl
+
+    return pl.read_ipc(path)
+
+
+def turns_of(draft: Draft) -> str | None:
+    """What of a conversation its texts do not tell, as JSON; None for the most of them."""
+    if all(turn.content is not None and not turn.tool_calls and not turn.tool_call_id for turn in draft.turns):
+        return None
+    bare = [turn.model_copy(update={"content": None if turn.content is None else ""}) for turn in draft.turns]
+    return json.dumps([turn.as_dict() for turn in bare], ensure_ascii=False)
+
+
+def drafts_of(batch: Batch) -> Iterator[tuple[Draft, list[str]]]:
+    """Each row as the draft it came from, and the texts that the steps left, in order."""
+    names, texts = batch.pieces["name"].to_list(), batch.pieces["text"].to_list()
+    start = 0
+    lengths = [len(list(group)) for _, group in groupby(batch.pieces["row"].to_list())]
+    for length, label, turns in zip(lengths, batch.rows["label"], batch.rows["turns"], strict=True):
+        own, said = tuple(names[start : start + length]), texts[start : start + length]
+        yield Draft(own, tuple(said), label, _turns(own, turns)), said
+        start += length
+
+
+def _turns(names: Sequence[str], turns: str | None) -> tuple[Message, ...]:
+    if turns is None:
+        return tuple(Message(role=name, content="") for name in names if name in ("system", "user", "assistant", "tool"))
+    return tuple(Message.model_validate(turn) for turn in json.loads(turns))

@@ -1,0 +1,76 @@
+"""What lies beside the tables of a dataset: rejected and dropped rows, figures and notes of the steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inhouse.core.plugins import operator_of
+from inhouse.data.batch import read_frame
+from inhouse.data.build import Built
+from inhouse.data.finish import hexadecimal
+from inhouse.data.segments import SHAPE_STEP, Step
+from inhouse.dataset import write_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+REJECTED = "rejected.jsonl"
+DROPPED = "dropped.parquet"
+FIGURES = "figures"
+NOTES = "notes"
+
+
+def write(built: Built, out: Path) -> None:
+    """Write rejected.jsonl, dropped.parquet, and a table per step that has figures or notes.
+
+    All are ordered by id; none holds a value that a step was to remove.
+    """
+    with (out / REJECTED).open("w", encoding="utf-8", newline="\n") as f:
+        f.writelines(built.rejects())
+    write_table(dropped_table(built), out / DROPPED)
+    for kind in (FIGURES, NOTES):
+        for place, params in enumerate(built.params.steps):
+            label = Step(place, params).label
+            frames = [
+                read_frame(path) for done in built.passes for task in done
+                if (path := task.folder / f"{label}.{kind}.arrow").exists()
+            ]  # fmt: skip
+            if frames:
+                (out / kind).mkdir(exist_ok=True)
+                write_table(_by_id(frames), out / kind / f"{label}.parquet")
+
+
+def dropped_table(built: Built) -> pl.DataFrame:
+    """Every dropped row: id, source, file, offset, step, number (place from 1; 0: the finished row was blank), reason,
+    kept (id of the row that stays instead)."""
+    import polars as pl
+
+    names = {place: operator_of("cleaner", step).name for place, step in enumerate(built.params.steps)}
+    names[SHAPE_STEP] = "shape"
+    found = built.dropped.sort("source", "file", "offset", "row")
+    return found.select(
+        hexadecimal(found["row"]).alias("id"), "source", "file", "offset",
+        pl.col("step").replace_strict(names, return_dtype=pl.String).alias("step"),
+        (pl.col("step") + 1).alias("number"), "reason", hexadecimal(found["kept"]).alias("kept"),
+    )  # fmt: skip
+
+
+def _by_id(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    import polars as pl
+
+    whole = pl.concat(frames).sort("row", maintain_order=True)
+    return whole.select(hexadecimal(whole["row"]).alias("id"), pl.exclude("row"))
+
+
+def train_labels(built: Built) -> set[str | None]:
+    """Labels of the training part; None for rows without one."""
+    import polars as pl
+
+    found: set[str | None] = set()
+    train = built.index.filter(pl.col("part") == "train")
+    for number in train["shard"].unique():
+        shard = built.shards[number]
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "label")
+        found |= set(rows.join(train.select("row"), on="row", how="semi")["label"].unique())
+    return found

@@ -1,0 +1,206 @@
+"""Write the rows that are left as tables, part by part, each table a stretch of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.rows import Part
+from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
+from inhouse.data.build import Built, Site, write_scratch
+from inhouse.data.parts import PARTS
+from inhouse.data.segments import Shard
+from inhouse.data.shapes import Understood as Shape
+from inhouse.data.shapes import finish
+from inhouse.data.shapes.document import TextShape
+from inhouse.data.tasks import Finished, finished, publish
+from inhouse.dataset import messages_column, write_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TABLE_BYTES = 64 * 2**20  # text of one table
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the columns of a dataset's tables are: the same for all of them."""
+
+    shapes: Mapping[str, Shape]  # by source
+    documents: bool  # every source is plain text: a column text instead of messages
+    labels: bool
+    tools: bool
+    children: bool
+
+
+@dataclass(frozen=True)
+class TableTask:
+    """One table to write: the rows that the file `rows` names (row, shard, copies)."""
+
+    folder: Path
+    part: Part
+    number: int
+    rows: Path
+    shards: tuple[Shard, ...]
+    form: Form
+
+    @property
+    def name(self) -> str:
+        """The table's file name."""
+        return f"{self.part}-{self.number:05d}.parquet"
+
+
+def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[Finished]:
+    """Write the tables of every part below the site's folder; results name their table, its rows and statistics.
+
+    `copies` (row, copies u32) says how often a row of the training part is written; None: once.
+    """
+    import polars as pl
+
+    form = form_of(built)
+    index = built.index.select("row", "shard", "part")
+    if copies is None:
+        index = index.with_columns(copies=pl.lit(1, pl.UInt32))
+    else:
+        index = index.join(copies, on="row", how="left", maintain_order="left")
+        index = index.with_columns(pl.col("copies").fill_null(1)).filter(pl.col("copies") > 0)
+    tasks = list(_table_tasks(built, index, form, site))
+    done = []
+    for count, result in enumerate(site.crew.each(write_one, tasks), 1):
+        done.append(result)
+        site.crew.events.progress(count, len(tasks), "tables", step="write")
+    return done
+
+
+def form_of(built: Built) -> Form:
+    """The columns that this dataset needs."""
+    import polars as pl
+
+    shapes = {source.located.params.name: source.shape for source in built.sources if source.shape is not None}
+    used = built.index["shard"].unique().sort().to_list()
+    frames = [pl.scan_ipc(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow") for n in used]
+    found = pl.collect_all([f.select(tools=pl.col("turns").is_not_null().any(), labels=pl.col("label").is_not_null().any()) for f in frames])
+    return Form(
+        shapes=shapes,
+        documents=all(isinstance(shape, TextShape) for shape in shapes.values()),
+        labels=any(frame["labels"].item() for frame in found),
+        tools=any(frame["tools"].item() for frame in found),
+        children=built.index["parent"].null_count() < built.index.height,
+    )
+
+
+def _table_tasks(built: Built, index: pl.DataFrame, form: Form, site: Site) -> Iterator[TableTask]:
+    import polars as pl
+
+    size = sum(result.facts["bytes"] for result in built.passes[-1]) if built.passes else 0
+    for part in PARTS:
+        rows = index.filter(pl.col("part") == part).drop("part")
+        count = max(1, ceil(size * rows.height / max(index.height, 1) / TABLE_BYTES))
+        height = ceil(rows.height / count)
+        for number in range(count if rows.height else 0):
+            path = site.folder / "tables" / f"{part}-{number:05d}.rows.arrow"
+            write_scratch(rows.slice(number * height, height), path)
+            yield TableTask(site.folder / "tables" / f"{part}-{number:05d}", part, number, path, built.shards, form)
+
+
+def write_one(task: TableTask) -> Finished:
+    """Write one table, and beside it the length and a hash of every row's text."""
+    if done := finished(task.folder):
+        return done
+    with publish(task.folder) as (out, result):
+        batch, copies = _gathered(task)
+        write_table(_table(batch, copies, task.form), out / task.name)
+        write_frame(measured(batch), out / "measured.arrow")
+        result.update(part=task.part, name=task.name, rows=int(copies.sum()))
+    return finished(task.folder)  # type: ignore[return-value]
+
+
+def _gathered(task: TableTask) -> tuple[Batch, pl.Series]:
+    """The table's rows out of all shards in order of their ids, and how often each is written."""
+    import polars as pl
+
+    wanted = read_frame(task.rows)
+    batches = [
+        task.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
+        for number in wanted["shard"].unique().sort()
+    ]
+    rows = pl.concat([batch.rows for batch in batches]).sort("row")
+    pieces = pl.concat([batch.pieces for batch in batches]).sort("row", "slot")
+    return Batch(rows, pieces), wanted["copies"]
+
+
+def _table(batch: Batch, copies: pl.Series, form: Form) -> pl.DataFrame:
+    """The columns of inhouse.dataset."""
+    import polars as pl
+
+    columns: dict[str, pl.Series] = {"id": hexadecimal(batch.rows["row"])}
+    if form.documents:
+        columns["text"] = batch.pieces["text"]
+    else:
+        shapes = [form.shapes[name] for name in batch.rows["source"]]
+        turns = [finish(draft, said, shape) for (draft, said), shape in zip(drafts_of(batch), shapes, strict=True)]
+        columns["messages"] = messages_column(turns, tools=form.tools)
+    if form.labels:
+        columns["label"] = batch.rows["label"]
+    columns |= {name: batch.rows[name] for name in ("source", "file", "offset")}
+    if form.children:
+        columns["parent"] = hexadecimal(batch.rows["parent"])
+    table = pl.DataFrame(columns)
+    return table if copies.max() == 1 else _repeated(table, copies)
+
+
+def _repeated(table: pl.DataFrame, copies: pl.Series) -> pl.DataFrame:
+    """Rows as often as asked, the second and later ones with '#2', '#3' … behind their id."""
+    import polars as pl
+
+    table = table.with_columns(turn=pl.int_ranges(1, copies.cast(pl.Int64) + 1, eager=True)).explode("turn")
+    marked = pl.when(pl.col("turn") > 1).then(pl.format("{}#{}", "id", "turn")).otherwise("id")
+    return table.with_columns(marked.alias("id")).drop("turn")
+
+
+def hexadecimal(rows: pl.Series) -> pl.Series:
+    """Row numbers as ids: 16 hex digits."""
+    import polars as pl
+
+    return pl.Series(rows.name, [None if row is None else f"{row:016x}" for row in rows.to_list()], dtype=pl.String)
+
+
+def measured(batch: Batch) -> pl.DataFrame:
+    """Words (between white space), characters and a 64-bit hash of every row's text, without the prompt."""
+    import polars as pl
+    import xxhash
+
+    texts = batch.docs()["text"]
+    digests = [xxhash.xxh3_64_intdigest(raw) for raw in texts.cast(pl.Binary).to_list()]
+    return batch.rows.select("row", "source", "label").with_columns(
+        words=texts.str.count_matches(r"\S+"),
+        chars=texts.str.len_chars(),
+        digest=pl.Series(digests, dtype=pl.UInt64),
+    )
+
+
+def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> pl.Series:
+    """The beginnings of some rows' texts."""
+    import polars as pl
+
+    wanted = built.index.filter(pl.col("row").is_in(list(rows)))
+    texts = [pl.Series("text", [], dtype=pl.String)]
+    for number in wanted["shard"].unique().sort():
+        batch = built.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
+        texts.append(batch.docs()["text"].str.slice(0, chars))
+    return pl.concat(texts)
+
+
+def test_texts_in_train(done: Sequence[Finished]) -> int:
+    """Rows of the training part whose whole text also stands in the test part."""
+    import polars as pl
+
+    frames: dict[Any, list[pl.DataFrame]] = {part: [] for part in PARTS}
+    for result in done:
+        frames[result.facts["part"]].append(read_frame(result.folder / "measured.arrow").select("digest"))
+    if not frames["test"] or not frames["train"]:
+        return 0
+    return pl.concat(frames["train"]).join(pl.concat(frames["test"]), on="digest", how="semi").height

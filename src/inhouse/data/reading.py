@@ -1,0 +1,227 @@
+"""Read every source, understand its records, and lay them out in shards on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.core.rows import Part
+from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, write_frame
+from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
+from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
+from inhouse.data.shapes import Understood as Shape
+from inhouse.data.shapes.draft import Draft
+from inhouse.data.source import Located, SourceParams, cut_file, read_file
+from inhouse.data.split import SplitParams, key_of
+from inhouse.data.tasks import Finished, finished, publish
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SAMPLE = 100  # records that are looked at to recognise a shape
+SHARD_BYTES = 8 * 2**20  # text of a shard: small enough for several in memory, large enough to hide each call's cost
+SHARD_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file of a source, or one stretch of it."""
+
+    number: int  # place of the file among the files of its source
+    name: str
+    path: Path
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Some files of one source, or a stretch of one, to be read into shards below `folder`."""
+
+    folder: Path
+    params: SourceParams
+    content: str
+    alone: bool  # whether its source is one file
+    shape: Shape
+    split: SplitParams
+    pieces: tuple[Piece, ...]
+    shard_bytes: int
+    excerpts: bool  # whether rejects may show how the bad row begins
+
+
+def sampled_shape(asked: Any, source: Located) -> Shape | None:
+    """The shape asked for when the source's first records can have it, or the one recognised; None without records.
+
+    Raises data.shape_unknown and data.columns.
+    """
+    items = (item for _, path in source.files for item in read_file(source.params, path))
+    sample = list(islice((item for item in items if isinstance(item, Record)), SAMPLE))
+    if not sample:
+        return None
+    columns = [frozenset(record.fields) for record in sample]
+    names = ", ".join(sorted(excerpt(name) for name in frozenset().union(*columns)))
+    if asked.use == "auto":
+        for found in columns:
+            if shape := recognise(found):
+                return shape
+        raise UserError("data.shape_unknown", source=source.params.name, found=names, known=expected())
+    if any(fits(asked, found) for found in columns):
+        return asked  # type: ignore[no-any-return]
+    raise UserError("data.columns", source=source.params.name, found=names, needed=needed_by(asked))
+
+
+def stretches(source: Located, shard_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    """The work of reading a source in portions of about a shard: large files cut where their format allows it."""
+    together: list[Piece] = []
+    size = 0
+    for number, (name, path) in enumerate(source.files):
+        bytes_ = path.stat().st_size
+        spans = cut_file(source.params, path, shard_bytes) if bytes_ > shard_bytes else [None]
+        if len(spans) > 1:
+            yield from ((Piece(number, name, path, span),) for span in spans)
+            continue
+        together.append(Piece(number, name, path))
+        size += bytes_
+        if size >= shard_bytes:
+            yield tuple(together)
+            together, size = [], 0
+    if together:
+        yield tuple(together)
+
+
+def read_shards(task: ReadTask) -> Finished:
+    """Read a task's records into shards; what cannot be used goes to rejects.jsonl with file, place and reason."""
+    if done := finished(task.folder):
+        return done
+    with publish(task.folder) as (out, result):
+        reader = _Reader(task, out)
+        for piece in task.pieces:
+            for item in read_file(task.params, piece.path, piece.span):
+                reader.take(piece, item)
+        reader.flush()
+        reader.rejects.close()
+        result.update(read=reader.read, rejected=reader.rejected, tools=reader.tools, shards=reader.shards)
+    return finished(task.folder)  # type: ignore[return-value]
+
+
+@dataclass
+class _Reader:
+    """Rows of a task on their way into shards."""
+
+    task: ReadTask
+    out: Path
+    read: int = 0
+    rejected: int = 0
+    tools: int = 0  # rows that bring tool definitions, which rows of a dataset do not hold
+    size: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[tuple[int, str, int, Part | None, bool, str | None, str | None]] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
+    keys: list[tuple[int | None, str | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rejects = (self.out / "rejects.jsonl").open("w", encoding="utf-8", newline="\n")
+
+    def take(self, piece: Piece, item: Record | Reject) -> None:
+        """Turn one record into a draft, or note why it is none."""
+        self.read += 1
+        if isinstance(item, Reject):
+            self.reject(piece, item)
+            return
+        try:
+            draft = draft_of(item.fields, self.task.shape)
+            keys = _split_keys(item.fields, draft, self.task)
+        except Unfit as unfit:
+            self.reject(piece, Reject(item.offset, item.line, unfit.reason, unfit.detail, excerpt(item.fields)))
+            return
+        part = self.task.params.part
+        row = row_id(self.task.content, None if self.task.alone else piece.number, item.offset)
+        self.rows.append((row, piece.name, item.offset, part, part is not None, draft.label, turns_of(draft)))
+        self.drafts.append(draft)
+        self.keys.append(keys)
+        self.tools += bool(draft.turns and item.fields.get("tools"))
+        self.size += sum(map(len, draft.texts))  # characters: near enough
+        if self.size >= self.task.shard_bytes or len(self.rows) >= SHARD_ROWS:
+            self.flush()
+
+    def reject(self, piece: Piece, item: Reject) -> None:
+        """Note a row that cannot be used."""
+        self.rejected += 1
+        shown = {"source": self.task.params.name, "file": piece.name, **asdict(item)}
+        if not self.task.excerpts:
+            shown["excerpt"] = ""
+        self.rejects.write(json.dumps(shown, ensure_ascii=False) + "\n")
+
+    def flush(self) -> None:
+        """Write the rows gathered so far as one shard."""
+        if not self.rows:
+            return
+        name = f"{len(self.shards):05d}"
+        batch = _batch(self.task.params.name, self.rows, self.drafts)
+        save(batch, self.out, name)
+        write_frame(_keys([row[0] for row in self.rows], self.keys), self.out / f"{name}.keys.arrow")
+        self.shards.append({"name": name, "rows": batch.rows.height})
+        self.rows, self.drafts, self.keys, self.size = [], [], [], 0
+
+
+def row_id(content: str, file: int | None, offset: int) -> int:
+    """The identity of a row: 64 bits of H(source content, place). `file` is None for a source of one file."""
+    place = f"{content}:{offset}" if file is None else f"{content}:{file}:{offset}"
+    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8])
+
+
+def _batch(source: str, rows: Sequence[tuple[Any, ...]], drafts: Sequence[Draft]) -> Batch:
+    import polars as pl
+
+    ids, files, offsets, parts, stated, labels, turns = zip(*rows, strict=True)
+    count = len(rows)
+    columns = {
+        "row": ids, "source": [source] * count, "file": files, "offset": offsets, "part": parts, "stated": stated,
+        "label": labels, "parent": [None] * count, "turns": turns,
+    }  # fmt: skip
+    lengths = [len(draft.texts) for draft in drafts]
+    pieces = {
+        "row": [row for row, length in zip(ids, lengths, strict=True) for _ in range(length)],
+        "slot": [slot for length in lengths for slot in range(length)],
+        "name": [name for draft in drafts for name in draft.names],
+        "text": [text for draft in drafts for text in draft.texts],
+        "answer": [answer for draft in drafts for answer in draft.answers],
+    }
+    return Batch(
+        pl.DataFrame(columns, schema=row_schema()).sort("row"),
+        pl.DataFrame(pieces, schema=piece_schema()).sort("row", "slot"),
+    )
+
+
+def _keys(rows: Sequence[int], keys: Sequence[tuple[int | None, str | None]]) -> pl.DataFrame:
+    import polars as pl
+
+    columns = {"row": rows, "key": [key for key, _ in keys], "time": [time for _, time in keys]}
+    return pl.DataFrame(columns, schema={"row": pl.UInt64, "key": pl.UInt64, "time": pl.String})
+
+
+def _split_keys(fields: Any, draft: Draft, task: ReadTask) -> tuple[int | None, str | None]:
+    """What decides the row's part: a hash of its question or its group, and its time; None when the part is stated."""
+    split = task.split
+    if task.params.part is not None:
+        return None, None
+    time = str(_column(fields, split.time)) if split.time else None
+    if split.group:
+        return key_of(str(_column(fields, split.group)), split), time
+    return key_of(question_of(draft), split) if split.test or split.valid else 0, time
+
+
+def _column(fields: Any, name: str) -> object:
+    if fields.get(name) is None:
+        raise Unfit("missing_column", name)
+    return fields[name]
+
+
+def question_of(draft: Draft) -> str:
+    """What the model is asked: everything but the last answer, so that one question never stands on both sides."""
+    return "\n".join(draft.texts[:-1] if draft.turns else draft.texts)

@@ -1,0 +1,109 @@
+"""The files of a dataset artifact: Parquet tables of rows, one or more for each part.
+
+`train-00000.parquet`, `train-00001.parquet`, … hold the rows of a part in the order of their ids. Columns: `id`,
+`messages` (list of role, content and, where tools are used, tool_calls as JSON and tool_call_id) or `text` for plain
+documents, `label` where there are labels, `source`, `file`, `offset`, and `parent` (the row it was made from, or null)
+where rows were augmented.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.plugins import require
+from inhouse.core.rows import Message, Part, Row
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FACTS = "dataset.json"
+
+
+def part_files(folder: Path, part: Part) -> list[Path]:
+    """The tables of a part, in order; none when the dataset has no such part."""
+    return sorted(folder.glob(f"{part}-*.parquet"))
+
+
+def read_rows(folder: Path, part: Part) -> Iterator[Row]:
+    """The rows of a part in the order of their ids; one table is held in memory at a time."""
+    require("data", "polars")
+    import polars as pl
+
+    for path in part_files(folder, part):
+        for fields in pl.read_parquet(path).iter_rows(named=True):
+            yield _row(fields)
+
+
+def count_rows(folder: Path, part: Part) -> int:
+    """How many rows a part has, from the tables' footers."""
+    require("data", "polars")
+    import polars as pl
+
+    return sum(int(pl.scan_parquet(path).select(pl.len()).collect().item()) for path in part_files(folder, part))
+
+
+def write_rows(folder: Path, part: Part, rows: Sequence[Row]) -> int:
+    """Write the rows of a part as one table; returns how many."""
+    require("data", "polars")
+    import polars as pl
+
+    tools = any(turn.tool_calls or turn.tool_call_id for row in rows for turn in row.messages)
+    columns = {
+        "id": pl.Series([row.id for row in rows], dtype=pl.String),
+        "messages": messages_column([row.messages for row in rows], tools=tools),
+        "label": pl.Series([row.label for row in rows], dtype=pl.String),
+        "source": pl.Series([row.source for row in rows], dtype=pl.String),
+        "file": pl.Series([row.file for row in rows], dtype=pl.String),
+        "offset": pl.Series([row.offset for row in rows], dtype=pl.Int64),
+        "parent": pl.Series([row.parent for row in rows], dtype=pl.String),
+    }
+    write_table(pl.DataFrame(columns), folder / f"{part}-00000.parquet")
+    return len(rows)
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table whose bytes depend on its content only."""
+    frame.write_parquet(path, compression="zstd", compression_level=3, statistics=False, row_group_size=65_536)
+
+
+def messages_column(turns: Iterable[Sequence[Message]], *, tools: bool) -> pl.Series:
+    """Conversations as a column of lists of turns; tool_calls and tool_call_id only where `tools`."""
+    import polars as pl
+
+    fields: dict[str, Any] = {"role": pl.String, "content": pl.String}
+    if tools:
+        fields |= {"tool_calls": pl.String, "tool_call_id": pl.String}
+    values = [[_turn(turn, tools) for turn in conversation] for conversation in turns]
+    return pl.Series("messages", values, dtype=pl.List(pl.Struct(fields)))
+
+
+def _turn(turn: Message, tools: bool) -> dict[str, str | None]:
+    shown = {"role": turn.role, "content": turn.content}
+    if tools:
+        calls = None if turn.tool_calls is None else json.dumps(turn.tool_calls, ensure_ascii=False)
+        shown |= {"tool_calls": calls, "tool_call_id": turn.tool_call_id}
+    return shown
+
+
+def _row(fields: Mapping[str, Any]) -> Row:
+    turns = [_message(turn) for turn in fields["messages"]] if "messages" in fields else []
+    if not turns:
+        turns = [Message(role="assistant", content=fields["text"])]
+    return Row(
+        id=fields["id"],
+        messages=turns,
+        label=fields.get("label"),
+        source=fields["source"],
+        file=fields["file"],
+        offset=fields["offset"],
+        parent=fields.get("parent"),
+    )
+
+
+def _message(turn: Mapping[str, str | None]) -> Message:
+    calls = turn.get("tool_calls")
+    shown = {**turn, "tool_calls": None if calls is None else json.loads(calls)}
+    return Message.model_validate(shown)
