@@ -1,0 +1,214 @@
+"""What the steps that make new training rows share: which rows, by which lots, and the rows they make."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from random import Random
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+from inhouse.data.operators.around import Around
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ALL = 1 << 64
+LONGEST_GRAM = 3
+# Templates that every row shares and results of tools are not what a user wrote.
+FIXED_ROLES = ("system", "tool")
+PROTECTED = r"""
+    ```.*?(?:```|\Z) | `[^`\n]+`                              # code
+  | (?:https?://|www\.)[^\s\u3000-\u303F\uFF00-\uFFEF]+       # addresses of pages
+  | [A-Za-z0-9._+-]+@[A-Za-z0-9.-]+                           # and of people
+  | \{[^{}\n]*\} | <[^<>\n]{1,200}> | \$[^$\n]{1,200}\$       # placeholders, tags, formulas
+  | [A-Za-z0-9_.~-]*[/\\][A-Za-z0-9_./\\~-]+                  # paths
+  | [A-Za-z_]*[0-9_][A-Za-z0-9_]*                             # numbers and identifiers
+  | [A-Za-z]+(?:\.[A-Za-z]+)+                                 # dotted names
+"""
+WORD = r"[A-Za-z]+(?:['’][A-Za-z]+)*"
+TOKEN = re.compile(rf"(?P<protected>{PROTECTED}) | (?P<word>{WORD})", re.VERBOSE | re.DOTALL)
+HAN = re.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF]")
+ENDS_SENTENCE = '.!?:;\n"“”()[]*#>•'
+
+
+class Copies(Params):
+    """How many new rows, and of which."""
+
+    copies: int = Field(1, ge=1, le=20, description="new rows made of each chosen row")
+    share: float = Field(1.0, gt=0, le=1, description="share of the training rows that get copies, chosen by a hash")
+
+
+class Similarity(Params):
+    """How alike the new text and the old one must be: 0 nothing in common, 1 the same."""
+
+    at_least: float = Field(0.5, ge=0, le=1, description="below this the meaning is probably lost")
+    at_most: float = Field(1.0, ge=0, le=1, description="above this the new row teaches nothing new")
+
+    @model_validator(mode="after")
+    def _range_is_open(self) -> Similarity:
+        if self.at_least > self.at_most:
+            raise ValueError(f"nothing is at least {self.at_least} and at most {self.at_most}")
+        return self
+
+    def allows(self, old: str, new: str) -> bool:
+        """Whether the new text is a variant of the old one: different, and alike enough."""
+        return old != new and self.at_least <= similarity(old, new) <= self.at_most
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One text of a row: its role or column, and whether it is the wanted answer."""
+
+    name: str
+    text: str
+    answer: bool
+
+
+Change = Callable[[Sequence[Piece], Random], Sequence[str] | None]
+
+
+def expanded(pieces: pl.DataFrame, params: Copies, around: Around, name: str, change: Change) -> pl.DataFrame:
+    """New rows made by `change` from the chosen rows: parent, child (0, 1, …), slot, name, text, answer.
+
+    `change` gives the texts of all pieces of a row, or None when nothing can be changed. What equals the parent or
+    an earlier child is left out. The lots depend on seed, operator and row only.
+    """
+    made: list[tuple[int, int, Sequence[Piece], Sequence[str]]] = []
+    for row, members in rows_of(pieces):
+        if not is_chosen(row, params, around.seed, name):
+            continue
+        seen = {tuple(piece.text for piece in members)}
+        for number in range(params.copies):
+            texts = change(members, dice(around.seed, name, row, number))
+            if texts is not None and tuple(texts) not in seen:
+                made.append((row, len(seen) - 1, members, texts))
+                seen.add(tuple(texts))
+    return children(made)
+
+
+def rows_of(pieces: pl.DataFrame) -> Iterator[tuple[int, list[Piece]]]:
+    """The rows of a frame of pieces that is sorted by row and slot."""
+    columns = (pieces[name].to_list() for name in ("row", "name", "text", "answer"))
+    for row, group in groupby(zip(*columns, strict=True), key=lambda item: item[0]):
+        yield row, [Piece(name, text, answer) for _, name, text, answer in group]
+
+
+def children(made: Sequence[tuple[int, int, Sequence[Piece], Sequence[str]]]) -> pl.DataFrame:
+    """The frame of new rows from (parent, child, pieces of the parent, new texts)."""
+    import polars as pl
+
+    flat = [
+        (parent, child, slot, piece.name, text, piece.answer)
+        for parent, child, members, texts in made
+        for slot, (piece, text) in enumerate(zip(members, texts, strict=True))
+    ]
+    schema = {
+        "parent": pl.UInt64,
+        "child": pl.UInt32,
+        "slot": pl.UInt32,
+        "name": pl.String,
+        "text": pl.String,
+        "answer": pl.Boolean,
+    }
+    return pl.DataFrame(flat, schema=schema, orient="row")
+
+
+def is_chosen(row: int, params: Copies, seed: int, name: str) -> bool:
+    """Whether the row gets copies. More data later changes no row's lot."""
+    return params.share >= 1 or _hash(f"{seed}:{name}:{row:016x}") < params.share * ALL
+
+
+def dice(seed: int, name: str, row: int, number: int) -> Random:
+    """The lots of one child of one row."""
+    return Random(_hash(f"{seed}:{name}:{row:016x}:{number}"))
+
+
+def _hash(key: str) -> int:
+    require("data", "xxhash")
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(key.encode())
+
+
+def is_changeable(piece: Piece, answers: bool) -> bool:
+    """Whether a step may rewrite this piece: never system turns and tool results, answers only when asked to."""
+    return piece.name not in FIXED_ROLES and (answers or not piece.answer)
+
+
+def similarity(old: str, new: str) -> float:
+    """How alike two texts are: Dice coefficient of their character n-grams, the mean of n = 1, 2, 3.
+
+    Case and white space do not count. 1 for equal texts, 0 for texts without a common character. Works for every
+    script, as character n-gram F-scores do (Popović 2015, chrF), but it is no chrF and is not reported as one.
+    """
+    a, b = ("".join(text.casefold().split()) for text in (old, new))
+    if a == b:
+        return 1.0
+    scores = []
+    for n in range(1, LONGEST_GRAM + 1):
+        grams_a, grams_b = _grams(a, n), _grams(b, n)
+        total = grams_a.total() + grams_b.total()
+        if total:
+            scores.append(2 * (grams_a & grams_b).total() / total)
+    return sum(scores) / len(scores)
+
+
+def _grams(text: str, n: int) -> Counter[str]:
+    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A Latin word of a text, and the words it touches: None where something else than one space lies between."""
+
+    start: int
+    end: int
+    text: str
+    before: str | None
+    after: str | None
+    begins: bool  # a sentence
+
+
+def words_of(text: str) -> Iterator[Word]:
+    """The Latin words of a text that may be changed: none in code, addresses, placeholders, paths and identifiers."""
+    tokens = list(TOKEN.finditer(text))
+    for place, token in enumerate(tokens):
+        if token.lastgroup != "word" or _is_glued(text, token.start(), token.end()):
+            continue
+        before = tokens[place - 1] if place else None
+        after = tokens[place + 1] if place + 1 < len(tokens) else None
+        gap = text[before.end() if before else 0 : token.start()].strip(" ")
+        yield Word(
+            start=token.start(),
+            end=token.end(),
+            text=token.group(),
+            before=before.group() if before and text[before.end() : token.start()] == " " else None,
+            after=after.group() if after and text[token.end() : after.start()] == " " else None,
+            begins=before is None or (bool(gap) and gap[-1] in ENDS_SENTENCE) or "\n" in gap,
+        )
+
+
+def _is_glued(text: str, start: int, end: int) -> bool:
+    """Whether the word is a part of something with hyphens or signs, such as well-known or C#."""
+    return (start > 0 and text[start - 1] in "-–'’@#&=") or (end < len(text) and text[end] in "-–@#&=+")
+
+
+def like(model: str, word: str) -> str:
+    """`word` with a capital where `model` has one."""
+    return word[:1].upper() + word[1:] if model[:1].isupper() else word
+
+
+def replaced(text: str, edits: Sequence[tuple[int, int, str]]) -> str:
+    """The text with (start, end, new) put in; edits do not overlap."""
+    out, at = [], 0
+    for start, end, new in sorted(edits):
+        out += [text[at:start], new]
+        at = end
+    return "".join((*out, text[at:]))

@@ -1,0 +1,263 @@
+"""MinHash keys and sketches of documents, over character shingles.
+
+A shingle is 8 letters or 5 Chinese characters, and where the scripts mix, in proportion: each character weighs as much
+as its script says, and a shingle is as long as its weight needs. So equal passages give equal shingles whatever the
+rest of the document is written in; a length chosen by a whole document's share of Chinese would give two nearly equal
+documents on either side of the border nothing in common.
+
+Sources: Broder 1997 (resemblance); Indyk and Motwani 1998 (bands); Li and König 2010 (b-bit minwise hashing); Li, Owen
+and Zhang 2012 (one permutation hashing).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import float64, int64, njit, types, uint8, uint32, uint64, void
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+REACH = 64
+SKETCH_BINS = 1024  # standard error of a Jaccard of 0.7: 0.014
+WIDE = np.uint32(1 << 31)  # marks a character of a script that is written without spaces or in syllables
+SPACE = np.uint32(32)
+LONGEST_SHINGLE = 64
+NEXT_BITS = 21
+POINT = (1 << NEXT_BITS) - 1
+EMPTY = np.uint32(0xFFFFFFFF)
+
+BYTES = types.Array(uint8, 1, "C", readonly=True)
+SKETCHES = types.Array(uint8, 2, "C", readonly=True)
+U32S, U64S, I64S = uint32[::1], uint64[::1], int64[::1]
+
+# CJK radicals to Yi (kana among them), Hangul syllables, compatibility ideographs.
+WIDE_RANGES = ((0x2E80, 0xA4CF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF))
+
+
+@cache
+def folding() -> NDArray[np.uint32]:
+    """What each code point below 65536 counts as: lower case, half width; 32 for white space, 0 for nothing at all."""
+    table = np.zeros(1 << 16, np.uint32)
+    for code in range(1 << 16):
+        folded = fold(chr(code))
+        table[code] = 0 if folded is None else ord(folded)
+    for first, last in WIDE_RANGES:
+        part = table[first : last + 1]
+        part[part > SPACE] |= WIDE
+    return table
+
+
+def fold(character: str) -> str | None:
+    """The character as comparisons see it: NFKC and lower case where that is one character; None to leave it out."""
+    folded = unicodedata.normalize("NFKC", character).lower()
+    if len(folded) != 1:
+        folded = character.lower() if len(character.lower()) == 1 else character
+    if folded.isspace():
+        return " "
+    return None if unicodedata.category(folded) in ("Cc", "Cf", "Cs") else folded
+
+
+@cache
+def powers() -> NDArray[np.uint64]:
+    """Powers of the rolling hash's base, modulo 2**64."""
+    found = [pow(0x9E3779B97F4A7C15, n, 1 << 64) for n in range(LONGEST_SHINGLE + 1)]
+    return np.array(found, np.uint64)
+
+
+@cache
+def permutations(count: int) -> NDArray[np.uint32]:
+    """Factors (odd) and summands of `count` permutations h -> a*h + b of 32-bit numbers; the same on every machine."""
+    drawn = [_splitmix(n) for n in range(count)]
+    return np.array([[d >> 32 | 1 for d in drawn], [d & 0xFFFFFFFF for d in drawn]], np.uint32)
+
+
+def _splitmix(n: int) -> int:
+    """The n-th number of SplitMix64 (Steele, Lea and Flood 2014) from seed 0."""
+    mask = (1 << 64) - 1
+    z = (n + 1) * 0x9E3779B97F4A7C15 & mask
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)
+
+
+@njit(int64(BYTES, int64), cache=True, nogil=True)
+def code_point(data: Any, at: int) -> Any:
+    """The code point that begins at a byte of valid UTF-8, and above its 21 bits where the next one begins."""
+    lead = np.int64(data[at])
+    if lead < 0x80:
+        return lead | (at + 1) << NEXT_BITS
+    if lead < 0xE0:
+        return (lead & 31) << 6 | data[at + 1] & 63 | (at + 2) << NEXT_BITS
+    if lead < 0xF0:
+        return (lead & 15) << 12 | (data[at + 1] & 63) << 6 | data[at + 2] & 63 | (at + 3) << NEXT_BITS
+    high = (lead & 7) << 18 | (data[at + 1] & 63) << 12
+    return high | (data[at + 2] & 63) << 6 | data[at + 3] & 63 | (at + 4) << NEXT_BITS
+
+
+@njit(uint32(int64, U32S), cache=True, nogil=True)
+def folded_point(point: int, table: Any) -> Any:
+    """A code point as comparisons see it, with the mark WIDE; beyond the table only ideographs are wide."""
+    if point < 0x10000:
+        return table[point]
+    return np.uint32(point) | (WIDE if point >= 0x20000 and point < 0x40000 else np.uint32(0))
+
+
+@njit(int64(BYTES, int64, int64, U32S, U32S), cache=True, nogil=True)
+def folded_text(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
+    """Write the text's folded characters to `out`, runs of white space as one and none at the ends; how many."""
+    count, at, space = 0, start, False
+    while at < end:
+        packed = code_point(data, at)
+        at = packed >> NEXT_BITS
+        folded = folded_point(packed & POINT, table)
+        if folded == SPACE:
+            space = count > 0
+        elif folded != 0:
+            if space:
+                out[count] = SPACE
+                count += 1
+                space = False
+            out[count] = folded
+            count += 1
+    return count
+
+
+@njit(int64(U32S, int64, U64S, int64, int64, U32S), cache=True, nogil=True)
+def shingle_hashes(text: Any, length: int, power: Any, letters: int, wides: int, out: Any) -> Any:
+    """Write a 32-bit hash of every shingle of `letters` letters or `wides` wide characters to `out`; how many."""
+    full = letters * wides
+    rolling, weight, first, count = np.uint64(0), 0, 0, 0
+    for last in range(length):
+        rolling = rolling * power[1] + np.uint64(text[last])
+        weight += letters if text[last] >= WIDE else wides
+        oldest = letters if text[first] >= WIDE else wides
+        while weight - oldest >= full:
+            rolling -= np.uint64(text[first]) * power[last - first]
+            weight -= oldest
+            first += 1
+            oldest = letters if text[first] >= WIDE else wides
+        if weight >= full:
+            mixed = (rolling ^ (rolling >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            out[count] = np.uint32(mixed >> np.uint64(32))
+            count += 1
+    return count
+
+
+@njit(void(U32S, int64, U32S, U32S, U32S), cache=True, nogil=True)
+def least_under_permutations(hashes: Any, count: int, factors: Any, summands: Any, out: Any) -> None:
+    """Write the smallest hash under each permutation to `out`."""
+    # Shingles inside, permutations outside: a reduction that stays in registers, 1.6 times as fast as the other way.
+    for k in range(len(factors)):
+        factor, summand, least = factors[k], summands[k], EMPTY
+        for i in range(count):
+            least = min(least, np.uint32(np.uint32(factor * hashes[i]) + summand))
+        out[k] = least
+
+
+@njit(int64(I64S), cache=True, nogil=True)
+def longest(offsets: Any) -> Any:
+    """Bytes of the longest text."""
+    most = np.int64(0)
+    for n in range(len(offsets) - 1):
+        most = max(most, offsets[n + 1] - offsets[n])
+    return most
+
+
+@njit(void(BYTES, I64S, U32S, U64S, I64S, uint32[:, ::1], uint32[:, ::1], I64S), cache=True, nogil=True)
+def sign(data: Any, offsets: Any, table: Any, power: Any, window: Any, drawn: Any, found: Any, counts: Any) -> None:
+    """Write each document's MinHash signature to a row of `found`, and how many shingles it has to `counts`.
+
+    `window`: letters, wide characters; `drawn`: factors and summands of the permutations.
+    """
+    text = np.empty(longest(offsets) + 1, np.uint32)
+    hashes = np.empty(longest(offsets) + 1, np.uint32)
+    for n in range(len(offsets) - 1):
+        length = folded_text(data, offsets[n], offsets[n + 1], table, text)
+        counts[n] = shingle_hashes(text, length, power, window[0], window[1], hashes)
+        least_under_permutations(hashes, counts[n], drawn[0], drawn[1], found[n])
+
+
+def signatures(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], window: tuple[int, int], count: int
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """MinHash signatures (documents, count), and how many shingles each document has: 0 = shorter than one.
+
+    `window`: letters and wide characters of a shingle.
+    """
+    documents = len(offsets) - 1
+    found, counts = np.empty((documents, count), np.uint32), np.zeros(documents, np.int64)
+    sign(data, offsets, folding(), powers(), np.array(window, np.int64), permutations(count), found, counts)
+    return found, counts
+
+
+@njit(void(BYTES, I64S, U32S, U64S, I64S, uint8[:, ::1]), cache=True, nogil=True)
+def draw(data: Any, offsets: Any, table: Any, power: Any, window: Any, found: Any) -> None:
+    """Write each document's sketch to a row of `found`, which comes as zeros."""
+    text = np.empty(longest(offsets) + 1, np.uint32)
+    hashes = np.empty(longest(offsets) + 1, np.uint32)
+    least = np.empty(SKETCH_BINS, np.uint32)
+    for n in range(len(offsets) - 1):
+        length = folded_text(data, offsets[n], offsets[n + 1], table, text)
+        count = shingle_hashes(text, length, power, window[0], window[1], hashes)
+        least[:] = EMPTY
+        for i in range(count):
+            place = hashes[i] % np.uint32(SKETCH_BINS)
+            least[place] = min(least[place], hashes[i])
+        for place in range(SKETCH_BINS):
+            if least[place] != EMPTY:
+                # Not the leading bits, which are small in a minimum, nor the last, which name the bin.
+                found[n, place] = np.uint8((least[place] >> np.uint32(10)) % np.uint32(255) + np.uint32(1))
+
+
+def sketches(data: NDArray[np.uint8], offsets: NDArray[np.int64], window: tuple[int, int]) -> NDArray[np.uint8]:
+    """One byte for each of SKETCH_BINS bins of the hash space: its smallest shingle hash cut to 1..255, 0 = none.
+
+    Li, Owen and Zhang 2012. A document with fewer shingles than bins is kept nearly whole.
+    """
+    found = np.zeros((len(offsets) - 1, SKETCH_BINS), np.uint8)
+    draw(data, offsets, folding(), powers(), np.array(window, np.int64), found)
+    return found
+
+
+@njit(float64(BYTES, BYTES), cache=True, nogil=True)
+def resemblance(one: Any, other: Any) -> Any:
+    """The Jaccard similarity that two sketches tell, corrected for bytes that are equal by chance."""
+    filled = np.int64(0)
+    equal = np.int64(0)
+    both = np.int64(0)
+    for n in range(SKETCH_BINS):
+        filled += np.int64((one[n] | other[n]) != 0)
+        both += np.int64((one[n] != 0) & (other[n] != 0))
+        equal += np.int64((one[n] == other[n]) & (one[n] != 0))
+    if filled == 0:
+        return 0.0
+    by_chance = (both - equal) / 254.0
+    return max(0.0, (equal - by_chance) / filled)
+
+
+@njit(int64(I64S, int64), cache=True, nogil=True)
+def root(parents: Any, node: int) -> Any:
+    """The first member of the node's cluster so far; paths are halved on the way."""
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+@njit(void(U64S, I64S, SKETCHES, I64S, float64), cache=True, nogil=True)
+def join_neighbours(keys: Any, order: Any, drawn: Any, parents: Any, least: float) -> None:
+    """Join every row with those of the REACH rows before it in `order` that have its key and resemble it.
+
+    `keys` (in that order) carry the band's key in the upper half. Smaller numbers become the parents.
+    """
+    for i in range(1, len(order)):
+        j = i - 1
+        while j >= 0 and i - j <= REACH and keys[j] >> np.uint64(32) == keys[i] >> np.uint64(32):
+            one, other = root(parents, order[i]), root(parents, order[j])
+            if one != other and resemblance(drawn[order[i]], drawn[order[j]]) >= least:
+                parents[max(one, other)] = min(one, other)
+            j -= 1

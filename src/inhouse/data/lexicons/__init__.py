@@ -1,0 +1,1 @@
+"""Word lists that steps of the data build read."""
