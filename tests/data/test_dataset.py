@@ -16,9 +16,9 @@ from inhouse.core.artifact import Licence
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context
-from inhouse.dataset import read_rows
 from inhouse.core.run import Events
 from inhouse.data.stage import DataParams, external, run
+from inhouse.dataset import read_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "desk-routing" / "inhouse.yaml"
 PROMPTS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]

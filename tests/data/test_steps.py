@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-from step_tables import after, batch_of, cleaner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_tables import after, batch_of, cleaner
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import operators

@@ -10,8 +10,8 @@ from inhouse.api.run import RunResult
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Row
-from inhouse.dataset import read_rows
 from inhouse.core.store import Store
+from inhouse.dataset import read_rows
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[str, TaskID] = {}
+        self.steps: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -66,11 +67,14 @@ class Bars:
 
     def _progress(self, task: TaskID, event: Event) -> None:
         done, total = event["done"], event["total"]
+        if event.get("step", "") != self.steps.get(event["stage"], ""):  # a new pass over the data: its own rate
+            self.steps[event["stage"]] = event["step"]
+            self.progress.reset(task)
         self.progress.update(task, completed=done, total=total)
         unit = event["unit"]
         amount = f"{done:,.0f}/{total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"
         speed = self.progress.tasks[task].speed
-        detail = f"{speed:,.1f} {unit}/s" if speed else ""
+        detail = " · ".join([*filter(None, [event.get("step")]), *([f"{speed:,.1f} {unit}/s"] if speed else [])])
         left = self.progress.tasks[task].time_remaining
         if left:
             detail += f" · {text('cli.left', seconds=f'{left:,.0f}')}"
@@ -112,7 +116,12 @@ class Lines:
 
     def _progress(self, event: Event) -> str:
         self.last = time.monotonic()
-        done, total, spent = event["done"], event["total"], event["t"] - self.began.get(event["stage"], event["t"])
+        stage = event["stage"]
+        if "step" in event:  # each pass over the data has its own rate
+            stage = f"{stage} {event['step']}"
+            self.began.setdefault(stage, event["t"])
+        done, total, spent = event["done"], event["total"], event["t"] - self.began.get(stage, event["t"])
         rate = done / spent if spent > 0 else 0.0
         left = text("cli.left", seconds=f"{(total - done) / rate:,.0f}") if rate else ""
-        return f"  {step_name(event['stage'])} {done:,.0f}/{total:,.0f} {event['unit']} · {rate:,.1f}/s · {left}"
+        name = " · ".join(filter(None, [step_name(event["stage"]), event.get("step")]))
+        return f"  {name} {done:,.0f}/{total:,.0f} {event['unit']} · {rate:,.1f}/s · {left}"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+ROLES = ("system", "user", "assistant", "tool")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows and their texts, both sorted by row id, so that no result depends on the order of reading.
@@ -126,5 +129,5 @@ def drafts_of(batch: Batch) -> Iterator[tuple[Draft, list[str]]]:
 
 def _turns(names: Sequence[str], turns: str | None) -> tuple[Message, ...]:
     if turns is None:
-        return tuple(Message(role=name, content="") for name in names if name in ("system", "user", "assistant", "tool"))
+        return tuple(Message.model_validate({"role": name, "content": ""}) for name in names if name in ROLES)
     return tuple(Message.model_validate(turn) for turn in json.loads(turns))

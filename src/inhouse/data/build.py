@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,20 @@ from inhouse.core.rows import Part
 from inhouse.data.batch import read_frame, write_frame
 from inhouse.data.operators.around import Around
 from inhouse.data.parts import PARTS, decide_parts
-from inhouse.data.reading import SHARD_BYTES, ReadTask, read_shards, sampled_shape, stretches
+from inhouse.data.reading import ReadTask, read_shards, sampled_shape, stretches
 from inhouse.data.records import TEXTS
 from inhouse.data.segments import (
-    DROPPED_FROM_ROWS, MoreTask, PassTask, Segment, Shard, Step, dropped_schema, emit_more, pass_shard, segments, warm,
+    DROPPED_FROM_ROWS,
+    MoreTask,
+    PassTask,
+    Segment,
+    Shard,
+    Step,
+    dropped_schema,
+    emit_more,
+    pass_shard,
+    segments,
+    warm,
 )  # fmt: skip
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Understood as Shape
@@ -51,7 +62,7 @@ class Site:
     folder: Path
     crew: Crew
     around: Around
-    shard_bytes: int = SHARD_BYTES
+    shard_bytes: int
 
 
 @dataclass(frozen=True)
@@ -114,16 +125,13 @@ def split_of(params: DataParams) -> SplitParams:
 
 
 def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterator[SourceRead]:
-    events = site.crew.events
     tasks: list[ReadTask] = []
     shapes = [sampled_shape(params.shape, source) for source in located]
     for source, shape in zip(located, shapes, strict=True):
-        tasks += _read_tasks(params, source, shape, site, len(tasks))
+        if shape is not None:
+            tasks += _read_tasks(params, source, shape, site, len(tasks))
     sizes = [sum(_bytes(piece) for piece in task.pieces) for task in tasks]
-    done: list[Finished] = []
-    for size, result in zip(_sums(sizes), site.crew.each(read_shards, tasks), strict=False):
-        done.append(result)
-        events.progress(size, sum(sizes), "bytes", step="read")
+    done = list(tracked(site, read_shards, tasks, [size / 1e6 for size in sizes], "read"))
     for source, shape in zip(located, shapes, strict=True):
         name = source.params.name
         reads = tuple(r for r, task in zip(done, tasks, strict=True) if task.params.name == name)
@@ -133,9 +141,7 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
         yield found
 
 
-def _read_tasks(
-    params: DataParams, source: Located, shape: Shape | None, site: Site, first: int
-) -> Iterator[ReadTask]:
+def _read_tasks(params: DataParams, source: Located, shape: Shape, site: Site, first: int) -> Iterator[ReadTask]:
     private = any(step.use == "pii" for step in params.steps)  # type: ignore[attr-defined]
     for number, pieces in enumerate(stretches(source, site.shard_bytes), first):
         yield ReadTask(
@@ -155,9 +161,8 @@ def _index(sources: Sequence[SourceRead], split: SplitParams) -> tuple[tuple[Sha
     """Every shard in order, and every row with its shard and part."""
     import polars as pl
 
-    shards = tuple(
-        Shard(done.folder, shard["name"]) for source in sources for done in source.reads for shard in done.facts["shards"]
-    )
+    reads = [done for source in sources for done in source.reads]
+    shards = tuple(Shard(done.folder, shard["name"]) for done in reads for shard in done.facts["shards"])
     frames = []
     for number, shard in enumerate(shards):
         rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "part", "stated", "parent")
@@ -182,22 +187,16 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
     """The build after one segment; what was done before, in a build that was killed, is not done again."""
     import polars as pl
 
-    events = site.crew.events
     folder = site.folder / f"steps-{segment.number}"
     tasks = []
-    for number, alive in _by_shard(built.index, len(built.shards)):
-        write_scratch(alive, site.folder / f"alive-{segment.number}" / f"{number:05d}.arrow")
-        tasks.append(PassTask(
-            folder / f"{number:05d}", built.shards[number], site.folder / f"alive-{segment.number}" / f"{number:05d}.arrow",
-            segment, site.around, last,
-        ))  # fmt: skip
+    for number, alive in by_shard(built.index, len(built.shards)):
+        path = folder / f"{number:05d}.alive.arrow"
+        write_scratch(alive, path)
+        tasks.append(PassTask(folder / f"{number:05d}", built.shards[number], path, segment, site.around, last))
     if not tasks:
         return built
     names = ", ".join(step.operator.name for step in (*segment.passing, *segment.deciding))
-    done = []
-    for count, result in enumerate(site.crew.each(pass_shard, tasks), 1):
-        done.append(result)
-        events.progress(count, len(tasks), "shards", step=names)
+    done = list(tracked(site, pass_shard, tasks, [task.shard.megabytes for task in tasks], names))
     shards, frames = list(built.shards), []
     for task, result in zip(tasks, done, strict=True):
         number = int(task.folder.name)
@@ -217,7 +216,7 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
     return after
 
 
-def _by_shard(index: pl.DataFrame, count: int) -> Iterator[tuple[int, pl.DataFrame]]:
+def by_shard(index: pl.DataFrame, count: int) -> Iterator[tuple[int, pl.DataFrame]]:
     """For each shard with rows left its number, and these rows with their parts."""
     import polars as pl
 
@@ -231,8 +230,8 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
     """The build after one decision over all rows."""
     import polars as pl
 
-    events, around = site.crew.events, site.around
-    events.check()
+    around = site.around
+    site.crew.events.check()
     emitted = pl.concat([read_frame(result.folder / f"{step.label}.emitted.arrow") for result in done])
     emitted = _current(emitted, built.index).sort("row", maintain_order=True)
     decide = step.operator.function("decide")
@@ -243,11 +242,11 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
         decided = decide(emitted, step.params, around, more)
     else:
         decided = decide(emitted, step.params, around)
-    events.progress(1, 1, "decisions", step=step.operator.name)
     gone = decided.filter(pl.col("reason").is_not_null())
     index = built.index.join(gone, on="row", how="anti", maintain_order="left")
     if "part" in decided.columns:
-        moved = decided.filter(pl.col("part").is_not_null()).select("row", pl.col("part").cast(pl.Enum(PARTS)).alias("new"))
+        moved = decided.filter(pl.col("part").is_not_null())
+        moved = moved.select("row", pl.col("part").cast(pl.Enum(PARTS)).alias("new"))
         index = index.join(moved, on="row", how="left", maintain_order="left")
         index = index.with_columns(pl.coalesce("new", "part").alias("part")).drop("new")
     return replace(built, index=index, dropped=pl.concat([built.dropped, _places(built, gone, step.place)]))
@@ -263,9 +262,7 @@ def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     return emitted.drop("part").join(alive, on="row", how="inner").select(emitted.columns)
 
 
-def _second_look(
-    built: Built, step: Step, rows: pl.Series, given: pl.DataFrame | None, site: Site
-) -> pl.DataFrame:
+def _second_look(built: Built, step: Step, rows: pl.Series, given: pl.DataFrame | None, site: Site) -> pl.DataFrame:
     """What a step says of the documents that it asked to see again, sorted by row."""
     import polars as pl
 
@@ -276,14 +273,13 @@ def _second_look(
         write_scratch(given, asked)
     wanted = built.index.join(pl.DataFrame({"row": rows.cast(pl.UInt64)}), on="row", how="semi", maintain_order="left")
     tasks = []
-    for number, alive in _by_shard(wanted, len(built.shards)):
+    for number, alive in by_shard(wanted, len(built.shards)):
         path = folder / f"{number:05d}.asked.arrow"
         write_scratch(alive, path)
         tasks.append(MoreTask(folder / f"{number:05d}", built.shards[number], path, step, site.around, asked))
-    frames = []
-    for count, result in enumerate(site.crew.each(emit_more, tasks), 1):
-        frames.append(read_frame(result.folder / "emitted.arrow"))
-        site.crew.events.progress(count, len(tasks), "shards", step=step.operator.name)
+    sizes = [task.shard.megabytes for task in tasks]
+    looked = tracked(site, emit_more, tasks, sizes, step.operator.name)
+    frames = [read_frame(result.folder / "emitted.arrow") for result in looked]
     if not frames:  # nothing was asked for: an empty batch shows which columns there are
         empty = built.shards[0].open().only(wanted.select("row", pl.col("part").cast(pl.String)))
         given_ = () if given is None else (given,)
@@ -313,17 +309,21 @@ def write_scratch(frame: pl.DataFrame, path: Path) -> None:
     draft.rename(path)
 
 
+def tracked(
+    site: Site, function: Callable[[Any], Finished], tasks: Sequence[Any], megabytes: Sequence[float], name: str
+) -> Iterator[Finished]:
+    """The results of the tasks in order, with progress in megabytes of text."""
+    done, total = 0.0, sum(megabytes)
+    for result, size in zip(site.crew.each(function, tasks), megabytes, strict=True):
+        done += size
+        site.crew.events.progress(round(done, 1), round(total, 1), "MB", step=name)
+        yield result
+
+
 def _bytes(piece: Any) -> int:
     if piece.span is not None and piece.span.end > piece.span.start:
         return int(piece.span.end - piece.span.start)
     return int(piece.path.stat().st_size)
-
-
-def _sums(sizes: Sequence[int]) -> Iterator[int]:
-    total = 0
-    for size in sizes:
-        total += size
-        yield total
 
 
 def _refuse_same_content(located: Sequence[Located]) -> None:
@@ -342,7 +342,7 @@ def _refuse_unread(found: SourceRead, fail_above: float) -> None:
         raise UserError("data.empty", source=source.name, place=source.from_)
     if found.rejected / found.read <= fail_above:
         return
-    shown = []
+    shown: list[str] = []
     for done in found.reads:
         with (done.folder / "rejects.jsonl").open(encoding="utf-8") as f:
             shown += [described(json_line) for json_line, _ in zip(f, range(SHOWN - len(shown)), strict=False)]
@@ -355,8 +355,6 @@ def _refuse_unread(found: SourceRead, fail_above: float) -> None:
 
 def described(line: str) -> str:
     """One reject as a line for a person: file, line, reason and what exactly."""
-    import json
-
     item = json.loads(line)
     place = f"{item['file']}:{item['line']}" if item["line"] else f"{item['file']} [{item['offset']}]"
     detail = f" ({item['detail']})" if item["detail"] else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
-from inhouse.data.build import Built, Site, write_scratch
+from inhouse.data.build import Built, Site, tracked, write_scratch
 from inhouse.data.parts import PARTS
 from inhouse.data.segments import Shard
 from inhouse.data.shapes import Understood as Shape
@@ -68,11 +68,8 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
         index = index.join(copies, on="row", how="left", maintain_order="left")
         index = index.with_columns(pl.col("copies").fill_null(1)).filter(pl.col("copies") > 0)
     tasks = list(_table_tasks(built, index, form, site))
-    done = []
-    for count, result in enumerate(site.crew.each(write_one, tasks), 1):
-        done.append(result)
-        site.crew.events.progress(count, len(tasks), "tables", step="write")
-    return done
+    size = sum(shard.megabytes for shard in built.shards) / max(len(tasks), 1)
+    return list(tracked(site, write_one, tasks, [size] * len(tasks), "write"))
 
 
 def form_of(built: Built) -> Form:
@@ -82,7 +79,8 @@ def form_of(built: Built) -> Form:
     shapes = {source.located.params.name: source.shape for source in built.sources if source.shape is not None}
     used = built.index["shard"].unique().sort().to_list()
     frames = [pl.scan_ipc(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow") for n in used]
-    found = pl.collect_all([f.select(tools=pl.col("turns").is_not_null().any(), labels=pl.col("label").is_not_null().any()) for f in frames])
+    asked = {"tools": pl.col("turns").is_not_null().any(), "labels": pl.col("label").is_not_null().any()}
+    found = pl.collect_all([frame.select(**asked) for frame in frames])
     return Form(
         shapes=shapes,
         documents=all(isinstance(shape, TextShape) for shape in shapes.values()),
@@ -192,6 +190,22 @@ def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> pl.Series:
         batch = built.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
         texts.append(batch.docs()["text"].str.slice(0, chars))
     return pl.concat(texts)
+
+
+def first_texts(built: Built, rows: Sequence[int], chars: int) -> dict[int, str]:
+    """How some rows began when they were read; '' for all when a step takes personal data out."""
+    import polars as pl
+
+    if any(step.use == "pii" for step in built.params.steps):  # type: ignore[attr-defined]
+        return dict.fromkeys(rows, "")
+    wanted = pl.DataFrame({"row": pl.Series(sorted(set(rows)), dtype=pl.UInt64)})
+    found: dict[int, str] = {}
+    for source in built.sources:
+        for done in source.reads:
+            for shard in done.facts["shards"]:
+                docs = Shard(done.folder, shard["name"]).open().only(wanted).docs()
+                found |= dict(docs.select("row", pl.col("text").str.slice(0, chars)).iter_rows())
+    return found
 
 
 def test_texts_in_train(done: Sequence[Finished]) -> int:

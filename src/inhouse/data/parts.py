@@ -16,7 +16,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def decide_parts(index: pl.DataFrame, split: SplitParams) -> pl.Series:
-    """Stated parts as they are, the others by their keys (columns: part or null, key u64, time). Raises split.no_test."""
+    """Stated parts as they are, the others by their keys (columns: part or null, key, time). Raises split.no_test."""
     import polars as pl
 
     open_rows = index["part"].is_null()
@@ -26,9 +26,7 @@ def decide_parts(index: pl.DataFrame, split: SplitParams) -> pl.Series:
     keys = undecided["key"].to_list()
     decided = pl.Series(assign_keys(keys, split, undecided["time"].to_list()), dtype=pl.String)
     if split.test and "test" not in decided and "test" not in index["part"].drop_nulls():
-        raise UserError(
-            "split.no_test", rows=len(set(keys)), asked=f"{split.test:.1%}", least=ceil(1 / split.test)
-        )
+        raise UserError("split.no_test", rows=len(set(keys)), asked=f"{split.test:.1%}", least=ceil(1 / split.test))
     parts = index["part"].to_list()
     found = iter(decided)
     return pl.Series("part", [next(found) if part is None else part for part in parts], dtype=pl.String)

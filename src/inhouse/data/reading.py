@@ -14,8 +14,8 @@ from inhouse.core.errors import UserError
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, write_frame
 from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
-from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes import Understood as Shape
+from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.source import Located, SourceParams, cut_file, read_file
 from inhouse.data.split import SplitParams, key_of

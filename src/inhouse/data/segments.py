@@ -75,6 +75,11 @@ class Shard:
     folder: Path
     name: str
 
+    @property
+    def megabytes(self) -> float:
+        """Size of its texts."""
+        return (self.folder / f"{self.name}.pieces.arrow").stat().st_size / 1e6
+
     def open(self) -> Batch:
         """The batch, mapped."""
         return load(self.folder, self.name)
@@ -179,7 +184,8 @@ class _Walk:
         if decided.is_empty():
             return batch
         noted = batch.rows.join(decided, on="row", maintain_order="left")
-        self.dropped.append(noted.select(*DROPPED_FROM_ROWS, step=pl.lit(place, pl.Int32), kept=pl.lit(None, pl.UInt64)))
+        none = pl.lit(None, pl.UInt64)
+        self.dropped.append(noted.select(*DROPPED_FROM_ROWS, step=pl.lit(place, pl.Int32), kept=none))
         return batch.without(decided)
 
     def gone(self) -> pl.DataFrame:
@@ -207,16 +213,17 @@ def with_children(batch: Batch, born: pl.DataFrame, place: int) -> Batch:
 
     children = born.select("parent", "child").unique().sort("parent", "child")
     ids = [
-        xxhash.xxh3_64_intdigest(f"{parent:016x}:{place}:{child}".encode())
-        for parent, child in children.iter_rows()
+        xxhash.xxh3_64_intdigest(f"{parent:016x}:{place}:{child}".encode()) for parent, child in children.iter_rows()
     ]
     children = children.with_columns(pl.Series("id", ids, dtype=pl.UInt64))
     rows = children.join(batch.rows.drop("parent"), left_on="parent", right_on="row", maintain_order="left")
     rows = rows.rename({"id": "row"}).select(batch.rows.columns)
     pieces = born.join(children, on=["parent", "child"], maintain_order="left").rename({"id": "row"})
     return Batch(
-        pl.concat([batch.rows, rows.cast(row_schema())]).sort("row"),
-        pl.concat([batch.pieces, pieces.select(batch.pieces.columns).cast(piece_schema())]).sort("row", "slot"),
+        pl.concat([batch.rows, rows.cast(pl.Schema(row_schema()))]).sort("row"),
+        pl.concat([batch.pieces, pieces.select(batch.pieces.columns).cast(pl.Schema(piece_schema()))]).sort(
+            "row", "slot"
+        ),
     )
 
 

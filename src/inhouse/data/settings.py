@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from inhouse.core.params import OneOf, Params
+from inhouse.data.mix import MixParams
 from inhouse.data.operators.exact_dedup import ExactDedup
 from inhouse.data.operators.normalize import Normalize
 from inhouse.data.shapes import AutoShape, Shape
@@ -26,6 +27,7 @@ class DataParams(Params):
         None,
         description="shares for rows whose source states no part; absent: 10 % test, none if a source is the test part",
     )
+    mix: MixParams | None = Field(None, description="proportion of the sources in the training part")
     engine: Literal["local", "ray"] = Field(
         "local", description="who works on the shards: processes of this machine, or a Ray cluster (extra distributed)"
     )
@@ -45,3 +47,10 @@ class DataParams(Params):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sources have the name {twice[0]!r}: give each its own `name`")
         return sources
+
+    @model_validator(mode="after")
+    def _mix_names_sources(self) -> DataParams:
+        names = sorted(source.name for source in self.sources)
+        if self.mix and (unknown := sorted(set(self.mix.shares) - set(names))):
+            raise ValueError(f"mix names {unknown[0]!r}, which is no source: {', '.join(names)}")
+        return self

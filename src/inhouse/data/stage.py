@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from inhouse.core.protocols import Context, Made
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
 from inhouse.data import beside
-from inhouse.data.build import SHARD_BYTES, SMALL, Built, Site, build, split_of
+from inhouse.data.build import SMALL, Built, Site, build, split_of
 from inhouse.data.card import card
 from inhouse.data.finish import write_tables
 from inhouse.data.operators.around import Around
-from inhouse.data.parts import PARTS
+from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes.document import TextShape
 from inhouse.data.source import Located, external_of, locate, strictest
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
+from inhouse.data.weigh import mixed
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
@@ -85,8 +86,9 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     site = Site(context.scratch, Crew(workers, params.engine, context.events), around, shard_bytes)
     built = build(params, located, site)
     refuse_unusable(built)
-    tables = write_tables(built, None, site)
-    return Result(built, tables, summary(built, tables))
+    copies, mix = (None, None) if params.mix is None else mixed(built, params.mix, site)
+    tables = write_tables(built, copies, site)
+    return Result(built, tables, {**summary(built, tables), "mix": mix})
 
 
 def _write(result: Result, out: Path) -> None:

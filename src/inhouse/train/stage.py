@@ -10,9 +10,9 @@ from inhouse.core.errors import UserError
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Context, Input, Made
 from inhouse.core.rows import Row
-from inhouse.dataset import read_rows
 from inhouse.core.run import release_memory
 from inhouse.core.settings import usable_cores
+from inhouse.dataset import read_rows
 from inhouse.train.params import Precision
 from inhouse.train.params import TrainParams as TrainParams
 

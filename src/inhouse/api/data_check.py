@@ -1,0 +1,152 @@
+"""Look at data before building from it, and try other thresholds after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from inhouse.api.request import Request
+from inhouse.core.artifact import Frozen
+from inhouse.core.errors import UserError
+from inhouse.core.protocols import Context
+from inhouse.core.rows import Part, Row
+from inhouse.core.run import Events
+from inhouse.data.build import described
+from inhouse.data.finish import first_texts
+from inhouse.data.look import first_look
+from inhouse.data.retune import Retuned, retune
+from inhouse.data.settings import DataParams
+from inhouse.data.stage import Result, located_of, perform
+from inhouse.dataset import FACTS, read_rows
+from inhouse.flow.project import Project, load
+
+PARTS: tuple[Part, ...] = ("train", "valid", "test")
+EXCERPT_CHARS = 120
+
+
+class DataRequest(Request):
+    """Which project's data."""
+
+    project: Path = Field(Path("inhouse.yaml"), description="project file, or a folder that holds inhouse.yaml")
+    overrides: tuple[str, ...] = Field((), description="section.key=value, applied over the file")
+    rows: int = Field(3, ge=0, le=100, description="how many rows to show")
+
+
+class Sample(Frozen):
+    """A row that a step would drop, and how it begins ('' where a step takes personal data out)."""
+
+    step: str
+    reason: str
+    id: str
+    place: str
+    begins: str
+
+
+class Checked(Frozen):
+    """What a build would keep and drop, and its first rows."""
+
+    summary: dict[str, Any]
+    rows: tuple[Row, ...]
+    rejected: tuple[str, ...]
+    dropped: tuple[Sample, ...] = ()
+
+
+def check_data(request: DataRequest, events: Events) -> Checked:
+    """Do what a build would do, and keep nothing but fetched sources; a first look at each source comes at once."""
+    project, params = _data_of(request)
+    with _passing_context(request, project, events) as context:
+        located = located_of(params, context)
+        for source in located:
+            events.note("data.look", **first_look(params, source))
+        result = perform(params, located, context)
+        bad = [described(line) for line, _ in zip(result.built.rejects(), range(request.rows), strict=False)]
+        return Checked(
+            summary=result.facts,
+            rows=tuple(_first_rows(result, request.rows)),
+            rejected=tuple(bad),
+            dropped=tuple(_samples(result, request.rows)),
+        )
+
+
+class RetuneRequest(Request):
+    """Which project, with the thresholds to try as overrides; the dataset is the one built before."""
+
+    project: Path = Field(Path("inhouse.yaml"), description="project file, or a folder that holds inhouse.yaml")
+    overrides: tuple[str, ...] = Field((), description="section.key=value, applied over the file")
+    dataset: str = Field("", description="dataset to look at: v1, an id or its beginning; absent: the newest")
+
+
+class RetuneResult(Frozen):
+    """Every step that judges figures, then and now."""
+
+    dataset: str
+    steps: tuple[Retuned, ...]
+
+
+def retune_data(request: RetuneRequest) -> RetuneResult:
+    """What other thresholds would drop, from the figures of a dataset that was built; nothing is built or changed."""
+    from inhouse.api.data import dataset_of
+
+    _, params = _data_of(request)
+    record = dataset_of(request.store, request.dataset)
+    folder = request.store.path(record.id)
+    built_with = json.loads((folder / FACTS).read_text(encoding="utf-8"))["steps"]
+    return RetuneResult(dataset=record.id, steps=tuple(retune(folder, built_with, params.steps)))
+
+
+def _data_of(request: DataRequest | RetuneRequest) -> tuple[Project, DataParams]:
+    project = load(request.project, request.overrides)
+    if project.data is None:
+        raise UserError("plan.no_step", room="data")
+    return project, project.data
+
+
+@contextmanager
+def _passing_context(request: DataRequest, project: Project, events: Events) -> Iterator[Context]:
+    """A context whose folders are gone afterwards."""
+    folder = request.project if request.project.is_dir() else request.project.parent
+    request.store.create()
+    passing = Path(tempfile.mkdtemp(prefix="check-", dir=request.store.work))
+    try:
+        yield Context(
+            inputs={}, out=passing / "out", scratch=passing / "scratch", sources=request.store.sources,
+            project_dir=folder.absolute(), events=events, seed=project.seed, offline=request.offline, use=project.use,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(passing, ignore_errors=True)
+
+
+def _first_rows(result: Result, count: int) -> Iterator[Row]:
+    left = count
+    for part in PARTS:
+        for table in result.tables:
+            if table.facts["part"] == part and left:
+                for row, _ in zip(read_rows(table.folder, part), range(left), strict=False):
+                    left -= 1
+                    yield row
+
+
+def _samples(result: Result, each: int) -> Iterator[Sample]:
+    """The first rows of each step and reason."""
+    from inhouse.data.beside import dropped_table
+
+    table = dropped_table(result.built)
+    seen: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for item in table.iter_rows(named=True):
+        seen[item["step"], item["reason"]] += 1
+        if seen[item["step"], item["reason"]] <= each:
+            chosen.append(item)
+    begins = first_texts(result.built, [int(item["id"], 16) for item in chosen], EXCERPT_CHARS)
+    for item in chosen:
+        place = f"{item['source']}/{item['file']}:{item['offset']}"
+        shown = " ".join(begins.get(int(item["id"], 16), "").split())
+        yield Sample(step=item["step"], reason=item["reason"], id=item["id"], place=place, begins=shown)
