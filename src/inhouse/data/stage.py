@@ -59,7 +59,7 @@ class Result:
 def run(params: DataParams, context: Context) -> Made:
     """Fetch the sources, build the rows, and write the artifact. Raises data.* and split.* errors."""
     result = perform(params, located_of(params, context), context)
-    _write(result, context.out)
+    write(result, context.out)
     _tell(result, context.events)
     keys = ("read", "made", "rows", "labels", "rejected", "dropped", "test_texts_in_train")
     return Made(
@@ -91,7 +91,8 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     return Result(built, tables, {**summary(built, tables), "mix": mix})
 
 
-def _write(result: Result, out: Path) -> None:
+def write(result: Result, out: Path) -> None:
+    """Write the artifact's files."""
     for table in result.tables:
         link(table.folder / table.facts["name"], out / table.facts["name"])
     beside.write(result.built, out)
