@@ -24,6 +24,7 @@ from inhouse.core.errors import MissingExtra
 FOLDERS = {
     "reader": "inhouse.data.readers",
     "cleaner": "inhouse.data.operators",
+    "rule": "inhouse.data.label.rules",
     "method": "inhouse.train.methods",
     "metric": "inhouse.evaluate.metrics",
     "compressor": "inhouse.compress.methods",
