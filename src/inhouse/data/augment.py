@@ -182,35 +182,52 @@ def _grams(text: str, n: int) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A Latin word of a text, and the words it touches: None where something else than one space lies between."""
+    """A Latin word of a text, and the words around: None where something else than one space lies between."""
 
     start: int
     end: int
     text: str
     before: str | None
     after: str | None
+    beyond: str | None  # the word after the next
     begins: bool  # a sentence
+    second: bool  # word of a sentence
 
 
 def words_of(text: str, wanted: Container[str]) -> Iterator[Word]:
-    """Those of the wanted words (lower case) that may be changed: none in code, addresses, placeholders, paths."""
+    """Those of the wanted words (lower case) that may be changed.
+
+    None in code, addresses, placeholders, paths and identifiers, and none with a hyphen or a sign (well-known, C#).
+    """
     tokens = list(TOKEN.finditer(text))
     for place, token in enumerate(tokens):
         if token.lastgroup != "word" or token.group().lower() not in wanted:
             continue
         if _is_glued(text, token.start(), token.end()):
             continue
-        before = tokens[place - 1] if place else None
-        after = tokens[place + 1] if place + 1 < len(tokens) else None
-        gap = text[before.end() if before else 0 : token.start()].strip(" ")
         yield Word(
             start=token.start(),
             end=token.end(),
             text=token.group(),
-            before=before.group() if before and text[before.end() : token.start()] == " " else None,
-            after=after.group() if after and text[token.end() : after.start()] == " " else None,
-            begins=before is None or (bool(gap) and gap[-1] in ENDS_SENTENCE) or "\n" in gap,
+            before=tokens[place - 1].group() if _touch(text, tokens, place) else None,
+            after=tokens[place + 1].group() if _touch(text, tokens, place + 1) else None,
+            beyond=tokens[place + 2].group() if _touch(text, tokens, place + 1, 2) else None,
+            begins=_begins(text, tokens, place),
+            second=place > 0 and _begins(text, tokens, place - 1),
         )
+
+
+def _touch(text: str, tokens: Sequence[re.Match[str]], place: int, count: int = 1) -> bool:
+    """Whether the token at `place` is one space from the one before, and so on for `count` tokens."""
+    if place < 1 or place + count > len(tokens):
+        return False
+    return all(text[tokens[i - 1].end() : tokens[i].start()] == " " for i in range(place, place + count))
+
+
+def _begins(text: str, tokens: Sequence[re.Match[str]], place: int) -> bool:
+    """Whether a token is the first of a sentence."""
+    gap = text[tokens[place - 1].end() if place else 0 : tokens[place].start()].strip(" ")
+    return place == 0 or (bool(gap) and gap[-1] in ENDS_SENTENCE)
 
 
 def _is_glued(text: str, start: int, end: int) -> bool:

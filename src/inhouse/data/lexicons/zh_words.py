@@ -65,14 +65,17 @@ def runs(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str]]:
             yield match.start(), match.group()
 
 
-def cut(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str, str | None, str | None]]:
-    """The words of the runs that hold a wanted one: place, word, the word before and the word after in the run."""
-    tokenizer = _tokenizer()
+def cut_runs(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, list[str]]]:
+    """The words of every run that holds a wanted one, and where the run begins."""
     for start, run in runs(text, wanted):
-        words = list(tokenizer.cut(run, HMM=False))
-        for place, word in enumerate(words):
-            before = words[place - 1] if place else None
-            yield start, word, before, words[place + 1] if place + 1 < len(words) else None
+        yield start, list(_tokenizer().cut(run, HMM=False))
+
+
+def cut(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """The words of the runs that hold a wanted one, each with its place."""
+    for start, words in cut_runs(text, wanted):
+        for word in words:
+            yield start, word
             start += len(word)
 
 

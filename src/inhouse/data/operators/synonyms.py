@@ -191,6 +191,6 @@ def _article_stays(word: Word, synonym: str) -> bool:
 
 
 def _chinese_edits(text: str, words: zh_words.Words, wanted: re.Pattern[str]) -> Iterable[Edit]:
-    for start, word, _, _ in zh_words.cut(text, wanted):
+    for start, word in zh_words.cut(text, wanted):
         if word in words:
             yield start, start + len(word), words[word]
