@@ -24,6 +24,8 @@ from inhouse.core.errors import MissingExtra
 FOLDERS = {
     "reader": "inhouse.data.readers",
     "cleaner": "inhouse.data.operators",
+    "rule": "inhouse.data.label.rules",
+    "recogniser": "inhouse.guard.recognisers",
     "method": "inhouse.train.methods",
     "metric": "inhouse.evaluate.metrics",
     "compressor": "inhouse.compress.methods",

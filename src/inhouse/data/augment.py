@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from random import Random
@@ -17,7 +16,9 @@ from inhouse.core.plugins import require
 from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 ALL = 1 << 64
 LONGEST_GRAM = 3
@@ -151,53 +152,92 @@ def similarity(old: str, new: str) -> float:
     a, b = ("".join(text.casefold().split()) for text in (old, new))
     if a == b:
         return 1.0
-    scores = []
-    for n in range(1, LONGEST_GRAM + 1):
-        grams_a, grams_b = _grams(a, n), _grams(b, n)
-        total = grams_a.total() + grams_b.total()
-        if total:
-            scores.append(2 * (grams_a & grams_b).total() / total)
+    scores = [_dice(a, b, n) for n in range(1, LONGEST_GRAM + 1) if len(a) >= n or len(b) >= n]
     return sum(scores) / len(scores)
 
 
-def _grams(text: str, n: int) -> Counter[str]:
-    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+def _dice(a: str, b: str, n: int) -> float:
+    """Twice what two texts have in common by what they have in all, counted in n-grams."""
+    require("data", "numpy")
+    import numpy as np
+
+    grams_a, grams_b = _grams(a, n), _grams(b, n)
+    _, places = np.unique(np.concatenate((grams_a, grams_b)), return_inverse=True)
+    kinds = int(places.max()) + 1
+    counts_a = np.bincount(places[: len(grams_a)], minlength=kinds)
+    counts_b = np.bincount(places[len(grams_a) :], minlength=kinds)
+    return float(2 * np.minimum(counts_a, counts_b).sum() / len(places))
+
+
+def _grams(text: str, n: int) -> NDArray[np.uint64]:
+    """Every run of n characters as one number: 21 bits a character, so that no two runs are taken for one."""
+    import numpy as np
+
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    grams = np.zeros(max(0, len(points) - n + 1), np.uint64)
+    for place in range(n):
+        grams = (grams << np.uint64(21)) | points[place : place + len(grams)]
+    return grams
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A Latin word of a text, and the words it touches: None where something else than one space lies between."""
+    """A Latin word of a text, and the words around: None where something else than one space lies between."""
 
     start: int
     end: int
     text: str
     before: str | None
     after: str | None
+    beyond: str | None  # the word after the next
     begins: bool  # a sentence
+    second: bool  # word of a sentence
 
 
-def words_of(text: str) -> Iterator[Word]:
-    """The Latin words of a text that may be changed: none in code, addresses, placeholders, paths and identifiers."""
+def words_of(text: str, wanted: Container[str]) -> Iterator[Word]:
+    """Those of the wanted words (lower case) that may be changed.
+
+    None in code, addresses, placeholders, paths and identifiers, and none with a hyphen or a sign (well-known, C#).
+    """
     tokens = list(TOKEN.finditer(text))
     for place, token in enumerate(tokens):
-        if token.lastgroup != "word" or _is_glued(text, token.start(), token.end()):
+        if token.lastgroup != "word" or token.group().lower() not in wanted:
             continue
-        before = tokens[place - 1] if place else None
-        after = tokens[place + 1] if place + 1 < len(tokens) else None
-        gap = text[before.end() if before else 0 : token.start()].strip(" ")
+        if _is_glued(text, token.start(), token.end()):
+            continue
         yield Word(
             start=token.start(),
             end=token.end(),
             text=token.group(),
-            before=before.group() if before and text[before.end() : token.start()] == " " else None,
-            after=after.group() if after and text[token.end() : after.start()] == " " else None,
-            begins=before is None or (bool(gap) and gap[-1] in ENDS_SENTENCE) or "\n" in gap,
+            before=tokens[place - 1].group() if _touch(text, tokens, place) else None,
+            after=tokens[place + 1].group() if _touch(text, tokens, place + 1) else None,
+            beyond=tokens[place + 2].group() if _touch(text, tokens, place + 1, 2) else None,
+            begins=_begins(text, tokens, place),
+            second=place > 0 and _begins(text, tokens, place - 1),
         )
+
+
+def _touch(text: str, tokens: Sequence[re.Match[str]], place: int, count: int = 1) -> bool:
+    """Whether the token at `place` is one space from the one before, and so on for `count` tokens."""
+    if place < 1 or place + count > len(tokens):
+        return False
+    return all(text[tokens[i - 1].end() : tokens[i].start()] == " " for i in range(place, place + count))
+
+
+def _begins(text: str, tokens: Sequence[re.Match[str]], place: int) -> bool:
+    """Whether a token is the first of a sentence."""
+    gap = text[tokens[place - 1].end() if place else 0 : tokens[place].start()].strip(" ")
+    return place == 0 or (bool(gap) and gap[-1] in ENDS_SENTENCE)
 
 
 def _is_glued(text: str, start: int, end: int) -> bool:
     """Whether the word is a part of something with hyphens or signs, such as well-known or C#."""
     return (start > 0 and text[start - 1] in "-–'’@#&=") or (end < len(text) and text[end] in "-–@#&=+")
+
+
+def listed(words: str) -> frozenset[str]:
+    """The words of a string, for lists that are read more easily without quotes."""
+    return frozenset(words.split())
 
 
 def like(model: str, word: str) -> str:

@@ -130,7 +130,7 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
     for source, shape in zip(located, shapes, strict=True):
         if shape is not None:
             tasks += _read_tasks(params, source, shape, site, len(tasks))
-    sizes = [sum(_bytes(piece) for piece in task.pieces) for task in tasks]
+    sizes = [sum(piece.bytes for piece in task.pieces) for task in tasks]
     done = list(tracked(site, read_shards, tasks, [size / 1e6 for size in sizes], "read"))
     for source, shape in zip(located, shapes, strict=True):
         name = source.params.name
@@ -318,12 +318,6 @@ def tracked(
         done += size
         site.crew.events.progress(round(done, 1), round(total, 1), "MB", step=name)
         yield result
-
-
-def _bytes(piece: Any) -> int:
-    if piece.span is not None and piece.span.end > piece.span.start:
-        return int(piece.span.end - piece.span.start)
-    return int(piece.path.stat().st_size)
 
 
 def _refuse_same_content(located: Sequence[Located]) -> None:

@@ -36,6 +36,7 @@ class Piece:
     number: int  # place of the file among the files of its source
     name: str
     path: Path
+    bytes: int
     span: Span | None = None
 
 
@@ -83,9 +84,9 @@ def stretches(source: Located, shard_bytes: int) -> Iterator[tuple[Piece, ...]]:
         bytes_ = path.stat().st_size
         spans = cut_file(source.params, path, shard_bytes) if bytes_ > shard_bytes else [None]
         if len(spans) > 1:
-            yield from ((Piece(number, name, path, span),) for span in spans)
+            yield from ((Piece(number, name, path, bytes_ // len(spans), span),) for span in spans)
             continue
-        together.append(Piece(number, name, path))
+        together.append(Piece(number, name, path, bytes_))
         size += bytes_
         if size >= shard_bytes:
             yield tuple(together)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 Reason = Literal[
@@ -21,6 +19,19 @@ Reason = Literal[
     "unknown_role",
     "no_prompt",
     "no_answer",
+    "truncated",
+    "damaged",
+    "unreadable",
+    "zip_bomb",
+    "unsafe_member",
+    "encrypted",
+    "nested_archive",
+    "file_too_large",
+    "no_array",
+    "bad_header",
+    "no_sheet",
+    "no_match",
+    "no_text",
 ]
 TEXTS: dict[Reason, str] = {
     "broken_json": "data.reason.broken_json",
@@ -36,6 +47,19 @@ TEXTS: dict[Reason, str] = {
     "unknown_role": "data.reason.unknown_role",
     "no_prompt": "data.reason.no_prompt",
     "no_answer": "data.reason.no_answer",
+    "truncated": "data.reason.truncated",
+    "damaged": "data.reason.damaged",
+    "unreadable": "data.reason.unreadable",
+    "zip_bomb": "data.reason.zip_bomb",
+    "unsafe_member": "data.reason.unsafe_member",
+    "encrypted": "data.reason.encrypted",
+    "nested_archive": "data.reason.nested_archive",
+    "file_too_large": "data.reason.file_too_large",
+    "no_array": "data.reason.no_array",
+    "bad_header": "data.reason.bad_header",
+    "no_sheet": "data.reason.no_sheet",
+    "no_match": "data.reason.no_match",
+    "no_text": "data.reason.no_text",
 }
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file far more often than a document
@@ -52,15 +76,6 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a file that can be read by itself: from byte `start` to `end`, its first row at offset `first`."""
-
-    start: int
-    end: int
-    first: int
-
-
-@dataclass(frozen=True, slots=True)
 class Reject:
     """A row that cannot be used. `detail` names the column, label or character; `excerpt` shows how it begins."""
 
@@ -69,6 +84,19 @@ class Reject:
     reason: Reason
     detail: str = ""
     excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a file that can be read by itself.
+
+    Bytes from `start` up to `end`, both at the beginning of a line; for Parquet, rows. `first` is the offset of its
+    first row.
+    """
+
+    start: int
+    end: int
+    first: int
 
 
 class Unfit(Exception):
@@ -80,22 +108,24 @@ class Unfit(Exception):
         self.detail = excerpt(detail)
 
 
+class Damaged(Exception):
+    """A file cannot be read on from here: why, and what exactly."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = excerpt(detail)
+
+    def at(self, offset: int, line: int | None = None) -> Reject:
+        """The reject that stands for what could not be read from this row on."""
+        return Reject(offset, line, self.reason, self.detail)
+
+
 def excerpt(value: object) -> str:
     """The beginning of a value as one printable line."""
-    text = str(value)[: EXCERPT_CHARS * 2]
+    try:
+        text = str(value)[: EXCERPT_CHARS * 2]
+    except RecursionError:  # JSON may nest deeper than Python can print
+        text = type(value).__name__
     text = text.encode("utf-8", "backslashreplace").decode()
     return " ".join(text.split())[:EXCERPT_CHARS]
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Lines of a file with their number from 1; None for a line over MAX_LINE_BYTES, which is never held in memory."""
-    with path.open("rb") as f:
-        number = 0
-        while chunk := f.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(chunk) <= MAX_LINE_BYTES:
-                yield number, chunk.removeprefix(b"\xef\xbb\xbf") if number == 1 else chunk
-                continue
-            while not chunk.endswith(b"\n") and (chunk := f.readline(MAX_LINE_BYTES)):
-                pass
-            yield number, None

@@ -17,7 +17,8 @@ from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of, operators
 from inhouse.core.protocols import Context
 from inhouse.core.rows import Part
-from inhouse.data.records import Record, Reject, Span
+from inhouse.data.readers.bytes import chunks, ending
+from inhouse.data.records import Damaged, Record, Reject, Span
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import Use, normal, read_licences, settle, use_of
 
@@ -123,7 +124,7 @@ def _content(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> str:
 
 def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Iterator[Record | Reject]:
     """The records and rejects of one file, or of one stretch of it; columns renamed as the source says."""
-    reader = source.reader or reader_for(path)
+    reader = reader_of(source.reader, path)
     read = operator_of("reader", reader).function("read")
     items: Iterator[Record | Reject] = read(path, reader) if span is None else read(path, reader, span)
     if not source.rename:
@@ -135,7 +136,7 @@ def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Ite
 
 def cut_file(source: SourceParams, path: Path, bytes_: int) -> list[Span | None]:
     """The stretches of a large file that can be read apart from each other; [None] where its format allows none."""
-    reader = source.reader or reader_for(path)
+    reader = reader_of(source.reader, path)
     operator = operator_of("reader", reader)
     if "cut" not in vars(operator.module):
         return [None]
@@ -147,23 +148,37 @@ def _renamed(item: Record, rename: dict[str, str]) -> Record:
     return Record(item.offset, {rename.get(k, k): v for k, v in item.fields.items()}, item.line)
 
 
+def reader_of(named: BaseModel | None, path: Path) -> BaseModel:
+    """The reader that a source names, else the one for the file; a named reader reads the members of a zip file."""
+    if named is None:
+        return reader_for(path)
+    if ending(path) == ".zip" and operator_of("reader", named).name != "zip":
+        return operators("reader")["zip"].params(reader=named.model_dump())
+    return named
+
+
 def reader_for(path: Path) -> BaseModel:
     """The reader for a file by its ending, with its defaults. Raises data.no_reader."""
-    suffix = path.suffix.lower()
+    suffix = ending(path)
     if suffix == ".json" and not _starts_with_array(path):
         suffix = ".jsonl"  # many files named .json hold one object a line
-    found = _by_suffix().get(suffix)
+    found = endings().get(suffix)
     if found is None:
-        raise UserError("data.no_reader", path=path.name, known=", ".join(sorted(_by_suffix())))
+        raise UserError("data.no_reader", path=path.name, known=", ".join(sorted(endings())))
     return operators("reader")[found].params()
 
 
 def _starts_with_array(path: Path) -> bool:
-    with path.open("rb") as f:
-        return f.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+    try:
+        head = next(chunks(path), b"")
+    except Damaged:
+        return False  # the reader says what is wrong
+    # The marks of UTF-8 and UTF-16, white space, and the zero bytes between the characters of UTF-16.
+    return head.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\x00")[:1] == b"["
 
 
-def _by_suffix() -> dict[str, str]:
+def endings() -> dict[str, str]:
+    """The endings that are known, each with the name of its reader."""
     return {suffix: name for name, op in operators("reader").items() for suffix in op.function("SUFFIXES")}
 
 
@@ -184,10 +199,10 @@ def _listed(source: SourceParams, found: Path) -> tuple[tuple[str, Path], ...]:
     if found.is_file():
         return ((_shown(Path(found.name)), found),)
     below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file())
-    return _known(source, [(name, path) for name, path in below if not _beside(name)])
+    return _known(source, [(name, path) for name, path in below if not beside(name)])
 
 
-def _beside(name: str) -> bool:
+def beside(name: str) -> bool:
     """Whether a file of a folder is hidden or speaks about the data instead of holding it."""
     parts = name.split("/")
     return any(part.startswith(".") for part in parts) or ABOUT.match(parts[-1]) is not None
@@ -200,12 +215,12 @@ def _shown(path: Path) -> str:
 
 def _known(source: SourceParams, found: list[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
     """Of several files, those a reader knows by their ending; a glob with a reader named takes all that match."""
-    known = _by_suffix()
+    known = endings()
     if source.reader is not None:
         wanted = operator_of("reader", source.reader).name
-        known = {suffix: reader for suffix, reader in known.items() if reader == wanted}
+        known = {suffix: reader for suffix, reader in known.items() if reader in (wanted, "zip")}
     every = source.reader is not None and _is_glob(source)
-    files = tuple((name, path) for name, path in found if every or path.suffix.lower() in known)
+    files = tuple((name, path) for name, path in found if every or ending(path) in known)
     if not files:
         raise UserError("data.no_files", source=source.name, place=source.from_, known=", ".join(sorted(known)))
     return files

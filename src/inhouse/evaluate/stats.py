@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from inhouse.core.agreement import wilson
 from inhouse.core.gate import Figure
 from inhouse.core.params import Params
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-Z = 1.959963984540054  # 97.5 % point of the normal distribution
 BLOCK = 2_000_000  # drawn row numbers held at a time: 16 MB
 DIGITS = 6
 
@@ -69,17 +69,6 @@ def difference(candidate: Measure, reference: Measure, bootstrap: BootstrapParam
         return None
     low, high = percentile_interval(resample(candidate, reference, bootstrap))
     return _figure(value, low, high, len(candidate.columns), candidate.unit)
-
-
-def wilson(successes: int, rows: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927; advised by Brown, Cai & DasGupta 2001).
-
-    Unlike the bootstrap it does not shrink to nothing when every row succeeds, or none.
-    """
-    share = successes / rows
-    middle = (share + Z * Z / (2 * rows)) / (1 + Z * Z / rows)
-    half = Z / (1 + Z * Z / rows) * math.sqrt(share * (1 - share) / rows + Z * Z / (4 * rows * rows))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def resample(measure: Measure, minus: Measure | None, bootstrap: BootstrapParams) -> Floats:

@@ -261,3 +261,14 @@ def join_neighbours(keys: Any, order: Any, drawn: Any, parents: Any, least: floa
             if one != other and resemblance(drawn[order[i]], drawn[order[j]]) >= least:
                 parents[max(one, other)] = min(one, other)
             j -= 1
+
+
+def band_keys(signatures: NDArray[np.uint32], rows: int) -> NDArray[np.uint32]:
+    """One key for each band of `rows` hashes (documents, bands); what is left over at the end stays unused."""
+    documents, count = signatures.shape
+    bands = signatures[:, : count // rows * rows].reshape(documents, count // rows, rows).astype(np.uint64)
+    keys = np.zeros(bands.shape[:2], np.uint64)
+    for n in range(rows):
+        keys = (keys ^ bands[:, :, n]) * np.uint64(0xD6E8FEB86659FD93)
+        keys ^= keys >> np.uint64(32)
+    return keys.astype(np.uint32)

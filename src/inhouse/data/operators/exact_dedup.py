@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.data.clusters import FIRST
 from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
 
 SHAPE = "reduce"
-LOW_64 = (1 << 64) - 1
-# Whose copy stays when parts share a text: what is measured on must stay measurable.
-FIRST = {"test": 0, "valid": 1, "train": 2}
 
 
 class ExactDedup(Params):
@@ -25,15 +23,19 @@ class ExactDedup(Params):
 
 def emit(docs: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:
     """The 128-bit xxh3 of each text as two numbers, with the row's part and label."""
-    require("data", "xxhash")
+    return docs.select("row", "part", "label").with_columns(whole_hashes(docs["text"]))
+
+
+def whole_hashes(texts: pl.Series) -> list[pl.Series]:
+    """The 128-bit xxh3 of each text as two columns, `high` and `low`."""
+    require("data", "numpy", "xxhash")
+    import numpy as np
     import polars as pl
     import xxhash
 
-    keys = [xxhash.xxh3_128_intdigest(text.encode()) for text in docs["text"]]
-    return docs.select("row", "part", "label").with_columns(
-        pl.Series("high", [key >> 64 for key in keys], dtype=pl.UInt64),
-        pl.Series("low", [key & LOW_64 for key in keys], dtype=pl.UInt64),
-    )
+    digests = b"".join(map(xxhash.xxh3_128_digest, texts.cast(pl.Binary).to_list()))
+    halves = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+    return [pl.Series(name, halves[:, n]) for n, name in enumerate(("high", "low"))]
 
 
 def decide(emitted: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:

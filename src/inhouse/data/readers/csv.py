@@ -9,13 +9,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from inhouse.core.errors import UserError
 from inhouse.core.messages import text
 from inhouse.core.params import Params
-from inhouse.data.records import MAX_LINE_BYTES, TEXTS, Reason, Record, Reject, excerpt, lines
+from inhouse.data.readers.bytes import ending, lines
+from inhouse.data.readers.encoding import ABOUT, BROKEN, Encoding, decoded
+from inhouse.data.records import MAX_LINE_BYTES, TEXTS, Damaged, Reason, Record, Reject, excerpt
 
 SUFFIXES = (".csv", ".tsv", ".tab")
-BROKEN = "\udcff"  # a lone surrogate: no decoded text holds one, so it marks what could not be decoded
 
 
 class CsvReader(Params):
@@ -32,7 +32,7 @@ class CsvReader(Params):
     header_lines: int | None = Field(
         None, ge=0, description="lines before the first row; absent: 1, or 0 when `columns` is given"
     )
-    encoding: Literal["utf-8", "gb18030"] = Field("utf-8", description="gb18030 reads GBK and GB2312 files too")
+    encoding: Encoding = Field("auto", description=ABOUT)
 
     @model_validator(mode="after")
     def _names_known(self) -> CsvReader:
@@ -46,9 +46,9 @@ class CsvReader(Params):
 class _Lines:
     """Decoded lines for the csv module; remembers which lines were too long or could not be decoded."""
 
-    def __init__(self, path: Path, encoding: str, skip: int) -> None:
-        self.source = lines(path)
-        self.encoding = encoding
+    def __init__(self, path: Path, encoding: Encoding, skip: int) -> None:
+        self.codec, pieces = decoded(path, encoding)
+        self.source = lines(pieces)
         self.bad: dict[int, Reason] = {}
         self.last = 0
         for _ in range(skip):
@@ -63,10 +63,10 @@ class _Lines:
             self.bad[self.last] = "line_too_long"
             return BROKEN + "\n"
         try:
-            return raw.decode(self.encoding)
+            return raw.decode(self.codec) + "\n"  # the csv module tells a line feed inside quotes by it
         except UnicodeDecodeError:
             self.bad[self.last] = "invalid_encoding"
-            return raw.decode("utf-8", "replace").rstrip("\r\n") + BROKEN + "\n"
+            return raw.decode("utf-8", "replace").rstrip("\r") + BROKEN + "\n"
 
     def reason(self, first: int, last: int) -> Reason | None:
         """Why one of these lines cannot be used."""
@@ -76,24 +76,37 @@ class _Lines:
 def read(path: Path, params: CsvReader) -> Iterator[Record | Reject]:
     """The rows of the file, in order; blank lines are skipped. A row that spans broken lines is rejected line by line.
 
-    Raises data.header when the header cannot be decoded or repeats a name.
+    One reject stands for the file when the header cannot be decoded or repeats a name.
     """
     # The csv module's own limit is 131,072 characters a field and global to the process: lines are bounded already.
     csv.field_size_limit(MAX_LINE_BYTES)
-    columns, skip = _columns(path, params)
-    source = _Lines(path, params.encoding, skip)
-    offset = 0
-    for cells, problem, first, last in _rows(source, _delimiter(path, params), params.quote):
-        reason = source.reason(first, last) or ("broken_csv" if problem else None)
-        if reason is None and len(cells) != len(columns):
-            reason, problem = "column_count", f"{len(cells)} ≠ {len(columns)}"
-        if reason is None:
-            yield Record(offset, dict(zip(columns, cells, strict=True)), first)
-            offset += 1
-            continue
-        for line in range(first, last + 1):  # an unclosed quote may swallow many rows: every line is accounted for
-            yield Reject(offset, line, reason, problem, excerpt(" | ".join(cells).replace(BROKEN, "")))
-            offset += 1
+    offset = line = 0
+    try:
+        columns, skip = _columns(path, params)
+        source = _Lines(path, params.encoding, skip)
+        for row in _rows(source, _delimiter(path, params), params.quote):
+            line = row[3]
+            for item in _understood(row, columns, source, offset):
+                yield item
+                offset += 1
+    except Damaged as damage:
+        yield damage.at(offset, line + 1)
+
+
+def _understood(
+    row: tuple[list[str], str, int, int], columns: tuple[str, ...], source: _Lines, offset: int
+) -> Iterator[Record | Reject]:
+    """The record of a row, or a reject for each of its lines."""
+    cells, problem, first, last = row
+    reason = source.reason(first, last) or ("broken_csv" if problem else None)
+    if reason is None and len(cells) != len(columns):
+        reason, problem = "column_count", f"{len(cells)} ≠ {len(columns)}"
+    if reason is None:
+        yield Record(offset, dict(zip(columns, cells, strict=True)), first)
+        return
+    shown = excerpt(" | ".join(cells).replace(BROKEN, ""))
+    for line in range(first, last + 1):  # an unclosed quote may swallow many rows: every line is accounted for
+        yield Reject(offset + line - first, line, reason, problem, shown)
 
 
 def _rows(source: _Lines, delimiter: str, quote: str | None) -> Iterator[tuple[list[str], str, int, int]]:
@@ -118,11 +131,11 @@ def _columns(path: Path, params: CsvReader) -> tuple[tuple[str, ...], int]:
     source = _Lines(path, params.encoding, 0)
     header, problem, _, last = next(_rows(source, _delimiter(path, params), params.quote), ([], "", 0, 0))
     if reason := source.reason(1, last):
-        problem = f"{text(TEXTS[reason])} ({params.encoding})"
+        problem = text(TEXTS[reason])
     if twice := sorted({name for name in header if header.count(name) > 1}):
         problem = f"columns named twice: {', '.join(twice)}"
     if problem:
-        raise UserError("data.header", path=path.name, problem=problem)
+        raise Damaged("bad_header", problem)
     return tuple(header), max(params.header_lines or 1, source.last)
 
 
@@ -133,4 +146,4 @@ def _reader(source: _Lines, delimiter: str, quote: str | None) -> Iterator[list[
 
 
 def _delimiter(path: Path, params: CsvReader) -> str:
-    return params.delimiter or ("\t" if path.suffix.lower() in (".tsv", ".tab") else ",")
+    return params.delimiter or ("\t" if ending(path) in (".tsv", ".tab") else ",")

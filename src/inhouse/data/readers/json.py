@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from inhouse.core.errors import UserError
 from inhouse.core.params import Params
-from inhouse.data.records import Record, Reject, excerpt
+from inhouse.data.readers.bytes import joined
+from inhouse.data.readers.encoding import ABOUT, Encoding, decoded
+from inhouse.data.records import Damaged, Record, Reject, excerpt
 
 SUFFIXES = (".json",)
 
@@ -21,12 +22,17 @@ class JsonReader(Params):
 
     use: Literal["json"] = "json"
     key: str | None = Field(None, description="name of the array inside the top object; absent: the file is the array")
-    encoding: Literal["utf-8", "gb18030"] = Field("utf-8", description="gb18030 reads GBK and GB2312 files too")
+    encoding: Encoding = Field("auto", description=ABOUT)
 
 
 def read(path: Path, params: JsonReader) -> Iterator[Record | Reject]:
-    """The objects of the array, in order. Raises data.unreadable when the file as a whole is broken."""
-    for offset, value in enumerate(_array(path, params)):
+    """The objects of the array, in order; one reject when the file as a whole is broken."""
+    try:
+        found = _array(path, params)
+    except Damaged as damage:
+        yield damage.at(0)
+        return
+    for offset, value in enumerate(found):
         if isinstance(value, dict):
             yield Record(offset, value)
         else:
@@ -34,14 +40,20 @@ def read(path: Path, params: JsonReader) -> Iterator[Record | Reject]:
 
 
 def _array(path: Path, params: JsonReader) -> list[Any]:
+    codec, pieces = decoded(path, params.encoding)
+    raw = joined(pieces)
+    if not raw.strip():
+        return []
     try:
-        value = json.loads(path.read_bytes().decode(params.encoding).removeprefix("\ufeff"))
+        value = json.loads(raw.decode(codec))
+    except UnicodeDecodeError as error:
+        raise Damaged("invalid_encoding", f"byte {error.start}") from None
     except (ValueError, RecursionError) as error:
-        hint = "; for one object a line use reader: jsonl" if "Extra data" in str(error) else ""
-        raise UserError("data.unreadable", path=path.name, problem=f"{error}{hint}") from None
+        hint = "one object a line? use reader: jsonl; " if "Extra data" in str(error) else ""
+        raise Damaged("broken_json", f"{hint}{error}") from None
     if params.key is not None:
         value = value.get(params.key) if isinstance(value, dict) else None
     if not isinstance(value, list):
         keys = ", ".join(sorted(value)[:10]) if isinstance(value, dict) else type(value).__name__
-        raise UserError("data.not_an_array", path=path.name, found=keys)
+        raise Damaged("no_array", keys)
     return value

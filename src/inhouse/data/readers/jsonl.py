@@ -5,42 +5,68 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from inhouse.core.params import Params
-from inhouse.data.records import Record, Reject, excerpt, lines
+from inhouse.core.plugins import require
+from inhouse.data.readers.bytes import lines
+from inhouse.data.readers.encoding import ABOUT, Codec, Encoding, cut_lines, decoded
+from inhouse.data.records import Damaged, Record, Reject, Span, excerpt
 
 SUFFIXES = (".jsonl", ".ndjson")
+EXACT = 2.0**63  # orjson makes a float of a whole number that does not fit 64 bits
 
 
 class JsonlReader(Params):
     """One JSON object a line; blank lines are skipped."""
 
     use: Literal["jsonl"] = "jsonl"
-    encoding: Literal["utf-8", "gb18030"] = Field("utf-8", description="gb18030 reads GBK and GB2312 files too")
+    encoding: Encoding = Field("auto", description=ABOUT)
 
 
-def read(path: Path, params: JsonlReader) -> Iterator[Record | Reject]:
-    """The objects of the file, in order."""
-    offset = -1
-    for number, raw in lines(path):
-        if raw is not None and not raw.strip():
-            continue
-        offset += 1
-        yield _parse(raw, offset, number, params.encoding)
+def read(path: Path, params: JsonlReader, span: Span | None = None) -> Iterator[Record | Reject]:
+    """The objects of the file, or of a span of it, in order; a row's offset is its line number less one."""
+    require("data", "orjson")
+    import orjson
 
-
-def _parse(raw: bytes | None, offset: int, number: int, encoding: str) -> Record | Reject:
-    if raw is None:
-        return Reject(offset, number, "line_too_long")
+    loads, offset = orjson.loads, span.first if span else 0
     try:
-        value = json.loads(raw.decode(encoding))
+        codec, pieces = decoded(path, params.encoding, span)
+        for number, raw in lines(pieces, offset + 1):
+            offset = number
+            if raw is None:
+                yield Reject(number - 1, number, "line_too_long")
+                continue
+            try:
+                value = loads(raw if codec == "utf-8" else raw.decode(codec))
+            except ValueError:  # a blank line, a broken one, or what only the standard library reads
+                if raw.strip():
+                    yield parsed(raw, number, codec)
+                continue
+            if type(value) is dict and not any(type(v) is float and abs(v) >= EXACT for v in value.values()):
+                yield Record(number - 1, value, number)
+            else:
+                yield parsed(raw, number, codec)
+    except Damaged as damage:
+        yield damage.at(offset, offset + 1)
+
+
+def cut(path: Path, params: JsonlReader, span_bytes: int) -> list[Span]:
+    """Spans of about `span_bytes` bytes; reading them in order is reading the file."""
+    return cut_lines(path, params.encoding, span_bytes)
+
+
+def parsed(raw: bytes, number: int, codec: Codec) -> Record | Reject:
+    """One line as the standard library reads it (lone surrogates, NaN, whole numbers of any size), or why not."""
+    offset = number - 1
+    try:
+        value: Any = json.loads(raw.decode(codec))
     except UnicodeDecodeError as error:
         return Reject(offset, number, "invalid_encoding", f"byte {error.start}", excerpt(raw[:200]))
     except (ValueError, RecursionError) as error:
-        return Reject(offset, number, "broken_json", str(error), excerpt(raw[:200].decode(encoding, "replace")))
+        return Reject(offset, number, "broken_json", str(error), excerpt(raw[:200].decode(codec, "replace")))
     if not isinstance(value, dict):
         return Reject(offset, number, "not_an_object", type(value).__name__, excerpt(value))
     return Record(offset, value, number)

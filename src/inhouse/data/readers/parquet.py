@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
-from inhouse.data.records import Record, Reject
+from inhouse.data.readers.bytes import chunks, packing
+from inhouse.data.records import Damaged, Record, Reject, Span, excerpt
 
 SUFFIXES = (".parquet",)
+BATCH_BYTES = 8 * 2**20  # of the file, packed; text unpacks to two or three times that
 BATCH_ROWS = 8192
+FEW_ROWS = 128  # about a page of text
+MAGIC = b"PAR1"
 
 
 class ParquetReader(Params):
@@ -21,17 +26,89 @@ class ParquetReader(Params):
     use: Literal["parquet"] = "parquet"
 
 
-def read(path: Path, params: ParquetReader) -> Iterator[Record | Reject]:
-    """The rows of the file, in order. Raises data.unreadable when the file is broken."""
+def read(path: Path, params: ParquetReader, span: Span | None = None) -> Iterator[Record | Reject]:
+    """The rows of the file, or of a span of it, in order and in batches.
+
+    What cannot be decoded is rejected row by row, and what stands around it is read. One reject stands for a file
+    without its end, where Parquet keeps what all the rest means.
+    """
     require("data", "polars")
+    with ExitStack() as stack:
+        try:
+            path = _unpacked(path, stack)
+            rows = _rows(path)
+        except Damaged as damage:
+            yield damage.at(0)
+            return
+        start, end = (span.start, span.end) if span and span.end else (0, rows)
+        step = _batch_rows(path, rows)
+        for first in range(start, end, step):
+            yield from _batch(path, first, min(step, end - first))
+
+
+def cut(path: Path, params: ParquetReader, span_bytes: int) -> list[Span]:
+    """Spans of whole batches, of about `span_bytes` of the file; `start` and `end` count rows."""
+    require("data", "polars")
+    try:
+        if packing(path) is not None:
+            return [Span(0, 0, 0)]
+        rows = _rows(path)
+    except Damaged:
+        return [Span(0, 0, 0)]  # read says why
+    step = _batch_rows(path, rows)
+    step *= max(1, round(span_bytes * rows / max(path.stat().st_size, 1) / step))
+    return [Span(first, min(first + step, rows), first) for first in range(0, rows, step)] or [Span(0, 0, 0)]
+
+
+def _unpacked(path: Path, stack: ExitStack) -> Path:
+    """A file that polars can seek in."""
+    if packing(path) is None:
+        return path
+    copy = Path(stack.enter_context(TemporaryDirectory())) / path.stem
+    with copy.open("wb") as f:
+        f.writelines(chunks(path))
+    return copy
+
+
+def _rows(path: Path) -> int:
+    """How many rows the footer promises; 0 for an empty file. Raises Damaged when there is no footer."""
+    import polars as pl
+
+    size = path.stat().st_size
+    if not size:
+        return 0
+    with path.open("rb") as f:
+        head = f.read(4)
+        f.seek(max(size - 4, 0))
+        tail = f.read(4)
+    if head == MAGIC and tail != MAGIC:
+        raise Damaged("truncated", "no footer")
+    try:
+        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise Damaged("damaged", _first_line(error)) from None
+
+
+def _batch_rows(path: Path, rows: int) -> int:
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(path.stat().st_size, 1)))
+
+
+def _batch(path: Path, first: int, count: int) -> Iterator[Record | Reject]:
+    """Rows from `first` on; a part that cannot be decoded is halved down to FEW_ROWS to save what is around it."""
     import polars as pl
 
     try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError("data.unreadable", path=path.name, problem=str(error).splitlines()[0]) from None
-    offset = 0
-    for batch in frame.iter_slices(BATCH_ROWS):
-        for fields in batch.iter_rows(named=True):
-            yield Record(offset, fields)
-            offset += 1
+        frame = pl.scan_parquet(path).slice(first, count).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if count > FEW_ROWS:
+            yield from _batch(path, first, count // 2)
+            yield from _batch(path, first + count // 2, count - count // 2)
+        else:
+            yield from (Reject(first + row, None, "damaged", excerpt(_first_line(error))) for row in range(count))
+        return
+    for offset, fields in enumerate(frame.iter_rows(named=True), first):
+        yield Record(offset, fields)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

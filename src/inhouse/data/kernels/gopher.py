@@ -1,0 +1,434 @@
+"""Figures of the Gopher rules, counted on UTF-8 bytes: what a document is made of, and how much of it repeats.
+
+Rae et al. 2021, "Scaling Language Models: Methods, Analysis & Insights from Training Gopher" (arXiv 2112.11446),
+appendix A.1.1 and table A1. A word is a run of characters between white space; a Han character or kana, and a mark of
+punctuation between these, is a word of its own, for nothing separates it from the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from inhouse.data.kernels.kinds import (
+    DIGIT,
+    LETTER,
+    PUNCTUATION,
+    SIZE,
+    SPACE,
+    SYMBOL,
+    WIDE,
+    WIDE_MARK,
+    decode,
+    kind_beyond,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Key = np.int64 | int
+
+BYTES = "Array(uint8, 1, 'C', readonly=True)"
+OFFSETS = "Array(int64, 1, 'C', readonly=True)"
+WORK = "int64[:, ::1]"
+SEED, PRIME = np.int64(0x27D4EB2F165667C5), np.int64(0x100000001B3)  # of hashes, which wrap around 64 bits
+LONGEST_STOP_WORD = 8  # characters
+# Longer documents are judged for repetition by their beginning, which bounds the memory that this takes.
+MOST_BYTES = 1 << 20
+
+# Columns of `made_of`.
+(
+    CHARS,
+    VISIBLE,
+    LETTERS,
+    WIDE_LETTERS,
+    LATIN,
+    CYRILLIC,
+    DIGITS,
+    MARKS,
+    WORDS,
+    WORD_CHARS,
+    LETTER_WORDS,
+    HASHES,
+    ELLIPSES,
+    LINES,
+    BULLET_LINES,
+    ELLIPSIS_LINES,
+    STOP_WORDS,
+    FIGURES,
+) = range(18)
+# Columns of `repeats`: lines and paragraphs that stood before and their characters; the characters in the most
+# frequent 2, 3 and 4 words, and in 5 to 10 words that stood before.
+REP_CHARS, REP_WIDE, REP_LETTERS, WORD_COUNT, LINE_COUNT, LINE_TWICE, LINE_CHARS = range(7)
+PART_COUNT, PART_TWICE, PART_CHARS, TOP_2, AGAIN_5, REPEATS = 7, 8, 9, 10, 13, 19
+# Rows of the workspace of `repeats`, by word, line or paragraph.
+PREFIX, SIZES, RUNS, PLACES, LINE_HASH, LINE_SIZE, PART_HASH, PART_SIZE, WORK_ROWS = range(9)
+
+
+@numba.njit("boolean(int64)", cache=True, nogil=True)
+def is_bullet(code: int) -> bool:
+    """Whether a line that begins with this character is an item of a list."""
+    if code < 0x2013:
+        return code == 0x2D or code == 0x2A or code == 0xB7
+    return (
+        code == 0x2013
+        or code == 0x2022
+        or code == 0x2023
+        or 0x25A0 <= code <= 0x25AB
+        or code == 0x25B6
+        or code == 0x25C0
+        or code == 0x25CB
+        or code == 0x25CF
+        or code == 0x25E6
+    )
+
+
+@numba.njit("int64(int64, int64[:, ::1])", cache=True, nogil=True)
+def place_of(key: Key, table: NDArray[np.int64]) -> int:
+    """The place of a key in an open hash table (column 0: keys, 0 = free), or the free place where it belongs."""
+    mask = table.shape[0] - 1
+    place = (key ^ (key >> 29)) & mask
+    while table[place, 0] != 0 and table[place, 0] != key:
+        place = (place + 1) & mask
+    return int(place)
+
+
+def stop_table(lists: tuple[tuple[str, ...], ...]) -> NDArray[np.int64]:
+    """Words of several lists as a hash table: column 0 their keys, 1 + l the bit of the word in list l."""
+    table = np.zeros((1024, 1 + len(lists)), np.int64)
+    for number, words in enumerate(lists):
+        assert len(words) < 63 and all(len(word) <= LONGEST_STOP_WORD for word in words)
+        for bit, word in enumerate(words):
+            key = int(SEED)
+            for char in word:
+                key = ((key ^ ord(char)) * int(PRIME)) & (1 << 64) - 1
+            signed = np.int64(key - (1 << 64) if key >> 63 else key)
+            place = place_of(signed, table)
+            table[place, 0] = signed
+            table[place, 1 + number] |= 1 << bit
+    return table
+
+
+@numba.njit("int64(int64[::1])", cache=True, nogil=True)
+def most_bits(masks: NDArray[np.int64]) -> int:
+    """The largest number of bits in one of the masks."""
+    most = 0
+    for mask in masks:
+        bits = 0
+        while mask:
+            mask &= mask - 1
+            bits += 1
+        most = max(most, bits)
+    return most
+
+
+@numba.njit("void(int64, int64, int64[:, ::1], int64[::1])", cache=True, nogil=True)
+def note_stop_word(key: Key, size: int, stops: NDArray[np.int64], seen: NDArray[np.int64]) -> None:
+    """Note a word that stands in one of the lists of stop words."""
+    if size > LONGEST_STOP_WORD:
+        return
+    place = place_of(key, stops)
+    if stops[place, 0] == key:
+        for number in range(len(seen)):
+            seen[number] |= stops[place, 1 + number]
+
+
+@numba.njit("void(int64, int64, int64[::1])", cache=True, nogil=True)
+def count_character(kind: int, code: int, row: NDArray[np.int64]) -> None:
+    """Count a visible character by its kind."""
+    row[VISIBLE] += 1
+    if kind == LETTER:
+        row[LETTERS] += 1
+        if code < 0x250 or 0x1E00 <= code < 0x1F00:
+            row[LATIN] += 1
+        elif 0x400 <= code < 0x530:
+            row[CYRILLIC] += 1
+    elif kind == WIDE:
+        row[LETTERS] += 1
+        row[WIDE_LETTERS] += 1
+    elif kind == DIGIT:
+        row[DIGITS] += 1
+    elif kind in (PUNCTUATION, SYMBOL, WIDE_MARK):
+        row[MARKS] += 1
+        row[HASHES] += code == 0x23
+
+
+@numba.njit(f"void({BYTES}, {BYTES}, int64[:, ::1], int64[::1], int64[::1])", cache=True, nogil=True)
+def describe(
+    data: NDArray[np.uint8],
+    kinds: NDArray[np.uint8],
+    stops: NDArray[np.int64],
+    seen: NDArray[np.int64],
+    row: NDArray[np.int64],
+) -> None:
+    """Count one document into `row`; `seen` gathers the stop words of each list."""
+    at, end = 0, len(data)
+    key, size, lettered = SEED, 0, False  # of the word that is being read
+    dots = 0  # full stops in a row
+    last = 0  # the last visible character of the line, 0 = none yet; -1: an ellipsis
+    while at <= end:
+        if at < end:
+            code, width = decode(data, at)
+            kind = int(kinds[code]) if code < SIZE else kind_beyond(code)
+            row[CHARS] += 1
+        else:
+            code, width, kind = 10, 1, SPACE  # as if a line end followed
+        if kind == SPACE or kind >= WIDE:
+            if size:
+                row[WORDS] += 1
+                row[WORD_CHARS] += size
+                row[LETTER_WORDS] += lettered
+                note_stop_word(key, size, stops, seen)
+            key, size, lettered = SEED, 0, False
+        if kind == SPACE:
+            dots = 0
+            if code == 10 and last != 0:
+                row[LINES] += 1
+                row[ELLIPSIS_LINES] += last == -1
+                last = 0
+        else:
+            count_character(kind, code, row)
+            if last == 0:
+                row[BULLET_LINES] += is_bullet(code)
+            dots = dots + 1 if code == 0x2E else 0
+            ended = code == 0x2026 or dots >= 3
+            row[ELLIPSES] += (dots > 0 and dots % 3 == 0) or (code == 0x2026 and (last != -1 or data[at - 1] != 0xA6))
+            last = -1 if ended else code
+            if kind == WIDE:
+                note_stop_word((SEED ^ code) * PRIME, 1, stops, seen)
+            elif kind != WIDE_MARK:
+                lower = code + 32 if 65 <= code <= 90 else code
+                key = (key ^ lower) * PRIME
+                size += 1
+                lettered |= kind == LETTER
+        at += width
+
+
+@numba.njit(f"int64[:, ::1]({BYTES}, {OFFSETS}, {BYTES}, int64[:, ::1])", cache=True, nogil=True)
+def made_of(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], stops: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What each document is made of: one row of counts, columns CHARS to STOP_WORDS."""
+    figures = np.zeros((len(offsets) - 1, FIGURES), np.int64)
+    seen = np.zeros(stops.shape[1] - 1, np.int64)
+    for doc in range(len(figures)):
+        seen[:] = 0
+        describe(data[offsets[doc] : offsets[doc + 1]], kinds, stops, seen, figures[doc])
+        figures[doc, STOP_WORDS] = most_bits(seen)
+    return figures
+
+
+@numba.njit("int64(int64)", cache=True, nogil=True)
+def never_zero(key: Key) -> Key:
+    """A well mixed key of a hash table, where 0 means free."""
+    key = (key ^ (key >> 32)) * PRIME
+    key ^= key >> 29
+    return key if key != 0 else np.int64(1)
+
+
+@numba.njit(f"{WORK}({WORK}, int64)", cache=True, nogil=True)
+def cleared(table: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
+    """The beginning of the table, emptied and large enough for so many keys."""
+    size = 4
+    while size < 2 * keys:
+        size *= 2
+    part = table[:size]
+    part[:] = 0
+    return part
+
+
+@numba.njit(f"void({WORK}, int64, int64, int64[::1])", cache=True, nogil=True)
+def add_word(work: NDArray[np.int64], key: Key, size: int, row: NDArray[np.int64]) -> None:
+    """Append a word to the list of words, the hashes and sizes of its beginnings, and the present line."""
+    number, line = row[WORD_COUNT], row[LINE_COUNT]
+    work[PREFIX, number + 1] = work[PREFIX, number] * PRIME + key
+    work[SIZES, number + 1] = work[SIZES, number] + size
+    work[LINE_HASH, line] = work[LINE_HASH, line] * PRIME + key
+    row[WORD_COUNT] = number + 1
+
+
+@numba.njit(f"void({WORK}, int64, boolean, int64[::1])", cache=True, nogil=True)
+def end_line(work: NDArray[np.int64], size: int, blank: bool, row: NDArray[np.int64]) -> None:
+    """Close the present line of `size` characters; a blank one closes the present paragraph instead."""
+    line, part = row[LINE_COUNT], row[PART_COUNT]
+    if not blank:
+        work[LINE_SIZE, line] = size
+        work[PART_HASH, part] = work[PART_HASH, part] * PRIME + never_zero(work[LINE_HASH, line])
+        work[PART_SIZE, part] += size + (1 if work[PART_SIZE, part] > 0 else 0)
+        row[LINE_COUNT] = line + 1
+        work[LINE_HASH, line + 1] = 0
+    elif work[PART_SIZE, part] > 0:
+        row[PART_COUNT] = part + 1
+        work[PART_HASH, part + 1] = work[PART_SIZE, part + 1] = 0
+
+
+@numba.njit(f"void({BYTES}, {BYTES}, {WORK}, int64[::1])", cache=True, nogil=True)
+def read_words(
+    data: NDArray[np.uint8], kinds: NDArray[np.uint8], work: NDArray[np.int64], row: NDArray[np.int64]
+) -> None:
+    """Split a document into words, lines and paragraphs; the counts go to `row`, hashes and sizes to `work`."""
+    work[:, 0] = 0
+    at, end = 0, len(data)
+    key, size = SEED, 0
+    line_start = words_before = 0
+    while at <= end:
+        code, width, kind = 10, 1, SPACE  # as if a line end followed the text
+        if at < end:
+            code, width = decode(data, at)
+            kind = int(kinds[code]) if code < SIZE else kind_beyond(code)
+        at += width
+        row[REP_LETTERS] += kind == LETTER
+        row[REP_WIDE] += kind == WIDE
+        if kind != SPACE and kind < WIDE:
+            key = (key ^ code) * PRIME
+            size += 1
+        else:
+            if size:
+                add_word(work, key, size, row)
+            key, size = SEED, 0
+            if kind >= WIDE:
+                add_word(work, (SEED ^ code) * PRIME, 1, row)
+            elif code == 10:
+                end_line(work, row[REP_CHARS] - line_start, row[WORD_COUNT] == words_before, row)
+                line_start, words_before = row[REP_CHARS] + 1, row[WORD_COUNT]
+        row[REP_CHARS] += 1
+    row[REP_CHARS] -= 1
+    end_line(work, 0, True, row)
+
+
+@numba.njit(f"UniTuple(int64, 2)({WORK}, int64, int64, {WORK})", cache=True, nogil=True)
+def twice(work: NDArray[np.int64], kind: int, count: int, table: NDArray[np.int64]) -> tuple[int, int]:
+    """How many of the first `count` lines or paragraphs stood before, and their characters."""
+    found = chars = 0
+    table = cleared(table, count)
+    for item in range(count):
+        key = never_zero(work[kind, item])
+        place = place_of(key, table)
+        if table[place, 0] == 0:
+            table[place, 0] = key
+        else:
+            found += 1
+            chars += work[kind + 1, item]
+    return found, chars
+
+
+@numba.njit(f"int64({WORK}, int64, int64, int64)", cache=True, nogil=True)
+def gram_key(work: NDArray[np.int64], first: int, length: int, power: Key) -> Key:
+    """The key of `length` words from `first` on; `power` is PRIME to the power of `length`."""
+    return never_zero(work[PREFIX, first + length] - work[PREFIX, first] * power)
+
+
+@numba.njit("int64(int64)", cache=True, nogil=True)
+def power_of(length: int) -> Key:
+    """PRIME to the power of `length`, modulo 2 to the 64."""
+    power = np.int64(1)
+    for _ in range(length):
+        power *= PRIME
+    return power
+
+
+@numba.njit(f"int64({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
+def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> int:
+    """Characters in the most frequent `length` words, the first of them if several are; 0 when none occurs twice.
+
+    Only places where row RUNS says that enough runs of `base` words are repeated can matter (0: all of them). Leaves
+    in RUNS how many places from here on begin `length` words that are repeated.
+    """
+    least = length - base + 1 if base else 0
+    places = max(count - length + 1, 0)
+    table = cleared(table, int(np.sum(work[RUNS, :places] >= least)))
+    power = power_of(length)
+    most = 1
+    best = -1
+    for first in range(places):
+        work[PLACES, first] = -1
+        if work[RUNS, first] < least:
+            continue
+        key = gram_key(work, first, length, power)
+        place = place_of(key, table)
+        if table[place, 0] == 0:
+            table[place, 0], table[place, 2] = key, first
+        table[place, 1] += 1
+        work[PLACES, first] = place
+        times, begin = table[place, 1], table[place, 2]
+        if times > most or (times == most and 0 <= begin < best):
+            most, best = times, begin
+    run = 0
+    work[RUNS, places:count] = 0
+    for first in range(places - 1, -1, -1):
+        place = work[PLACES, first]
+        run = run + 1 if place >= 0 and table[place, 1] > 1 else 0
+        work[RUNS, first] = run
+    return most * (work[SIZES, best + length] - work[SIZES, best]) if best >= 0 else 0
+
+
+@numba.njit(f"int64({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
+def again(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> int:
+    """Characters in `length` words that stood before, each counted once: a repetition is stepped over."""
+    least = length - base + 1
+    places = max(count - length + 1, 0)
+    table = cleared(table, int(np.sum(work[RUNS, :places] >= least)))
+    power = power_of(length)
+    chars = first = 0
+    while first < places:
+        step = 1
+        if work[RUNS, first] >= least:
+            key = gram_key(work, first, length, power)
+            place = place_of(key, table)
+            if table[place, 0] == 0:
+                table[place, 0] = key
+            else:
+                chars += work[SIZES, first + length] - work[SIZES, first]
+                step = length
+        first += step
+    return chars
+
+
+@numba.njit(f"void({WORK}, int64, {WORK}, int64[::1])", cache=True, nogil=True)
+def judge(work: NDArray[np.int64], unit: int, table: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+    """Fill `row` with what repeats; a word of the rules is `unit` words here."""
+    count = row[WORD_COUNT]
+    row[LINE_TWICE], row[LINE_CHARS] = twice(work, LINE_HASH, row[LINE_COUNT], table)
+    row[PART_TWICE], row[PART_CHARS] = twice(work, PART_HASH, row[PART_COUNT], table)
+    work[RUNS, :count] = 0
+    base = 0
+    for column, words in enumerate((2, 3, 4)):
+        row[TOP_2 + column] = top(work, count, words * unit, base, table)
+        base = words * unit
+    for column, words in enumerate((5, 6, 7, 8, 9, 10)):
+        row[AGAIN_5 + column] = again(work, count, words * unit, base, table)
+
+
+@numba.njit("boolean(int64, int64)", cache=True, nogil=True)
+def is_wide(wide: int, letters: int) -> bool:
+    """Whether a text is written without spaces between words: at least 3 of 10 letters are Han or kana."""
+    return wide * 10 >= (wide + letters) * 3 and wide > 0
+
+
+@numba.njit(f"{WORK}({BYTES}, {OFFSETS}, {BYTES}, int64)", cache=True, nogil=True)
+def repeats(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], wide_unit: int
+) -> NDArray[np.int64]:
+    """What repeats in each document: one row of counts, columns REP_CHARS to AGAIN_5 + 5.
+
+    `wide_unit` is how many characters stand for a word of the rules in a text of Han characters or kana.
+    """
+    figures = np.zeros((len(offsets) - 1, REPEATS), np.int64)
+    longest = 0
+    for doc in range(len(figures)):
+        longest = max(longest, min(offsets[doc + 1] - offsets[doc], MOST_BYTES))
+    work = np.zeros((WORK_ROWS, longest // 2 + 4), np.int64)
+    size = 4
+    while size < longest + 4:
+        size *= 2
+    table = np.zeros((size, 3), np.int64)
+    for doc in range(len(figures)):
+        end = min(offsets[doc + 1], offsets[doc] + MOST_BYTES)
+        while end < offsets[doc + 1] and data[end] & 0xC0 == 0x80:
+            end -= 1
+        row = figures[doc]
+        read_words(data[offsets[doc] : end], kinds, work, row)
+        judge(work, wide_unit if is_wide(row[REP_WIDE], row[REP_LETTERS]) else 1, table, row)
+    return figures

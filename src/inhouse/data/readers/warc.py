@@ -1,0 +1,94 @@
+"""Read web archives: the text of every HTML page in a WARC file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+from inhouse.data.readers.encoding import ABOUT, Encoding
+from inhouse.data.readers.markup import page_of
+from inhouse.data.records import Damaged, Record, Reject
+
+if TYPE_CHECKING:
+    from fastwarc.warc import ArchiveIterator, WarcRecord
+
+SUFFIXES = (".warc",)
+PAGES = ("text/html", "application/xhtml+xml")
+MAX_PAGE_BYTES = 64 * 2**20  # FastWARC ends the process when a damaged header states more than the memory
+
+
+class WarcReader(Params):
+    """One document per HTML page that a server delivered: columns `text`, `title`, `url` and `date`."""
+
+    use: Literal["warc"] = "warc"
+    encoding: Encoding = Field("auto", description=f"{ABOUT}; what server and page state comes after UTF-8")
+
+
+def read(path: Path, params: WarcReader) -> Iterator[Record | Reject]:
+    """The pages of the archive (plain, gzip or Zstandard) that came with a 2xx status, in order.
+
+    A page that cannot be used is rejected; a damaged record also ends the file, because nothing says where the next
+    one begins.
+    """
+    require("data", "fastwarc", "resiliparse")
+    from fastwarc.warc import ArchiveIterator, response
+
+    offset = 0
+    try:
+        with path.open("rb") as f:
+            if not f.read(1):
+                return
+            f.seek(0)
+            records = ArchiveIterator(f, record_types=response, parse_http=False, auto_decode="none")
+            while (record := _next(records)) is not None:
+                found = _page(record, offset, params.encoding)
+                if found is not None:
+                    yield found
+                    offset += 1
+    except Damaged as damage:
+        yield damage.at(offset)
+    except OSError as error:
+        yield Damaged("unreadable", error.strerror or str(error)).at(offset)
+
+
+def _next(records: ArchiveIterator) -> WarcRecord | None:
+    try:
+        return next(records, None)
+    except OSError as error:  # what FastWARC raises for a broken stream
+        raise Damaged("damaged", str(error)) from None
+
+
+def _page(record: WarcRecord, offset: int, encoding: Encoding) -> Record | Reject | None:
+    """The document in a record; None when it is no page. Raises Damaged when the record is cut short."""
+    url, size = record.headers.get("WARC-Target-URI") or "", record.content_length
+    if size > MAX_PAGE_BYTES:
+        return Reject(offset, None, "file_too_large", f"{url}: {size} bytes")
+    try:
+        record.freeze()  # in memory now, and its length is what was really there
+        if record.content_length < size:
+            raise Damaged("truncated", f"{url}: {record.content_length} of {size} bytes")
+        record.parse_http(auto_decode="all")
+        http = record.http_headers
+        if http is None or (record.http_content_type or "").lower() not in PAGES or not _fine(http.status_code):
+            return None
+        raw = record.reader.read(MAX_PAGE_BYTES + 1)
+        if len(raw) > MAX_PAGE_BYTES:
+            return Reject(offset, None, "file_too_large", url)
+        page = page_of(raw, encoding, record.http_charset)
+    except OSError as error:  # a body that is not packed as its header says
+        return Reject(offset, None, "damaged", f"{url}: {error}")
+    except Damaged as damage:
+        if damage.reason == "truncated":
+            raise
+        return Reject(offset, None, damage.reason, f"{url}: {damage.detail}")
+    date = record.record_date.isoformat() if record.record_date else None
+    return Record(offset, {"text": page.text, "title": page.title, "url": url, "date": date})
+
+
+def _fine(status: int | None) -> bool:
+    return status is not None and 200 <= status < 300

@@ -1,0 +1,118 @@
+"""Read the files in a zip archive, each by the reader of its ending."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, field_validator
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import OneOf, Params
+from inhouse.core.plugins import operator_of
+from inhouse.data.readers.bytes import ending
+from inhouse.data.readers.members import budget_of, problem_of
+from inhouse.data.records import Damaged, Record, Reject
+from inhouse.sources.archive import extract
+
+SUFFIXES = (".zip",)
+
+
+class ZipReader(Params):
+    """The rows of all files in the archive that a reader knows, one file after the other."""
+
+    use: Literal["zip"] = "zip"
+    only: str = Field("*", min_length=1, description="pattern for the names of the members read, as `train/*.jsonl`")
+    reader: dict[str, Any] | None = Field(
+        None, description="settings of the reader for every member, as {use: csv, delimiter: ;}; absent: by its ending"
+    )
+
+    @field_validator("reader")
+    @classmethod
+    def _known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and _reader(value).model_dump()["use"] == "zip":
+            raise ValueError("an archive inside an archive is not read")
+        return value
+
+
+def read(path: Path, params: ZipReader) -> Iterator[Record | Reject]:
+    """The rows of the members, in the order of the archive, counted over the whole archive.
+
+    Links, encrypted members and zip bombs are rejected by name, and the rest is read. Members are unpacked one at a
+    time, into the folder for temporary files.
+    """
+    offset = 0
+    try:
+        if not path.stat().st_size:
+            return
+        with _opened(path) as archive:
+            left = budget_of(path.stat().st_size)
+            for info in _wanted(archive, params):
+                last = -1
+                for item in _member(archive, info, params, left):
+                    last = item.offset
+                    yield _placed(item, offset, info.filename)
+                offset += last + 1
+                left -= info.file_size
+    except Damaged as damage:
+        yield damage.at(offset)
+    except OSError as error:
+        yield Damaged("unreadable", error.strerror or str(error)).at(offset)
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise Damaged("damaged", str(error)) from None
+
+
+def _wanted(archive: zipfile.ZipFile, params: ZipReader) -> Iterator[zipfile.ZipInfo]:
+    """The files that the settings name and a reader knows; archives among them, which are then rejected."""
+    from inhouse.data.source import beside, endings
+
+    for info in archive.infolist():
+        known = params.reader is not None or ending(Path(info.filename)) in endings()
+        if known and not info.is_dir() and not beside(info.filename) and fnmatchcase(info.filename, params.only):
+            yield info
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader, left: int) -> Iterator[Record | Reject]:
+    """What a reader finds in a member, or one reject. `left` bytes may still be unpacked from the archive."""
+    from inhouse.data.source import reader_for
+
+    problem = problem_of(info) or ("zip_bomb" if info.file_size > left else None)
+    if problem or ending(Path(info.filename)) in SUFFIXES:
+        yield Reject(0, None, problem or "nested_archive")
+        return
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / info.filename
+        try:
+            extract(archive, info, target, lambda _: None)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            yield Damaged("damaged", str(error)).at(0)
+        except UserError as error:
+            if error.code != "sources.archive":
+                raise  # no space left: nothing is wrong with the data
+            yield Damaged("damaged", str(error.facts["reason"])).at(0)
+        else:
+            reader = reader_for(target) if params.reader is None else _reader(params.reader)
+            yield from operator_of("reader", reader).function("read")(target, reader)
+
+
+def _placed(item: Record | Reject, start: int, member: str) -> Record | Reject:
+    if isinstance(item, Record):
+        return replace(item, offset=item.offset + start)
+    detail = f"{member}: {item.detail}" if item.detail else member
+    return replace(item, offset=item.offset + start, detail=detail)
+
+
+def _reader(settings: dict[str, Any]) -> BaseModel:
+    found: BaseModel = TypeAdapter(Annotated[Params, OneOf("reader")]).validate_python(settings)
+    return found

@@ -1,0 +1,380 @@
+"""Find where personal data could stand: one pass over the bytes of many texts, no decision taken.
+
+A candidate is a place worth a closer look: a digit run of a telling shape, an e-mail's sign, a word that announces a
+name. What it is, is judged in Python, candidate by candidate; so this pass must miss nothing and may be wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+DIGITS, IPV4, EMAIL, IPV6, PLATE = 1, 2, 3, 4, 5
+MAX_GROUPS = 24
+# Conditions on what stands before a keyword, tested here because the words alone are frequent.
+ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER = 0, 1, 2
+DOTTED, OTHERWISE = 1, 2
+OTHER, LETTER, DIGIT, AT, COLON, CJK, WIDE = 0, 1, 2, 3, 4, 5, 6
+# 一二三四五六七八九十百零
+NUMERALS = (0x4E00, 0x4E8C, 0x4E09, 0x56DB, 0x4E94, 0x516D, 0x4E03, 0x516B, 0x4E5D, 0x5341, 0x767E, 0x96F6)
+BYTES = "Array(uint8, 1, 'C', readonly=True)"
+OFFSETS = "Array(int64, 1, 'C', readonly=True)"
+FOUR = f"UniTuple(int64, 4)({BYTES}, int64, int64, int64)"
+TABLES = (
+    f"Tuple(({BYTES}, Array(uint16, 1, 'C', readonly=True), Array(uint16, 1, 'C', readonly=True), {BYTES}, {OFFSETS},"
+    " Array(int64, 2, 'C', readonly=True), Array(boolean, 1, 'C', readonly=True)))"
+)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_digit(c: int) -> bool:
+    return 48 <= c <= 57
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_letter(c: int) -> bool:
+    return 97 <= (c | 32) <= 122
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_word(c: int) -> bool:
+    return 48 <= c <= 57 or 97 <= (c | 32) <= 122 or c == 95
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_hex(c: int) -> bool:
+    return 48 <= c <= 57 or 97 <= (c | 32) <= 102
+
+
+@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+def _digit_bytes(data: Any, i: int, end: int) -> int:
+    """How many bytes the digit at `i` has: 1, 3 for a full-width one, 0 for no digit."""
+    if i >= end:
+        return 0
+    c = data[i]
+    if 48 <= c <= 57:
+        return 1
+    if c == 0xEF and i + 2 < end and data[i + 1] == 0xBC and 0x90 <= data[i + 2] <= 0x99:
+        return 3
+    return 0
+
+
+@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+def _separator_bytes(data: Any, i: int, end: int) -> int:
+    """Bytes of the separator at `i` that may stand inside a number: space, hyphens, brackets; 0 for none."""
+    if i >= end:
+        return 0
+    c = data[i]
+    if c == 32 or c == 45 or c == 40 or c == 41:
+        return 1
+    if c == 0xC2 and i + 1 < end and data[i + 1] == 0xA0:
+        return 2
+    if i + 2 >= end:
+        return 0
+    if c == 0xE2 and data[i + 1] == 0x80 and 0x90 <= data[i + 2] <= 0x93:
+        return 3
+    if c == 0xEF and data[i + 1] == 0xBC and (data[i + 2] == 0x88 or data[i + 2] == 0x89 or data[i + 2] == 0x8D):
+        return 3
+    return 0
+
+
+@numba.njit(f"int64({BYTES}, int64, int64, int64)", cache=True, nogil=True)
+def _spoiled(data: Any, start: int, stop: int, end: int) -> int:
+    """Whether the digits [start, stop) belong to something else: DOTTED (a decimal, an address), OTHERWISE, or 0."""
+    if stop >= end:
+        return 0
+    c = data[stop]
+    if _is_letter(c) or c == 95:
+        # X ends a resident id or begins an extension.
+        return 0 if (c | 32) == 120 and (stop + 1 >= end or not _is_letter(data[stop + 1])) else OTHERWISE
+    if stop + 1 >= end or not _is_digit(data[stop + 1]):
+        return 0
+    if c == 46:
+        return DOTTED
+    size = stop - start
+    if size <= 4 and (c == 58 or c == 47):  # a time, a date
+        return OTHERWISE
+    return OTHERWISE if size <= 3 and c == 44 and stop + 3 < end and _is_digit(data[stop + 3]) else 0
+
+
+@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64)", cache=True, nogil=True)
+def _dotted(data: Any, start: int, end: int) -> tuple[int, int]:
+    """The end of the token of digits and dots at `start`, and its kind: an address, a phone (3.3.4), or 0."""
+    sizes = np.zeros(6, np.int64)
+    groups, i, longest = 1, start, 0
+    while i < end and (_is_digit(data[i]) or (data[i] == 46 and i + 1 < end and _is_digit(data[i + 1]))):
+        if data[i] == 46:
+            groups += 1
+        elif groups <= 5:
+            sizes[groups - 1] += 1
+            longest = max(longest, sizes[groups - 1])
+        i += 1
+    if groups == 4 and longest <= 3:
+        return i, IPV4
+    if groups == 3 and sizes[0] == 3 and sizes[1] == 3 and sizes[2] == 4:
+        return i, DIGITS
+    if groups == 4 and sizes[0] == 1 and sizes[1] == 3 and sizes[2] == 3 and sizes[3] == 4:
+        return i, DIGITS
+    return i, 0
+
+
+@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64)", cache=True, nogil=True)
+def _group(data: Any, at: int, end: int) -> tuple[int, int]:
+    """The end of the digits at `at`, and how many they are."""
+    size = 0
+    step = _digit_bytes(data, at, end)
+    while step > 0:
+        at += step
+        size += 1
+        step = _digit_bytes(data, at, end)
+    return at, size
+
+
+@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+def _gap(data: Any, at: int, end: int) -> int:
+    """Bytes of the one or two separators at `at` when a digit follows them, else 0."""
+    gap = _separator_bytes(data, at, end)
+    if gap:
+        gap += _separator_bytes(data, at + gap, end)
+    return gap if gap and _digit_bytes(data, at + gap, end) else 0
+
+
+@numba.njit(FOUR, cache=True, nogil=True)
+def _run(data: Any, begin: int, start: int, end: int) -> tuple[int, int, int, int]:
+    """The digit run at `start`, its groups joined by separators: start, stop, kind or 0, where to go on."""
+    stop, size = _group(data, start, end)
+    if start > begin and _is_word(data[start - 1]):
+        return start, stop, 0, stop
+    spoiled = _spoiled(data, start, stop, end)
+    if spoiled == DOTTED:
+        after, kind = _dotted(data, start, end)
+        return start, after, kind, after
+    if spoiled:
+        return start, stop, 0, stop
+    # Groups of one or two digits make dates and tables; no number we want has them but after a plus.
+    total, window = size, size if size >= 3 else 0
+    widest = window
+    for _ in range(MAX_GROUPS):
+        gap = _gap(data, stop, end)
+        if not gap:
+            break
+        after, size = _group(data, stop + gap, end)
+        if _spoiled(data, stop + gap, after, end):
+            break
+        stop = after
+        total += size
+        window = window + size if size >= 3 else 0
+        widest = max(widest, window)
+    plus = start > begin and data[start - 1] == 43
+    return start, stop, DIGITS if widest >= 10 or (plus and total >= 7) else 0, stop
+
+
+@numba.njit("int64(uint8)", cache=True, nogil=True)
+def _in_local_part(c: int) -> bool:
+    return _is_word(c) or c == 46 or c == 37 or c == 43 or c == 45
+
+
+@numba.njit(FOUR, cache=True, nogil=True)
+def _email(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]:
+    """What could be an e-mail address around the '@' at `at`: start, stop, kind or 0, where to go on."""
+    left = at
+    while left > begin and at - left <= 64 and _in_local_part(data[left - 1]):
+        left -= 1
+    right = at + 1
+    while right < end and right - at <= 254 and (_is_word(data[right]) or data[right] == 45 or data[right] == 46):
+        if data[right] == 46 and (right + 1 >= end or not _is_word(data[right + 1])):
+            break
+        right += 1
+    dot = right - 1
+    while dot > at and data[dot] != 46:
+        dot -= 1
+    if left == at or dot <= at + 1 or right - dot < 3:
+        return 0, 0, 0, at + 1
+    return left, right, EMAIL, at + 1
+
+
+@numba.njit(FOUR, cache=True, nogil=True)
+def _ipv6(data: Any, begin: int, colon: int, end: int) -> tuple[int, int, int, int]:
+    """A token like 2001:db8::1 whose first colon is at `colon`: start, stop, kind or 0, where to go on."""
+    left = colon
+    while left > begin and colon - left < 5 and _is_hex(data[left - 1]):
+        left -= 1
+    right, colons = colon, 0
+    while right < end and (_is_hex(data[right]) or data[right] == 58):
+        colons += data[right] == 58
+        right += 1
+    glued = left > begin and (_is_word(data[left - 1]) or data[left - 1] == 58 or data[left - 1] == 46)
+    if colon - left != 4 or colons < 2 or glued or (right < end and _is_word(data[right])):
+        return 0, 0, 0, right
+    return left, right, IPV6, right
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _after_number(data: Any, begin: int, at: int) -> bool:
+    """Whether a number, in digits (perhaps with one letter) or in Chinese, stands right before `at`."""
+    if at > begin and data[at - 1] == 32:
+        at -= 1
+    if at <= begin:
+        return False
+    c = data[at - 1]
+    if c < 128:
+        return _is_digit(c) or (_is_letter(c) and at - 1 > begin and _is_digit(data[at - 2]))
+    if at - 3 < begin:
+        return False
+    if _digit_bytes(data, at - 3, at):
+        return True
+    point = (data[at - 3] & 15) << 12 | (data[at - 2] & 63) << 6 | (c & 63)
+    return point in NUMERALS
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _names_street(data: Any, begin: int, at: int) -> bool:
+    """Whether the word at `at` begins with a capital and a digit stands within 48 bytes before it in its line."""
+    if not 65 <= data[at] <= 90:
+        return False
+    for i in range(at - 1, max(begin, at - 48) - 1, -1):
+        if _is_digit(data[i]):
+            return True
+        if data[i] == 10:
+            return False
+    return False
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64, int64)", cache=True, nogil=True)
+def _condition_holds(data: Any, begin: int, at: int, condition: int) -> bool:
+    """Whether what stands before a keyword allows it."""
+    if condition == AFTER_NUMBER:
+        return bool(_after_number(data, begin, at))
+    return condition == ANYWHERE or bool(_names_street(data, begin, at))
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64, Array(boolean, 1, 'C', readonly=True))", cache=True, nogil=True)
+def _is_plate(data: Any, at: int, end: int, provinces: Any) -> bool:
+    """Whether a province's short name at `at` (3 bytes) is followed by a capital and at least 5 letters or digits."""
+    point = (data[at] & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)
+    if not provinces[point] or at + 9 > end or not 65 <= data[at + 3] <= 90:
+        return False
+    i = at + 4
+    while i < at + 7 and not _is_word(data[i]):
+        i += 1
+    return i + 4 < end and _is_word(data[i]) and _is_word(data[i + 3])
+
+
+@numba.njit(f"int64({BYTES}, int64, int64, {BYTES})", cache=True, nogil=True)
+def _has_word(data: Any, at: int, end: int, word: Any) -> bool:
+    """Whether the keyword (lower case) stands at `at` and, being of letters, ends there as a word."""
+    size = len(word)
+    if at + size > end:
+        return False
+    for k in range(size):
+        c = data[at + k]
+        if 65 <= c <= 90:
+            c |= 32
+        if c != word[k]:
+            return False
+    return word[size - 1] >= 128 or at + size >= end or not _is_letter(data[at + size])
+
+
+@numba.njit("int64(int64[:, ::1], int64, UniTuple(int64, 4))", cache=True, nogil=True)
+def _note(found: Any, count: int, row: Any) -> int:
+    """Write a candidate where there is room; the count goes on, so the caller learns how much room it needs."""
+    if row[3] and count < len(found):
+        for k in range(4):
+            found[count, k] = row[k]
+    return count + (row[3] != 0)
+
+
+@numba.njit(
+    f"int64({BYTES}, UniTuple(int64, 4), {TABLES}, int64[:, ::1], int64)",
+    cache=True,
+    nogil=True,
+)
+def _words(data: Any, place: Any, tables: Any, found: Any, count: int) -> int:
+    """Note every keyword that begins at a place (text, its begin, its end, position): the new count."""
+    text, begin, end, at = place
+    _, by_letters, by_char, words, word_at, rules, _ = tables
+    c = data[at]
+    if c < 128:
+        if at + 1 >= end or not _is_letter(data[at + 1]):
+            return count
+        n = by_letters[((c | 32) - 97) * 26 + (data[at + 1] | 32) - 97]
+    else:
+        n = by_char[(c & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)]
+    while n:
+        word = words[word_at[n - 1] : word_at[n]]
+        if _has_word(data, at, end, word) and _condition_holds(data, begin, at, rules[n - 1, 1]):
+            count = _note(found, count, (text, at, at + len(word), rules[n - 1, 0]))
+        n = n + 1 if rules[n - 1, 2] else 0
+    return count
+
+
+@numba.njit(f"UniTuple(int64, 2)({BYTES}, UniTuple(int64, 4), {TABLES}, int64[:, ::1], int64)", cache=True, nogil=True)
+def _place(data: Any, place: Any, tables: Any, found: Any, count: int) -> tuple[int, int]:
+    """Look closer at a byte that may begin a candidate: where to go on, and the new count."""
+    text, begin, end, at = place
+    sort = tables[0][data[at]]
+    if sort == CJK:
+        if at + 2 >= end:
+            return end, count
+        if _is_plate(data, at, end, tables[6]):
+            count = _note(found, count, (text, at, at + 3, PLATE))
+        return at + 3, _words(data, place, tables, found, count)
+    if sort == LETTER:
+        if at == begin or not (_is_letter(data[at - 1]) or data[at - 1] == 95):
+            count = _words(data, place, tables, found, count)
+        while at < end and _is_letter(data[at]):
+            at += 1
+        return at, count
+    if sort == AT:
+        start, stop, kind, go_on = _email(data, begin, at, end)
+    elif sort == COLON:
+        start, stop, kind, go_on = _ipv6(data, begin, at, end)
+    elif _digit_bytes(data, at, end):
+        start, stop, kind, go_on = _run(data, begin, at, end)
+    else:
+        return at + 1, count
+    return go_on, _note(found, count, (text, start, stop, kind))
+
+
+@numba.njit(f"void({BYTES}, int64, int64[:, ::1])", cache=True, nogil=True)
+def _to_characters(data: Any, begin: int, rows: Any) -> None:
+    """Turn the byte offsets (columns 1 and 2) of one text's candidates into character offsets."""
+    at, chars = begin, 0
+    for r in range(len(rows)):
+        start, stop = rows[r, 1], rows[r, 2]
+        while at < start:
+            chars += (data[at] & 0xC0) != 0x80
+            at += 1
+        while at > start:  # an e-mail begins before its sign, perhaps before the candidate found last
+            at -= 1
+            chars -= (data[at] & 0xC0) != 0x80
+        length = 0
+        for k in range(start, stop):
+            length += (data[k] & 0xC0) != 0x80
+        rows[r, 1], rows[r, 2] = chars, chars + length
+
+
+@numba.njit(f"int64({BYTES}, {OFFSETS}, {TABLES}, int64[:, ::1])", cache=True, nogil=True)
+def scan(data: Any, offsets: Any, tables: Any, found: Any) -> int:
+    """Fill `found` with (text, start, stop, kind), offsets in characters; returns how many there are.
+
+    When there are more than `found` has rows, its content is incomplete: call again with as many rows.
+    tables: sort of each byte (256), first keyword (number + 1) by two letters (676) and by character (65536), the
+    keywords' bytes, their offsets from 0, their (kind, condition, 1 when the next keyword begins alike), and the
+    characters that begin a plate.
+    """
+    count = 0
+    sorts = tables[0]
+    for text in range(len(offsets) - 1):
+        begin, end = offsets[text], offsets[text + 1]
+        first, at = count, begin
+        while at < end:
+            if sorts[data[at]] == OTHER:
+                at += 1
+            else:
+                at, count = _place(data, (text, begin, end, at), tables, found, count)
+        if first < count <= len(found):
+            _to_characters(data, begin, found[first:count])
+    return count
