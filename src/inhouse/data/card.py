@@ -1,85 +1,65 @@
-"""The dataset card: what a person should know before using the data, in English and in Chinese."""
+"""The dataset card: what a person should know before using the data, in English and in Chinese, with pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from inhouse.core.messages import catalogue
+from inhouse.data.pictures import draw
+
 Language = Literal["en", "zh"]
-
-WORDS: dict[str, dict[Language, str]] = {
-    "title": {"en": "Dataset card", "zh": "数据集说明"},
-    "rows": {"en": "Rows", "zh": "数据量"},
-    "add_up": {
-        "en": "{read} rows were read: {kept} are kept, {dropped} were dropped by a step, {rejected} could not be used.",
-        "zh": "共读取 {read} 行：保留 {kept} 行，处理步骤去除 {dropped} 行，另有 {rejected} 行无法使用。",
-    },
-    "part": {"en": "part", "zh": "划分"},
-    "words": {"en": "words", "zh": "词数"},
-    "chars": {"en": "characters", "zh": "字符数"},
-    "leaks": {
-        "en": "Rows of the training part whose text also stands in the test part: {count}.",
-        "zh": "训练集中与测试集文本完全相同的行数：{count}。",
-    },
-    "lengths": {"en": "Lengths", "zh": "长度分布"},
-    "lengths_note": {
-        "en": "Per row, after the steps, without the prompt. Words are separated by white space.",
-        "zh": "按行统计，为处理后的文本，不含提示词模板。词以空白分隔，中文请看字符数。",
-    },
-    "labels": {"en": "Labels", "zh": "标签分布"},
-    "label": {"en": "label", "zh": "标签"},
-    "scripts": {"en": "Scripts", "zh": "文字种类"},
-    "scripts_note": {"en": "Share of all letters", "zh": "占全部字母与汉字的比例"},
-    "gone": {"en": "Not in the dataset", "zh": "未收入的数据"},
-    "step": {"en": "step", "zh": "步骤"},
-    "reason": {"en": "reason", "zh": "原因"},
-    "unusable": {"en": "could not be used", "zh": "无法使用"},
-    "none": {"en": "Nothing was left out.", "zh": "没有去除任何数据。"},
-    "files": {
-        "en": "`rejected.jsonl` and `dropped.parquet` name every such row with its source, place and reason.",
-        "zh": "`rejected.jsonl` 与 `dropped.parquet` 逐行记录其来源、位置和原因。",
-    },
-    "sources": {"en": "Sources and terms", "zh": "来源与许可"},
-    "name": {"en": "name", "zh": "名称"},
-    "from": {"en": "from", "zh": "来自"},
-    "licence": {"en": "licence", "zh": "许可证"},
-    "use": {"en": "allowed use", "zh": "允许用途"},
-    "read": {"en": "read", "zh": "读取"},
-    "kept": {"en": "kept", "zh": "保留"},
-    "unknown": {"en": "not stated", "zh": "未说明"},
-    "rebuild": {"en": "How to rebuild", "zh": "如何重建"},
-    "rebuild_note": {
-        "en": "Run the project again (`inhouse run <project file>`): equal sources, settings and seed ({seed}) give "
-        "equal bytes. `dataset.json` holds the settings of every step and the hash of every source. "
-        "Rows are ordered by id, which mixes the sources.",
-        "zh": "重新运行项目（`inhouse run <项目文件>`）即可：来源、配置和随机种子（{seed}）不变，结果逐字节相同。"
-        "`dataset.json` 记录了每个步骤的配置和每个来源的哈希值。各行按 id 排序，因此不同来源会混排。",
-    },
-}
-USES: dict[str, str] = {"any": "不限", "evaluation": "仅限评估", "research": "仅限研究", "unknown": "未说明"}
+PICTURES = "pictures"  # folder beside the card
+STRICTEST = ("evaluation", "research", "unknown", "any")
+DUPLICATES = ("exact_dedup", "near_dedup")
 
 
-def card(facts: Mapping[str, Any]) -> str:
-    """The card as Markdown, English first, from what dataset.json says."""
-    return f"{_card(facts, 'en')}\n---\n\n{_card(facts, 'zh')}"
+def write(facts: Mapping[str, Any], out: Path) -> None:
+    """Write README.md and the pictures it shows, from what dataset.json says."""
+    drawn = draw(facts)
+    for name, picture in drawn.items():
+        path = out / PICTURES / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(picture, encoding="utf-8")
+    (out / "README.md").write_text(card(facts, tuple(drawn)), encoding="utf-8")
 
 
-def _card(facts: Mapping[str, Any], language: Language) -> str:
-    sections = [
-        f"# {_word('title', language)}",
-        _rows(facts, language),
-        _lengths(facts, language),
-        _labels(facts, language),
-        _scripts(facts, language),
-        _gone(facts, language),
-        _sources(facts, language),
-        f"## {_word('rebuild', language)}\n\n{_word('rebuild_note', language).format(seed=facts['seed'])}",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+def card(facts: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The card as Markdown, English first; `pictures` are the files that lie in the folder beside it."""
+    return f"{_card(facts, 'en', pictures)}\n---\n\n{_card(facts, 'zh', pictures)}"
+
+
+def _card(facts: Mapping[str, Any], language: Language, pictures: Sequence[str]) -> str:
+    told = {
+        "rows": _rows(facts, language),
+        "lengths": _lengths(facts, language),
+        "labels": _labels(facts, language),
+        "languages": _languages(facts, language),
+        "duplicates": _duplicates(facts, language),
+        "leaks": _leaks(facts, language),
+        "personal": _personal(facts, language),
+        "mix": _mix(facts, language),
+        "made": _made(facts, language),
+        "gone": _gone(facts, language),
+        "sources": _sources(facts, language),
+        "not_for": _not_for(facts, language),
+        "split": _split(facts, language),
+        "rebuild": _rebuild(facts, language),
+    }
+    shown = {"rows": "funnel.svg", "lengths": "lengths.svg", "labels": "labels.svg", "languages": "languages.svg"}
+    sections = [f"# {_word('title', language)}"]
+    for name, body in told.items():
+        if not body:
+            continue
+        sections += [f"## {_word(name, language)}", body]
+        if shown.get(name) in pictures:
+            sections.append(f"![{_word(f'alt_{name}', language)}]({PICTURES}/{shown[name]})")
+    return "\n\n".join(sections) + "\n"
 
 
 def _word(name: str, language: Language) -> str:
-    return WORDS[name][language]
+    return catalogue()[f"card.data.{name}"][language]
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
@@ -88,19 +68,16 @@ def _table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    """A value that cannot end its cell, and is no HTML: names and labels come from data."""
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("|", "\\|")
 
 
 def _rows(facts: Mapping[str, Any], language: Language) -> str:
-    kept = sum(facts["rows"].values())
-    totals = {"read": facts["read"], "kept": kept}
+    totals = {"read": facts["read"], "kept": sum(facts["rows"].values())}
     totals |= {name: facts[name]["total"] for name in ("dropped", "rejected")}
-    table = _table(
-        [_word("part", language), _word("rows", language)],
-        [[part, count] for part, count in facts["rows"].items() if count],
-    )
-    leaks = _word("leaks", language).format(count=facts["test_texts_in_train"])
-    return f"## {_word('rows', language)}\n\n{_word('add_up', language).format_map(totals)}\n\n{table}\n\n{leaks}"
+    body = [[part, count] for part, count in facts["rows"].items() if count]
+    table = _table([_word("part", language), _word("rows", language)], body)
+    return f"{_word('add_up', language).format_map(totals)}\n\n{table}"
 
 
 def _lengths(facts: Mapping[str, Any], language: Language) -> str:
@@ -110,7 +87,7 @@ def _lengths(facts: Mapping[str, Any], language: Language) -> str:
         for part, units in facts["lengths"].items()
         for unit, values in units.items()
     ]
-    return f"## {_word('lengths', language)}\n\n{_word('lengths_note', language)}\n\n{_table(head, body)}"
+    return f"{_word('lengths_note', language)}\n\n{_table(head, body)}"
 
 
 def _labels(facts: Mapping[str, Any], language: Language) -> str:
@@ -118,12 +95,90 @@ def _labels(facts: Mapping[str, Any], language: Language) -> str:
         return ""
     parts = [part for part, count in facts["rows"].items() if count]
     body = [[label, *(facts["labels_per_part"][part][label] for part in parts)] for label in facts["labels"]]
-    return f"## {_word('labels', language)}\n\n{_table([_word('label', language), *parts], body)}"
+    table = _table([_word("label", language), *parts], body)
+    train = sorted(facts["labels_per_part"]["train"].values())
+    if not train[-1]:
+        return table
+    if not train[0]:
+        return f"{_word('label_missing', language).format(count=train.count(0))}\n\n{table}"
+    return f"{_word('balance', language).format(ratio=f'{train[-1] / train[0]:.3g}')}\n\n{table}"
 
 
-def _scripts(facts: Mapping[str, Any], language: Language) -> str:
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in facts["scripts"].items())
-    return f"## {_word('scripts', language)}\n\n{_word('scripts_note', language)}: {shares}" if shares else ""
+def _languages(facts: Mapping[str, Any], language: Language) -> str:
+    lines = []
+    if found := facts.get("languages"):
+        total = sum(found.values())
+        shares = ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in found.items())
+        lines.append(f"{_word('languages_note', language)}{shares}")
+    if facts["scripts"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in facts["scripts"].items())
+        lines.append(f"{_word('scripts_note', language)}{shares}")
+    return "\n\n".join(lines)
+
+
+def _removed(facts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, int]:
+    """Reasons with their counts, over the steps of these names."""
+    found: dict[str, int] = {}
+    for step in facts["dropped"]["steps"]:
+        if step["step"] in steps:
+            for reason, count in step["reasons"].items():
+                found[reason] = found.get(reason, 0) + count
+    return found
+
+
+def _duplicates(facts: Mapping[str, Any], language: Language) -> str:
+    looked = [step["use"] for step in facts["steps"] if step["use"] in DUPLICATES]
+    if not looked:
+        return _word("duplicates_unknown", language)
+    found = sum(_removed(facts, looked).values())
+    share = f"{found / facts['read']:.1%}" if facts["read"] else "0 %"
+    return _word("duplicates_note", language).format(count=found, share=share, steps=_list(looked))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
+
+
+def _leaks(facts: Mapping[str, Any], language: Language) -> str:
+    lines = [_word("leaks_note", language).format(count=facts["test_texts_in_train"])]
+    if any(step["use"] == "leaks" for step in facts["steps"]):
+        lines.append(_word("leaks_removed", language).format(count=sum(_removed(facts, ["leaks"]).values())))
+    else:
+        lines.append(_word("leaks_unknown", language))
+    repeated = [n for reason, n in _removed(facts, DUPLICATES).items() if "_of_" in reason]
+    if repeated:
+        lines.append(_word("leaks_duplicates", language).format(count=sum(repeated)))
+    return " ".join(lines) if language == "en" else "".join(lines)
+
+
+def _personal(facts: Mapping[str, Any], language: Language) -> str:
+    found = facts.get("pii")
+    if not any(step["use"] == "pii" for step in facts["steps"]):
+        return _word("personal_unknown", language)
+    if not found:
+        return _word("personal_none", language)
+    head = [_word("type", language), _word("action", language), _word("count", language)]
+    body = [[kind, action, count] for kind, actions in found["types"].items() for action, count in actions.items()]
+    return f"{_word('personal_note', language).format(rows=found['rows'])}\n\n{_table(head, body)}"
+
+
+def _mix(facts: Mapping[str, Any], language: Language) -> str:
+    found = facts.get("mix")
+    if not found:
+        return ""
+    head = [_word(name, language) for name in ("name", "asked", "achieved", "different", "copies", "repeats")]
+    body = [
+        [s["name"], f"{s['asked']:.2%}", f"{s['achieved']:.2%}", s["rows"], s["copies"], s["repeats"]]
+        for s in found["sources"]
+    ]
+    unit = _word(f"by_{found['by']}", language) + (_word("estimated", language) if found["estimated"] else "")
+    return f"{_word('mix_note', language).format(unit=unit, rows=found['rows'])}\n\n{_table(head, body)}"
+
+
+def _made(facts: Mapping[str, Any], language: Language) -> str:
+    if not facts.get("made"):
+        return ""
+    return _word("made_note", language).format(count=facts["made"], train=facts["rows"]["train"])
 
 
 def _gone(facts: Mapping[str, Any], language: Language) -> str:
@@ -133,9 +188,9 @@ def _gone(facts: Mapping[str, Any], language: Language) -> str:
     for step in facts["dropped"]["steps"]:
         body += [[step["step"], reason, count] for reason, count in step["reasons"].items()]
     if not body:
-        return f"## {_word('gone', language)}\n\n{_word('none', language)}"
+        return _word("none", language)
     table = _table([_word("step", language), _word("reason", language), _word("rows", language)], body)
-    return f"## {_word('gone', language)}\n\n{table}\n\n{_word('files', language)}"
+    return f"{table}\n\n{_word('files', language)}"
 
 
 def _sources(facts: Mapping[str, Any], language: Language) -> str:
@@ -145,17 +200,52 @@ def _sources(facts: Mapping[str, Any], language: Language) -> str:
             source["name"],
             f"`{source['from']}`",
             source["licence"] or _word("unknown", language),
-            _use(source["allowed_use"], language),
+            _word(f"use_{source['allowed_use']}", language),
             source["part"] or "—",
             source["read"],
             source["kept"],
         ]
         for source in facts["sources"]
     ]
-    return f"## {_word('sources', language)}\n\n{_table(head, body)}"
+    together = _word("together", language).format(use=_word(f"use_{strictest(facts)}", language))
+    return f"{_table(head, body)}\n\n{together}"
 
 
-def _use(name: str, language: Language) -> str:
-    if language == "zh":
-        return USES[name]
-    return _word("unknown", "en") if name == "unknown" else name
+def strictest(facts: Mapping[str, Any]) -> str:
+    """What the terms of all sources together allow."""
+    stated = {source["allowed_use"] for source in facts["sources"]}
+    return next((use for use in STRICTEST if use in stated), "unknown")
+
+
+def _not_for(facts: Mapping[str, Any], language: Language) -> str:
+    return "\n".join(f"- {line}" for line in _prohibited(facts, language))
+
+
+def _prohibited(facts: Mapping[str, Any], language: Language) -> Iterator[str]:
+    for use in STRICTEST[:-1]:
+        names = [source["name"] for source in facts["sources"] if source["allowed_use"] == use]
+        if names:
+            yield _word(f"not_{use}", language).format(names=_list(names))
+    if strictest(facts) == "any":
+        yield _word("not_any", language)
+    if facts["rows"].get("test"):
+        yield _word("not_test", language)
+    if facts.get("pii"):
+        yield _word("not_persons", language)
+
+
+def _split(facts: Mapping[str, Any], language: Language) -> str:
+    split = facts["split"]
+    lines = [_word("split_stated", language)] if any(s["part"] for s in facts["sources"]) else []
+    if split is None:
+        lines.append(_word("split_default", language))
+    else:
+        by = next((name for name in ("time", "group") if split.get(name)), "content")
+        told = {"test": f"{split['test']:.1%}", "valid": f"{split['valid']:.1%}", "column": split.get(by) or ""}
+        lines.append(_word(f"split_{by}", language).format_map(told))
+    return " ".join(lines) if language == "en" else "".join(lines)
+
+
+def _rebuild(facts: Mapping[str, Any], language: Language) -> str:
+    steps = " → ".join(step["use"] for step in facts["steps"]) or "—"
+    return _word("rebuild_note", language).format(seed=facts["seed"], steps=steps)
