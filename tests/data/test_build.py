@@ -171,10 +171,10 @@ def _fail(number: int) -> Finished:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_crew_gives_results_in_order_and_the_first_error(workers: int) -> None:
-    crew = Crew(workers, "local", Events())
-    assert [str(done.folder) for done in crew.each(_fail, [0, 1, 2])] == ["0", "1", "2"]
-    with pytest.raises(UserError) as error:
-        list(crew.each(_fail, [0, 1, 2, 3, 4]))
+    with Crew(workers, "local", Events()) as crew:
+        assert [str(done.folder) for done in crew.each(_fail, [0, 1, 2])] == ["0", "1", "2"]
+        with pytest.raises(UserError) as error:
+            list(crew.each(_fail, [0, 1, 2, 3, 4]))
     assert error.value.code == "data.empty" and error.value.facts["source"] == "s"
 
 
@@ -186,8 +186,8 @@ def _wait(number: int) -> Finished:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_crew_stops_when_the_job_is_cancelled(tmp_path: Path, workers: int) -> None:
     (tmp_path / "cancel").touch()
-    with pytest.raises(Cancelled):
-        list(Crew(workers, "local", Events(tmp_path / "events.jsonl")).each(_wait, list(range(50))))
+    with pytest.raises(Cancelled), Crew(workers, "local", Events(tmp_path / "events.jsonl")) as crew:
+        list(crew.each(_wait, list(range(50))))
 
 
 def _die(number: int) -> Finished:
@@ -196,6 +196,6 @@ def _die(number: int) -> Finished:
 
 
 def test_crew_says_so_when_a_worker_is_killed() -> None:
-    with pytest.raises(UserError) as error:
-        list(Crew(2, "local", Events()).each(_die, [1, 2, 3]))
+    with pytest.raises(UserError) as error, Crew(2, "local", Events()) as crew:
+        list(crew.each(_die, [1, 2, 3]))
     assert error.value.code == "data.worker_lost"

@@ -28,7 +28,6 @@ from inhouse.data.segments import (
     emit_more,
     pass_shard,
     segments,
-    warm,
 )  # fmt: skip
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Understood as Shape
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 SHOWN = 3  # rejects that an error shows
-SMALL = 4 * 2**20  # below this many bytes worker processes cost more than they bring
+SMALL = 12 * 2**20  # below this many bytes worker processes cost more than they bring
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,6 @@ def build(params: DataParams, located: Sequence[Located], site: Site) -> Built:
     import polars as pl
 
     built = Built(params, site.around.seed, sources, shards, index, pl.DataFrame(schema=dropped_schema()))
-    list(warm(params.steps))
     stages = segments(params.steps)
     for segment in stages:
         built = through(built, segment, site, last=segment is stages[-1])

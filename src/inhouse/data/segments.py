@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,12 +250,3 @@ def emit_more(task: MoreTask) -> Finished:
         more = look(docs, task.step.params, task.around, *given)
         write_frame(more, out / "emitted.arrow")
     return finished(task.folder)  # type: ignore[return-value]
-
-
-def warm(steps: Sequence[BaseModel]) -> Iterator[str]:
-    """Compile the steps' inner loops before several workers would each do it; yields the name of each step."""
-    for params in steps:
-        operator = operator_of("cleaner", params)
-        if "warm" in vars(operator.module):
-            yield operator.name
-            operator.function("warm")()

@@ -83,11 +83,12 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     size = sum(path.stat().st_size for source in located for _, path in source.files)
     workers = 1 if size < SMALL else usable_cores()
     around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
-    site = Site(context.scratch, Crew(workers, params.engine, context.events), around, shard_bytes)
-    built = build(params, located, site)
-    refuse_unusable(built)
-    copies, mix = (None, None) if params.mix is None else mixed(built, params.mix, site)
-    tables = write_tables(built, copies, site)
+    with Crew(workers, params.engine, context.events) as crew:
+        site = Site(context.scratch, crew, around, shard_bytes)
+        built = build(params, located, site)
+        refuse_unusable(built)
+        copies, mix = (None, None) if params.mix is None else mixed(built, params.mix, site)
+        tables = write_tables(built, copies, site)
     return Result(built, tables, {**summary(built, tables), "mix": mix})
 
 

@@ -65,13 +65,35 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-@dataclass(frozen=True)
 class Crew:
-    """Who does the work: `workers` processes of this machine (1: this process itself), or a Ray cluster."""
+    """Who does the work: `workers` processes of this machine (1: this process itself), or a Ray cluster.
 
-    workers: int
-    engine: Engine
-    events: Events
+    Processes start with the first work for several of them, and end with the `with` block.
+    """
+
+    def __init__(self, workers: int, engine: Engine, events: Events) -> None:
+        self.workers = workers
+        self.engine = engine
+        self.events = events
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    @property
+    def pool(self) -> ProcessPoolExecutor:
+        """The worker processes."""
+        if self._pool is None:
+            # spawn, not fork: a forked child may wait for ever for a lock that a thread of polars held.
+            context = multiprocessing.get_context("spawn")
+            facts = (os.getpid(), language())
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin, initargs=facts)
+        return self._pool
 
     def each(self, function: Callable[[Any], Finished], tasks: Sequence[Any]) -> Iterator[Finished]:
         """The result of every task, in the order of the tasks. Raises the first error, and stops the rest."""
@@ -86,17 +108,11 @@ class Crew:
 
 
 def _in_processes(function: Callable[[Any], Finished], tasks: Sequence[Any], crew: Crew) -> Iterator[Finished]:
-    # spawn, not fork: polars has threads, and a forked child may wait for ever for a lock that one of them held.
-    context = multiprocessing.get_context("spawn")
-    count = min(crew.workers, len(tasks))
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(os.getpid(), language()))
+    waiting = {crew.pool.submit(_guarded, function, task): number for number, task in enumerate(tasks)}
     try:
-        waiting = {pool.submit(_guarded, function, task): number for number, task in enumerate(tasks)}
         yield from _ordered(waiting, crew.events)
     except BrokenProcessPool:
-        raise UserError("data.worker_lost", workers=count) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        raise UserError("data.worker_lost", workers=crew.workers) from None
 
 
 def _ordered(waiting: dict[Future[Any], int], events: Events) -> Iterator[Finished]:
