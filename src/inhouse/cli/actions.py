@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from inhouse.api.data import DiffRequest, compare_datasets
 from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.cli import views
@@ -58,6 +59,13 @@ def chat(request: ChatRequest, as_json: bool) -> None:
         print(text("chat.welcome", model=conversation.model, url=conversation.endpoint.url), file=sys.stderr)
         while question := _question():
             _answer(conversation, question, as_json)
+
+
+def diff(request: DiffRequest, as_json: bool) -> None:
+    """What changed between two datasets; a person sees a few ids of each kind, a program all of them."""
+    if request.samples is None and not as_json:
+        request = request.model_copy(update={"samples": 5})
+    views.show("difference", compare_datasets(request), as_json)
 
 
 def _question() -> str:

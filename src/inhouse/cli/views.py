@@ -313,4 +313,5 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "report": report,
     "keys": keys,
     "new_key": new_key,
+    **_DATA,
 }

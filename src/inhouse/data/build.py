@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.source import Located
 from inhouse.data.split import SplitParams
-from inhouse.data.tasks import Crew, Finished
+from inhouse.data.tasks import Crew, Finished, clear_drafts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -104,6 +105,7 @@ def build(params: DataParams, located: Sequence[Located], site: Site) -> Built:
     """
     require("data", "polars", "xxhash", "numpy")
     _refuse_same_content(located)
+    clear_drafts(site.folder)
     sources = tuple(_read(params, sorted(located, key=lambda s: s.params.name), site))
     shards, index = _index(sources, split_of(params))
     import polars as pl
@@ -302,9 +304,9 @@ def _places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:
 def write_scratch(frame: pl.DataFrame, path: Path) -> None:
     """Write a frame that a resumed build would write again with the same content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
+    draft = path.with_suffix(f".{os.getpid()}.draft")
     write_frame(frame, draft)
-    draft.rename(path)
+    draft.replace(path)
 
 
 def tracked(

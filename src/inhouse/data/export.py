@@ -188,4 +188,3 @@ def _logged(mlflow: Any, made: Any) -> str:
     with mlflow.start_run(run_name=f"dataset {made.dataset.digest[:8]}") as run:
         client.log_inputs(run.info.run_id, [made])
     return str(run.info.run_id)
-

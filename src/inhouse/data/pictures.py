@@ -133,7 +133,10 @@ def _plot(found: Mapping[str, Any], part: str, top: int) -> str:
     total, highest = sum(counts), max(counts)
     left, right, base = MARGIN + 70, WIDTH - MARGIN, top + PLOT_HEIGHT
     step = (right - left) / len(counts)
-    drawn = [_text(MARGIN, top + 14, part, COLOURS[part], "start", bold=True), _text(MARGIN, top + 32, f"{total:,}", FAINT)]
+    drawn = [
+        _text(MARGIN, top + 14, part, COLOURS[part], "start", bold=True),
+        _text(MARGIN, top + 32, f"{total:,}", FAINT),
+    ]
     for place, count in enumerate(counts):
         tall = (PLOT_HEIGHT - 18) * count / highest
         x = left + place * step

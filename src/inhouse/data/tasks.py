@@ -22,6 +22,7 @@ from inhouse.core.run import Events, die_with_parent
 
 Engine = Literal["local", "ray"]
 RESULT = "result.json"
+DRAFT = ".part"
 POLL_S = 0.5  # between looks at a request to stop
 
 
@@ -45,8 +46,8 @@ def finished(folder: Path) -> Finished | None:
 def publish(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder to write in and facts to fill; both appear under their name by one rename, or not at all."""
     started = time.monotonic()
-    draft = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    # With the pid: a worker whose parent was killed may live on for a moment beside the build that goes on.
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}{DRAFT}")
     draft.mkdir(parents=True)
     facts: dict[str, Any] = {}
     yield draft, facts
@@ -54,7 +55,18 @@ def publish(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     (draft / RESULT).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     for path in draft.iterdir():  # or a power cut may leave the folder under its name with empty files in it
         _flush(path)
-    draft.rename(folder)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if finished(folder) is None:
+            raise
+        shutil.rmtree(draft)  # somebody else finished the same work: with the same bytes
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what tasks that were killed left half done."""
+    for draft in folder.glob(f"*/*{DRAFT}"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

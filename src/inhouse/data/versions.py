@@ -77,7 +77,9 @@ def find_version(store: Store, name: str) -> Version:
         ids = ", ".join(f"{v.name} {v.record.id}" for v in begins)
         raise UserError("data.version_ambiguous", name=name, found=ids)
     known = [v.name for v in found]
-    near = get_close_matches(wanted, [*known, *(v.record.id[: max(len(wanted), SHORTEST)] for v in found)], n=1, cutoff=0.5)
+    near = get_close_matches(
+        wanted, [*known, *(v.record.id[: max(len(wanted), SHORTEST)] for v in found)], n=1, cutoff=0.5
+    )
     raise UserError("data.version_unknown", name=name, known=_shown(known), near=(near or known[-1:])[0])
 
 
