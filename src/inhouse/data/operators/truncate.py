@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.params import Params
+from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +31,7 @@ class Truncate(Params):
         return self
 
 
-def change(pieces: pl.DataFrame, params: Truncate) -> pl.Series:
+def change(pieces: pl.DataFrame, params: Truncate, around: Around) -> pl.Series:
     """The texts, cut after the last whole word or character that fits."""
     import polars as pl
 
