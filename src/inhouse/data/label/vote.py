@@ -38,7 +38,10 @@ class RuleFigures(Frozen):
 
 @dataclass(frozen=True)
 class Voted:
-    """`votes[r][i]` is the label that rule r gives to row i; `decided[i]` what came of them; `ties` rows without a label had no winner."""
+    """`votes[r][i]` is the label that rule r gives to row i, `decided[i]` what came of them.
+
+    `ties` counts the rows without a given label on which no label won.
+    """
 
     votes: tuple[tuple[str | None, ...], ...]
     decided: tuple[str | None, ...]
