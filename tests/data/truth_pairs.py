@@ -152,7 +152,7 @@ def planted_leaks(language: str, count: int, seed: int = 3) -> Planted:
     """Training documents, every other one with a passage of a test text in it: quoted, respaced, in capitals, cut."""
     writer = Writer(language, seed)
     span = 24 if language == "en" else 56  # a full n-gram wherever it begins
-    test = [writer.draw(writer.random.randint(40, 120)) for _ in range(count)]
+    test = [writer.draw(writer.random.randint(60, 140)) for _ in range(count)]
     train, leaks = [], {}
     for n in range(2 * count):
         units = writer.document()

@@ -117,7 +117,7 @@ def emit_more(docs: pl.DataFrame, params: Leaks, around: Around, asked: pl.DataF
 
     table = asked["slots"][0].to_numpy(), asked["places"][0].to_numpy()
     hits, bounds = hits_of(flat(docs["text"]), (params.words, params.characters), table)
-    lists = pl.Series("hits", _cut(hits, bounds), dtype=pl.List(pl.UInt32))
+    lists = _lists("hits", [hits[start:end] for start, end in pairwise(bounds)], pl.UInt32)
     found = docs.select("row").with_columns(lists, _nearest(docs["text"], params, asked))
     return found.filter((pl.col("hits").list.len() > 0) | pl.col("near").is_not_null())
 
@@ -159,7 +159,7 @@ def _described(texts: pl.Series, params: Leaks) -> pl.DataFrame:
     from inhouse.data.kernels.ngrams import grams_of
 
     found, bounds = grams_of(*flat(texts), (params.words, params.characters))
-    grams = pl.Series("grams", [np.unique(cut) for cut in _cut(found, bounds)], dtype=pl.List(pl.UInt64))
+    grams = _lists("grams", [np.unique(found[start:end]) for start, end in pairwise(bounds)], pl.UInt64)
     keys, counts = band_table(texts, SHINGLE, params.near or 1.0, HASHES)
     bands = pl.Series("bands", keys, dtype=pl.Array(pl.UInt32, keys.shape[1])).arr.to_list()
     long_enough = pl.Series("long_enough", (counts >= params.near_from) & (params.near is not None))
@@ -263,8 +263,11 @@ def _values(lists: pl.Series, dtype: Any) -> NDArray[Any]:
     return values.filter(values.list.len() > 0).explode().to_numpy().astype(dtype, copy=False)
 
 
-def _cut(values: NDArray[Any], bounds: NDArray[np.int64]) -> list[NDArray[Any]]:
-    return [values[start:end] for start, end in pairwise(bounds)]
+def _lists(name: str, arrays: list[NDArray[Any]], inner: type[pl.DataType]) -> pl.Series:
+    """A column of lists. Of bare arrays of one length polars would make a column of the type Array."""
+    import polars as pl
+
+    return pl.Series(name, [pl.Series(array, dtype=inner) for array in arrays], dtype=pl.List(inner))
 
 
 def _found(path: Path, project_dir: Path) -> Path:
