@@ -87,7 +87,7 @@ def drop_reason(figures: pl.DataFrame, params: Language) -> pl.Series:
         .when(pl.col("confidence") < params.at_least)
         .then(pl.lit("language_unsure"))
     )
-    return figures.select(reason.alias("reason")).to_series()
+    return figures.with_columns(reason.alias("reason"))["reason"]
 
 
 def external(params: Language, project_dir: Path) -> dict[str, str]:

@@ -58,7 +58,7 @@ def drop_reason(figures: pl.DataFrame, params: Length) -> pl.Series:
     if params.max_chars is not None:
         long |= chars > params.max_chars
     reason = pl.when(short).then(pl.lit("too_short")).when(long).then(pl.lit("too_long"))
-    return figures.select(reason.alias("reason")).to_series()
+    return figures.with_columns(reason.alias("reason"))["reason"]
 
 
 def warm() -> None:
