@@ -23,6 +23,7 @@ from run import ENV, HERE, ROOT, WORK, no_network
 
 sys.path.insert(0, str(ROOT / "tests" / "data"))
 import truth_pairs
+import truth_pii
 
 LEVELS = {"0.8 to 1": (0.8, 1.0), "0.7 to 0.8": (0.7, 0.8)}
 MINHASH = {"window_size": 5, "lowercase": True, "num_permutations": 112, "num_bands": 14, "num_rows_per_band": 8}
@@ -44,13 +45,23 @@ NEAR = (
     Tool("datatrove, white space", "datatrove", ("whitespace", "minhash")),
 )
 
+PII = (
+    Tool("data-juicer, pii_redaction_mapper", "juicer", ("pii_redaction_mapper", "")),
+    Tool("datatrove, PIIFormatter", "datatrove", ("whitespace", "pii")),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="near, pii; absent: both")
     parser.add_argument("--count", type=int, default=500, help="pairs per language and level")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
-    print(near(options.count, options.work))
+    what = options.what or ["near", "pii"]
+    if "near" in what:
+        print(near(options.count, options.work))
+    if "pii" in what:
+        print(pii(options.work))
 
 
 def near(count: int, work: Path) -> str:
@@ -79,6 +90,32 @@ def near(count: int, work: Path) -> str:
     return "\n".join(lines)
 
 
+def pii(work: Path) -> str:
+    """Share of values gone per type and language, and of texts changed that hold none, in Markdown."""
+    planted = list(truth_pii.planted())
+    clean = {
+        "wrong check digit": list(truth_pii.invalid_numbers()),
+        "other traps": [text for _, text in truth_pii.traps()],
+    }
+    texts = {f"planted/{n}": item.text for n, item in enumerate(planted)}
+    texts |= {f"{name}/{n}": text for name, found in clean.items() for n, text in enumerate(found)}
+    kinds = sorted({(item.type, item.language) for item in planted})
+    lines = ["| | " + " | ".join(tool.name for tool in PII) + " |", "|---" * (len(PII) + 1) + "|"]
+    found = [kept(tool, texts, work) for tool in PII]
+    for type, language in kinds:
+        values = {
+            f"planted/{n}": item for n, item in enumerate(planted) if (item.type, item.language) == (type, language)
+        }
+        gone = [sum(i.text[i.start : i.end] not in out[name] for name, i in values.items()) for out in found]
+        cells = " | ".join(f"{n / len(values):.1%}" for n in gone)
+        lines.append(f"| {type}, {language} (n={len(values)}) | {cells} |")
+    for name, traps in clean.items():
+        changed = [sum(out[f"{name}/{n}"].strip() != text.strip() for n, text in enumerate(traps)) for out in found]
+        cells = " | ".join(f"{n / len(traps):.1%}" for n in changed)
+        lines.append(f"| changed, but nothing in it: {name} (n={len(traps)}) | {cells} |")
+    return "\n".join(lines)
+
+
 def kept(tool: Tool, texts: dict[str, str], work: Path) -> dict[str, str]:
     """The documents that a tool gives back, by name."""
     folder = work / "runs" / "truth"
@@ -100,11 +137,11 @@ def kept(tool: Tool, texts: dict[str, str], work: Path) -> dict[str, str]:
 
 def juicer(tool: Tool, home: Path, folder: Path) -> list[str]:
     """The command of data-juicer for one step."""
-    step, tokenization = tool.settings
+    step, setting = tool.settings
     recipe = yaml.safe_load((HERE / "peer_juicer.yaml").read_text(encoding="utf-8"))
     chosen = [item for item in recipe["process"] if step in item]
-    if tokenization:
-        chosen = [{step: {**MINHASH, "tokenization": tokenization}}]
+    if step == "document_minhash_deduplicator":
+        chosen = [{step: {**MINHASH, "tokenization": setting}}]
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "process": chosen}), encoding="utf-8")
     options = {"config": folder / "recipe.yaml", "dataset_path": folder / "in", "export_path": folder / "out/0.jsonl"}
     flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
