@@ -1,9 +1,10 @@
 """The recipe of the benchmark for datatrove 0.10.1, run by its environment's own Python.
 
-    python peer_datatrove.py INPUT_FOLDER WORK_FOLDER WORKERS WORDS
+    python peer_datatrove.py INPUT_FOLDER WORK_FOLDER WORKERS WORDS [minhash | pii]
 
 INPUT_FOLDER holds one .jsonl per worker. WORDS: `english`, the tokenizer that datatrove takes unless told otherwise
-(spaCy), or `whitespace`, its cheapest. Thresholds are wide, so that nearly every document passes through every step.
+(spaCy), or `whitespace`, its cheapest; or another language's code. Thresholds are wide, so that nearly every document
+passes through every step. The last argument runs that step alone. What is kept lies in WORK_FOLDER/out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
+Stage = tuple[int, list[PipelineStep]]  # number of tasks, steps
 BUCKETS = 14
 SPACES = re.compile(r"[^\S\n]+")
 BLANK_LINES = re.compile(r"\n{3,}")
@@ -83,21 +85,40 @@ def clean(source: str, work: Path, exact: ExactDedupConfig, words: str | Whitesp
     ]
 
 
-def main() -> None:
-    source, folder, workers, chosen = sys.argv[1:]
-    work, count = Path(folder), int(workers)
-    words = WhitespaceTokenizer() if chosen == "whitespace" else "eng"
-    exact, minhash = ExactDedupConfig(content_getter=text_of), MinhashConfig(num_buckets=BUCKETS, hashes_per_bucket=8)
-    cleaned = [JsonlReader(str(work / "cleaned")), ExactDedupFilter(str(work / "twice"), exact)]
+def dedup(first: list[PipelineStep], work: Path, words: str | WhitespaceTokenizer, count: int) -> list[Stage]:
+    """The four stages of MinHash over what `first` reads."""
+    minhash = MinhashConfig(num_buckets=BUCKETS, hashes_per_bucket=8)
     signed, buckets, clusters = (str(work / name) for name in ("signed", "buckets", "clusters"))
-    stages: list[tuple[int, list[PipelineStep]]] = [
-        (count, clean(source, work, exact, words)),
-        (1, [ExactFindDedups(str(work / "exact"), str(work / "twice"), exact)]),
-        (count, [*cleaned, MinhashDedupSignature(signed, minhash, language=words)]),
+    return [
+        (count, [*first, MinhashDedupSignature(signed, minhash, language=words)]),
         (BUCKETS, [MinhashDedupBuckets(signed, buckets, config=minhash)]),
         (1, [MinhashDedupCluster(buckets, clusters, config=minhash)]),
-        (count, [*cleaned, MinhashDedupFilter(clusters), JsonlWriter(str(work / "out"), compression=None)]),
+        (count, [*first, MinhashDedupFilter(clusters), JsonlWriter(str(work / "out"), compression=None)]),
     ]
+
+
+def recipe(source: str, work: Path, words: str | WhitespaceTokenizer, count: int) -> list[Stage]:
+    """All steps: number of tasks and steps of every stage."""
+    exact = ExactDedupConfig(content_getter=text_of)
+    cleaned = [JsonlReader(str(work / "cleaned")), ExactDedupFilter(str(work / "twice"), exact)]
+    return [
+        (count, clean(source, work, exact, words)),
+        (1, [ExactFindDedups(str(work / "exact"), str(work / "twice"), exact)]),
+        *dedup(cleaned, work, words, count),
+    ]
+
+
+def main() -> None:
+    source, folder, workers, chosen, *only = sys.argv[1:]
+    work, count = Path(folder), int(workers)
+    words = WhitespaceTokenizer() if chosen == "whitespace" else {"english": "eng"}.get(chosen, chosen)
+    reader, writer = JsonlReader(source, id_key="name"), JsonlWriter(str(work / "out"), compression=None)
+    if only == ["minhash"]:
+        stages = dedup([reader], work, words, count)
+    elif only == ["pii"]:
+        stages = [(count, [reader, PIIFormatter(), writer])]
+    else:
+        stages = recipe(source, work, words, count)
     for number, (tasks, steps) in enumerate(stages):
         log = str(work / "logs" / str(number))
         LocalPipelineExecutor(steps, tasks=tasks, workers=min(tasks, count), logging_dir=log).run()

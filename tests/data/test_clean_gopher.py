@@ -235,7 +235,8 @@ def test_rules_set_to_null_are_not_applied() -> None:
     text = "go on " * 30 + "\n# # # #"
     for module, params in ((symbols, symbols.Symbols()), (repetition, repetition.Repetition())):
         limits = {name: None for name in type(params).model_fields if name.startswith(("min_", "max_"))}
-        assert reason(module, type(params)(**limits), text) is None
+        free = type(params)(**limits)
+        assert module.drop_reason(figures(module, [text, "", "#"], free), free).to_list() == [None] * 3
 
 
 def test_figures_do_not_depend_on_the_batch() -> None:

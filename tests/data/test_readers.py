@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inhouse.core.errors import UserError
 from inhouse.core.plugins import operator_of, operators
 from inhouse.data import records
 from inhouse.data.records import Record, Reject
@@ -40,7 +39,7 @@ def test_reader_contract_holds(name: str) -> None:
     assert callable(operator.function("read"))
 
 
-@pytest.mark.parametrize("name", sorted(set(operators("reader")) - {"json", "parquet"}))
+@pytest.mark.parametrize("name", sorted(operators("reader")))
 def test_reader_empty_file_yields_nothing(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert read(tmp_path / "empty", name) == []
@@ -66,14 +65,43 @@ def test_jsonl_bad_lines_are_named_and_good_ones_kept(tmp_path: Path, monkeypatc
         (6, "line_too_long"),
     ]
     assert bad(items)[4] == (7, "broken_json")
-    assert [item.offset for item in items] == list(range(7))  # the blank line is no row
+    assert [item.offset for item in items] == [0, 1, 3, 4, 5, 6, 7]  # the blank line is no row
 
 
-def test_jsonl_gb18030_file_reads_with_encoding(tmp_path: Path) -> None:
+def test_jsonl_gb18030_file_is_no_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "银行利率"}\n'.encode("gb18030"))
-    assert bad(read(path, "jsonl")) == [(1, "invalid_encoding")]
+    assert bad(read(path, "jsonl", encoding="utf-8")) == [(1, "invalid_encoding")]
     assert good(read(path, "jsonl", encoding="gb18030")) == [{"text": "银行利率"}]
+    assert good(read(path, "jsonl")) == [{"text": "银行利率"}]
+
+
+odd = st.sampled_from([2**70, -(2**63), 2**63, 2**64 - 1, 1e300, float("inf"), "\ud800", "x\udfffy", "\x00", "中"])
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), odd)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=5), scalars, max_size=4), min_size=1, max_size=5))
+def test_jsonl_reads_as_the_standard_library_does(tmp_path_factory: Any, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert good(read(path, "jsonl")) == rows
+
+
+def test_jsonl_odd_json_is_read_or_rejected_but_never_fatal(tmp_path: Path) -> None:
+    deep = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1, "a": 2}\n' + deep + b'\n{"a": "\x00"}\n{"a": "\\u0000"}\n{"a": 1}garbage\n')
+    items = read(path, "jsonl")
+    assert good(items) == [{"a": 2}, {"a": "\x00"}]
+    assert bad(items) == [(2, "broken_json"), (3, "broken_json"), (5, "broken_json")]
+
+
+def test_excerpt_of_deeply_nested_json_is_its_type() -> None:
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    assert records.excerpt(value) == "list"
 
 
 def test_json_array_yields_objects_and_rejects_the_rest(tmp_path: Path) -> None:
@@ -91,22 +119,24 @@ def test_json_array_under_key_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "params", "code", "says"),
+    ("content", "params", "reason", "says"),
     [
-        ("[1, 2", {}, "data.unreadable", "a.json"),
-        ('{"a": 1}\n{"a": 2}', {}, "data.unreadable", "jsonl"),
-        ('{"rows": []}', {}, "data.not_an_array", "rows"),
-        ("[]", {"key": "x"}, "data.not_an_array", "NoneType"),
+        ("[1, 2", {}, "broken_json", "line 1"),
+        ("[" * 100_000, {}, "broken_json", "recursion"),
+        ('{"a": 1}\n{"a": 2}', {}, "broken_json", "jsonl"),
+        ('{"rows": []}', {}, "no_array", "rows"),
+        ("[]", {"key": "x"}, "no_array", "NoneType"),
+        ('["\xff"]', {"encoding": "utf-8"}, "invalid_encoding", "byte 2"),
     ],
 )
-def test_json_broken_file_says_what_to_do(
-    content: str, params: dict[str, Any], code: str, says: str, tmp_path: Path
+def test_json_broken_file_is_one_reject_that_says_why(
+    content: str, params: dict[str, Any], reason: str, says: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(UserError) as error:
-        read(tmp_path / "a.json", "json", **params)
-    assert error.value.code == code
-    assert says in str(error.value)
+    (tmp_path / "a.json").write_text(content, encoding="latin-1")
+    [item] = read(tmp_path / "a.json", "json", **params)
+    assert isinstance(item, Reject)
+    assert (item.offset, item.reason) == (0, reason)
+    assert says in item.detail
 
 
 def test_csv_header_names_the_columns(tmp_path: Path) -> None:
@@ -159,14 +189,15 @@ def test_csv_long_line_is_rejected_and_the_next_read(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"a,b,a\n1,2,3\n", "twice: a"), ("标签,文本\n".encode("gbk"), "gb18030")]
+    ("content", "says"),
+    [(b"a,b,a\n1,2,3\n", "twice: a"), (b"\xff,b\n1,2\n", "gb18030"), (b'"a,b\n1,2\n', "unexpected end")],
 )
-def test_csv_unusable_header_says_what_to_do(content: bytes, says: str, tmp_path: Path) -> None:
+def test_csv_unusable_header_is_one_reject_that_says_why(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read(tmp_path / "a.csv", "csv")
-    assert error.value.code == "data.header"
-    assert says in str(error.value)
+    [item] = read(tmp_path / "a.csv", "csv")
+    assert isinstance(item, Reject)
+    assert (item.offset, item.reason) == (0, "bad_header")
+    assert says in item.detail
 
 
 @pytest.mark.parametrize("params", [{"header_lines": 0}, {"columns": ["a", "a"]}])
@@ -196,15 +227,32 @@ def test_parquet_rows_arrive_with_lists_and_nulls(tmp_path: Path) -> None:
     assert good(read(tmp_path / "a.parquet", "parquet")) == rows
 
 
-def test_parquet_truncated_file_is_a_clear_error(tmp_path: Path) -> None:
+def test_parquet_truncated_file_is_one_reject(tmp_path: Path) -> None:
     import polars as pl
 
     path = tmp_path / "a.parquet"
     pl.DataFrame({"a": list(range(1000))}).write_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError) as error:
-        read(path, "parquet")
-    assert error.value.code == "data.unreadable"
+    assert read(path, "parquet") == [Reject(0, None, "truncated", "no footer")]
+    path.write_bytes(b"something else")
+    assert [item.reason for item in read(path, "parquet") if isinstance(item, Reject)] == ["damaged"]
+
+
+def test_parquet_damaged_page_costs_only_rows_around_it(tmp_path: Path) -> None:
+    import polars as pl
+
+    path = tmp_path / "a.parquet"
+    words = [f"row {n} " + "x" * (n % 50) for n in range(6000)]
+    pl.DataFrame({"a": words}).write_parquet(path, row_group_size=1000, compression="zstd", statistics=False)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    items = read(path, "parquet")
+    assert [item.offset for item in items] == list(range(6000))  # every row is accounted for
+    assert all(item.fields["a"] == words[item.offset] for item in items if isinstance(item, Record))
+    assert len(good(items)) >= 4000
+    assert {item.reason for item in items if isinstance(item, Reject)} == {"damaged"}
 
 
 def test_text_file_is_one_document_with_its_folder(tmp_path: Path) -> None:
@@ -236,7 +284,7 @@ def test_jsonl_any_bytes_account_for_every_line(tmp_path_factory: Any, raw: list
     content = b"\n".join(raw)
     path.write_bytes(content)
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    items = read(path, "jsonl")
+    items = read(path, "jsonl", encoding="utf-8")
     assert len(items) == sum(bool(line.strip()) for line in lines)
     for item in items:
         json.dumps(item.fields if isinstance(item, Record) else item.excerpt)

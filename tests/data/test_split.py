@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -9,9 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inhouse.core.errors import UserError
-from inhouse.data.split import SplitParams, assign
+from inhouse.data import split as splitting
+from inhouse.data.split import SplitParams
 
 QUESTIONS = [f"question {n}" for n in range(2000)]
+
+
+def assign(questions: Any, split: SplitParams, groups: Any = None, times: Any = None) -> list[Any]:
+    """Parts of rows given by what reading makes keys and moments of."""
+    keys = [
+        splitting.key_of(question, split, group)
+        for question, group in zip(questions, groups or [None] * len(questions), strict=True)
+    ]
+    moments = None if times is None else [splitting.moment_of(value, str(split.time)) for value in times]
+    return list(splitting.assign(keys, split, moments))
 
 
 def test_split_gives_about_the_shares_asked_for() -> None:
@@ -65,3 +77,102 @@ def test_split_without_a_test_share_trains_on_everything() -> None:
 def test_split_shares_that_leave_nothing_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         SplitParams(**values)
+
+
+# by group
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=80), st.randoms(use_true_random=False))
+def test_split_by_group_puts_each_group_on_one_side_in_any_order(names: list[int], random: Any) -> None:
+    split = SplitParams(test=0.3, valid=0.2, group="person")
+    rows = [(f"question {n}", f"person {name}") for n, name in enumerate(names)]
+    side = dict(zip(rows, assign([q for q, _ in rows], split, [g for _, g in rows]), strict=True))
+    for _, name in rows:
+        assert len({part for (_, group), part in side.items() if group == name}) == 1
+    random.shuffle(rows)
+    assert assign([q for q, _ in rows], split, [g for _, g in rows]) == [side[row] for row in rows]
+
+
+def test_split_by_group_gives_about_the_share_of_groups() -> None:
+    groups = [n // 3 for n in range(2000)]
+    parts = assign(QUESTIONS, SplitParams(test=0.2), groups)
+    assert abs(parts.count("test") / 2000 - 0.2) < 0.078  # 5 standard deviations with 667 groups
+
+
+def test_split_by_group_treats_rows_without_a_group_as_alone() -> None:
+    parts = assign(QUESTIONS[:200], SplitParams(test=0.5), [None] * 200)
+    assert parts == assign(QUESTIONS[:200], SplitParams(test=0.5))
+
+
+@pytest.mark.parametrize("value", [1.5, ["a"], {"a": 1}])
+def test_split_by_group_refuses_what_names_no_group(value: object) -> None:
+    with pytest.raises(UserError) as error:
+        assign(["a"], SplitParams(group="g"), [value])
+    assert error.value.code == "split.group_value"
+    assert type(value).__name__ in str(error.value)
+
+
+# by time
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=10, max_size=60), st.randoms(use_true_random=False))
+def test_split_by_time_measures_on_the_newest_rows(times: list[int], random: Any) -> None:
+    split = SplitParams(test=0.2, valid=0.2, time="t")
+    rows = [(f"question {n}", time) for n, time in enumerate(times)]
+    try:
+        parts = assign([q for q, _ in rows], split, None, times)
+    except UserError as error:
+        assert error.code == "split.time_same"
+        assert times.count(min(times)) >= 0.6 * len(times)  # one moment holds all that is left for training
+        return
+    by_part = {p: [t for t, part in zip(times, parts, strict=True) if part == p] for p in ("train", "valid", "test")}
+    assert len(by_part["test"]) >= 0.2 * len(times)
+    assert len(by_part["test"]) + len(by_part["valid"]) >= 0.4 * len(times)
+    assert sum(t > min(by_part["test"]) for t in times) < 0.2 * len(times)  # no more than are needed
+    assert max(by_part["train"]) < min(by_part["test"] + by_part["valid"])
+    assert max(by_part["valid"], default=-1) < min(by_part["test"])
+    side = dict(zip(rows, parts, strict=True))
+    random.shuffle(rows)
+    assert assign([q for q, _ in rows], split, None, [t for _, t in rows]) == [side[row] for row in rows]
+
+
+def test_split_by_time_of_ten_rows_takes_three_for_thirty_percent() -> None:
+    parts = assign(QUESTIONS[:10], SplitParams(test=0.1, valid=0.2, time="t"), None, list(range(10)))
+    assert parts == ["train"] * 7 + ["valid"] * 2 + ["test"]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2024-01-01", "2024-01-02T00:00:00Z", "2024-01-02T09:00:00+08:00", "2024-01-02T01:30:00"],
+        [date(2024, 1, 1), datetime(2024, 1, 2, tzinfo=UTC), datetime(2024, 1, 2, 1), "2024-01-03"],
+        [1, 2.5, "3", " 4e0 "],
+    ],
+)
+def test_split_by_time_reads_dates_and_numbers(times: list[object]) -> None:
+    assert assign(list("abcd"), SplitParams(test=0.25, time="t"), None, times) == ["train", "train", "train", "test"]
+
+
+@pytest.mark.parametrize("value", ["yesterday", None, True, "nan", float("inf"), {}, "2024-13-01", ""])
+def test_split_by_time_refuses_what_it_cannot_read(value: object) -> None:
+    with pytest.raises(UserError) as error:
+        assign(["a", "b"], SplitParams(time="when"), None, ["2024-01-01", value])
+    assert error.value.code == "split.time_value"
+    assert "'when'" in str(error.value)
+
+
+def test_split_by_time_keeps_a_group_and_equal_questions_together() -> None:
+    split = SplitParams(test=0.2, time="t", group="g")
+    parts = assign(list("abcdefghij"), split, ["x", *"123456789"[:8], "x"], list(range(10)))
+    assert parts == ["test", *["train"] * 8, "test"]
+    parts = assign([*"abcdefghi", "A "], SplitParams(test=0.2, time="t"), None, list(range(10)))
+    assert parts == ["test", *["train"] * 8, "test"]
+
+
+def test_split_by_time_when_all_rows_have_one_time_says_so() -> None:
+    with pytest.raises(UserError) as error:
+        assign(QUESTIONS[:10], SplitParams(test=0.1, time="day"), None, ["2024-01-01"] * 10)
+    assert error.value.code == "split.time_same"
+    assert "'day'" in str(error.value)

@@ -9,21 +9,21 @@ from inhouse.data.label.items import Item, text_id
 
 TOPICS = {
     "refund": (
-        "refund money back returned charge twice invoice cancelled payment card".split(),
-        "退款 退钱 重复扣费 账单 取消订单 银行卡 支付失败 返还".split(),
+        ["refund", "money", "back", "returned", "charge", "twice", "invoice", "cancelled", "payment", "card"],
+        ["退款", "退钱", "重复扣费", "账单", "取消订单", "银行卡", "支付失败", "返还"],
     ),
     "delivery": (
-        "parcel courier late tracking address shipped lost warehouse driver doorstep".split(),
-        "快递 包裹 物流 延误 地址 发货 丢件 仓库 派送 签收".split(),
+        ["parcel", "courier", "late", "tracking", "address", "shipped", "lost", "warehouse", "driver", "doorstep"],
+        ["快递", "包裹", "物流", "延误", "地址", "发货", "丢件", "仓库", "派送", "签收"],
     ),
     "account": (
-        "password login locked email verify profile username reset code session".split(),
-        "密码 登录 账号 锁定 邮箱 验证码 用户名 重置 头像 注销".split(),
+        ["password", "login", "locked", "email", "verify", "profile", "username", "reset", "code", "session"],
+        ["密码", "登录", "账号", "锁定", "邮箱", "验证码", "用户名", "重置", "头像", "注销"],
     ),
 }
 COMMON = (
-    "please help me with this today I have been waiting and nobody answers the phone thanks again for your time".split(),
-    "请问 你好 麻烦 帮忙 看一下 谢谢 一直 没人 回复 今天 怎么办 客服".split(),
+    ["please", "help", "me", "today", "waiting", "nobody", "answers", "the", "phone", "thanks", "again", "for", "time"],
+    ["请问", "你好", "麻烦", "帮忙", "看一下", "谢谢", "一直", "没人", "回复", "今天", "怎么办", "客服"],
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 from math import log
 
 LANGUAGES = ("en", "zh")
@@ -47,11 +48,11 @@ class Writer:
         rare = ["".join(self.random.choices(SYLLABLES.split(), k=self.random.randint(2, 4))) for _ in range(6000)]
         self.units = [*common, *rare] if language == "en" else list(CHINESE)
         weights = [30 / (n + 1) for n in range(len(common))] + [0.02] * len(rare)
-        self.weights = weights if language == "en" else [1 / (n + 40) for n in range(len(CHINESE))]
+        self.weights = list(accumulate(weights if language == "en" else [1 / (n + 40) for n in range(len(CHINESE))]))
 
     def draw(self, count: int) -> list[str]:
         """So many words or characters; every dozen or so ends a clause."""
-        units = self.random.choices(self.units, self.weights, k=count)
+        units = self.random.choices(self.units, cum_weights=self.weights, k=count)
         comma, stop = (",", ".") if self.language == "en" else ("，", "。")
         for n in range(self.random.randint(6, 14), count, 13):
             units[n] += self.random.choice((comma, comma, stop))
@@ -119,8 +120,56 @@ def same_template(language: str, count: int, seed: int = 1) -> list[Pair]:
     writer, found = Writer(language, seed), []
     while len(found) < count:
         frame = [writer.draw(writer.random.randint(12, 30)) for _ in range(8)]
-        one, other = ([part for f in frame for part in (*f, *writer.draw(len(f) // 3))] for _ in range(2))
+        facts = writer.random.uniform(0.15, 0.6)
+        one, other = ([part for f in frame for part in (*f, *writer.draw(round(facts * len(f))))] for _ in range(2))
         similar = jaccard(writer.text(one), writer.text(other), SHINGLE[language])
         if 0.3 <= similar < 0.6:
             found.append(Pair(writer.text(one), writer.text(other), similar))
     return found
+
+
+def families(language: str, count: int, seed: int = 2) -> list[list[str]]:
+    """Groups of two to six documents, each a light edit of the group's first."""
+    writer = Writer(language, seed)
+    found = []
+    for _ in range(count):
+        units = writer.document()
+        copies = [edited(units, writer.edits(units)[: len(units) // 60]) for _ in range(writer.random.randint(1, 5))]
+        found.append([writer.text(units), *map(writer.text, copies)])
+    return found
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Training texts and test texts; `leaks[i]` is the place of the test text that training text i holds."""
+
+    train: list[str]
+    test: list[str]
+    leaks: dict[int, int]
+
+
+def planted_leaks(language: str, count: int, seed: int = 3) -> Planted:
+    """Training documents, every other one with a passage of a test text in it: quoted, respaced, in capitals, cut."""
+    writer = Writer(language, seed)
+    span = 24 if language == "en" else 56  # a full n-gram wherever it begins
+    test = [writer.draw(writer.random.randint(60, 140)) for _ in range(count)]
+    train, leaks = [], {}
+    for n in range(2 * count):
+        units = writer.document()
+        if n % 2 == 0:
+            source = test[n // 2]
+            start = writer.random.randint(0, len(source) - span)
+            at = writer.random.randint(0, len(units))
+            units[at:at] = disguised(source[start : start + span], n // 2 % 4)
+            leaks[n] = n // 2
+        train.append(writer.text(units))
+    return Planted(train, [writer.text(units) for units in test], leaks)
+
+
+def disguised(units: list[str], manner: int) -> list[str]:
+    """The same passage: as it is, with other white space, in capitals, or with other punctuation."""
+    if manner == 1:
+        return [f"{unit}\n" if n % 7 == 0 else unit for n, unit in enumerate(units)]
+    if manner == 2:
+        return [unit.upper() for unit in units]
+    return [unit.strip(",.，。") + ("; " if n % 5 == 0 else "") for n, unit in enumerate(units)] if manner else units

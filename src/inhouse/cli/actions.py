@@ -11,9 +11,12 @@ from inhouse.api.data import DiffRequest, compare_datasets
 from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.cli import views
+from inhouse.cli.review import review_adjudicate, review_next
 from inhouse.cli.watch import watching
 from inhouse.core.errors import GateFailed
 from inhouse.core.messages import text
+
+__all__ = ["chat", "review_adjudicate", "review_next", "run_demo", "run_project"]
 
 
 def run_project(request: RunRequest, as_json: bool) -> None:

@@ -14,36 +14,59 @@ from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
 from inhouse.core.settings import settings
 
+ITSELF = "-"  # no command can be called so
+PATHS = {c.path for c in COMMANDS}
+
 
 class Lazy(click.Group):
-    """A group that builds a command only when it is asked for, so that `--help` imports next to nothing."""
+    """A group that builds a command only when it is asked for, so that `--help` imports next to nothing.
 
-    def __init__(self, name: str, depth: int, **attributes: Any) -> None:
+    A group whose own path is a command too (`data label` beside `data label errors`) is that command when the first
+    word is none of its commands.
+    """
+
+    def __init__(self, name: str, path: tuple[str, ...], **attributes: Any) -> None:
         super().__init__(name, **attributes)
-        self.depth = depth  # how many words of a command's path stand before this group's commands
+        self.path = path  # the words that stand before this group's commands
+        self.itself = next((c for c in COMMANDS if path and c.path == path), None)
 
     def _mine(self) -> dict[str, Command | None]:
         """Name -> command, or None for a group below."""
-        here = [c for c in COMMANDS if self.depth == 0 or c.path[0] == self.name]
-        return {c.path[self.depth]: c if len(c.path) == self.depth + 1 else None for c in here}
+        depth = len(self.path)
+        here = [c.path for c in COMMANDS if len(c.path) > depth and c.path[:depth] == self.path]
+        groups = {path[depth] for path in here if len(path) > depth + 1}
+        by_path = {c.path: c for c in COMMANDS}
+        return {p[depth]: None if p[depth] in groups else by_path[p] for p in here}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self.itself is not None and not (args and args[0] in self._mine()):
+            args = [ITSELF, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == ITSELF else name), command, rest  # usage lines show the words that were typed
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._mine())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         mine = self._mine()
-        if name not in mine:
-            return None
-        command = mine[name]
+        command = self.itself if name == ITSELF else mine.get(name)
+        if command is None and name in mine:
+            path = (*self.path, name)
+            return Lazy(name, path, help=text("cli." + ".".join(path)), no_args_is_help=path not in PATHS)
         if command is None:
-            return Lazy(name, self.depth + 1, help=text(f"cli.{name}"), no_args_is_help=True)
+            return None
         from inhouse.cli.build import click_command
 
         return click_command(command, call)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line a command from the catalogue, without building the commands."""
-        prefix = "cli." if self.depth == 0 else f"cli.{self.name}."
+        prefix = ".".join(("cli", *self.path, ""))
         with formatter.section(text("cli.commands")):
             formatter.write_dl([(name, text(prefix + name)) for name in self._mine()])
 
@@ -73,7 +96,7 @@ def call(command: Command, values: dict[str, Any], as_json: bool) -> None:
 
 def root() -> Lazy:
     """The top of the command tree, its texts in the language in use."""
-    group = Lazy("inhouse", 0, help=text("cli"), no_args_is_help=True)
+    group = Lazy("inhouse", (), help=text("cli"), no_args_is_help=True)
     version = click.Option(
         ["--version"],
         is_flag=True,

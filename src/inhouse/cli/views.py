@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from inhouse.cli import label_views
+from inhouse.cli.table import Mark, escape, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
 
@@ -53,36 +55,9 @@ def _stream(events: Iterator[dict[str, Any]], as_json: bool) -> None:
             lines(event)
 
 
-class Mark(str):
-    """Text with colours in it; every other value is shown as it is, whatever brackets it holds."""
-
-    __slots__ = ()
-
-
 def mark(passed: bool) -> Mark:
     """Passed or failed, in colour."""
     return Mark(f"[green]✓ {text('cell.passed')}[/]" if passed else f"[red]✗ {text('cell.failed')}[/]")
-
-
-def escape(value: str) -> str:
-    """A value without meaning to the console."""
-    from rich.markup import escape as escape_markup
-
-    return escape_markup(value)
-
-
-def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; columns whose name begins with '>' are aligned to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=column is columns[0])
-    for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Mark) else escape(cell) for cell in row))
-    console.print(grid)
 
 
 def run(result: RunResult, console: Console) -> None:
@@ -314,4 +289,10 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "keys": keys,
     "new_key": new_key,
     **_DATA,
+    "labelled": label_views.labelled,
+    "label_errors": label_views.label_errors,
+    "review_added": label_views.review_added,
+    "review_tasks": label_views.review_tasks,
+    "review_status": label_views.review_status,
+    "review_exported": label_views.review_exported,
 }

@@ -73,21 +73,30 @@ class Piece:
 
 
 Change = Callable[[Sequence[Piece], Random], Sequence[str] | None]
+Make = Callable[[int, int, Sequence[Piece]], Sequence[str] | None]
 
 
 def expanded(pieces: pl.DataFrame, params: Copies, around: Around, name: str, change: Change) -> pl.DataFrame:
     """New rows made by `change` from the chosen rows: parent, child (0, 1, …), slot, name, text, answer.
 
-    `change` gives the texts of all pieces of a row, or None when nothing can be changed. What equals the parent or
-    an earlier child is left out. The lots depend on seed, operator and row only.
+    `change` gives the texts of all pieces of a row, or None when nothing can be changed. The lots depend on seed,
+    operator and row only.
     """
+    return grown(
+        pieces,
+        params,
+        lambda row: is_chosen(row, params, around.seed, name),
+        lambda row, number, members: change(members, dice(around.seed, name, row, number)),
+    )
+
+
+def grown(pieces: pl.DataFrame, params: Copies, chosen: Callable[[int], bool], make: Make) -> pl.DataFrame:
+    """What `make(row, number, pieces)` makes of the chosen rows, less what equals the parent or an earlier child."""
     made: list[tuple[int, int, Sequence[Piece], Sequence[str]]] = []
     for row, members in rows_of(pieces):
-        if not is_chosen(row, params, around.seed, name):
-            continue
         seen = {tuple(piece.text for piece in members)}
-        for number in range(params.copies):
-            texts = change(members, dice(around.seed, name, row, number))
+        for number in range(params.copies if chosen(row) else 0):
+            texts = make(row, number, members)
             if texts is not None and tuple(texts) not in seen:
                 made.append((row, len(seen) - 1, members, texts))
                 seen.add(tuple(texts))

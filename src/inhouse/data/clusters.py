@@ -33,16 +33,22 @@ def least_resemblance(threshold: float) -> float:
     return threshold - 2 * sqrt(threshold * (1 - threshold) / SKETCH_BINS)
 
 
+def band_table(
+    texts: pl.Series, window: tuple[int, int], threshold: float, hashes: int
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """A key for each band (texts, bands), and how many shingles each text has: without any, its keys mean nothing."""
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.minhash import band_keys, signatures
+
+    signed, counts = signatures(*flat(texts), window, hashes)
+    return band_keys(signed, rows_of_band(threshold, hashes)), counts
+
+
 def band_columns(texts: pl.Series, window: tuple[int, int], threshold: float, hashes: int) -> pl.DataFrame:
     """A column of keys (u32) for each band, null for texts shorter than one shingle."""
     import polars as pl
 
-    from inhouse.data.kernels.buffers import flat
-    from inhouse.data.kernels.minhash import band_keys, signatures
-
-    data, offsets = flat(texts)
-    signed, counts = signatures(data, offsets, window, hashes)
-    keys = band_keys(signed, rows_of_band(threshold, hashes))
+    keys, counts = band_table(texts, window, threshold, hashes)
     names = [f"{BAND}{n}" for n in range(keys.shape[1])]
     long_enough = pl.Series("long_enough", counts > 0)
     found = pl.DataFrame(keys, schema=dict.fromkeys(names, pl.UInt32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.source import Located, SourceParams, cut_file, read_file
-from inhouse.data.split import SplitParams, key_of
+from inhouse.data.split import SplitParams, key_of, moment_of
 from inhouse.data.tasks import Finished, finished, publish
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Reader:
     shards: list[dict[str, Any]] = field(default_factory=list)
     rows: list[tuple[int, str, int, Part | None, bool, str | None, str | None]] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
-    keys: list[tuple[int | None, str | None]] = field(default_factory=list)
+    keys: list[tuple[int | None, float | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rejects = (self.out / "rejects.jsonl").open("w", encoding="utf-8", newline="\n")
@@ -199,25 +199,26 @@ def _batch(source: str, rows: Sequence[tuple[Any, ...]], drafts: Sequence[Draft]
     )
 
 
-def _keys(rows: Sequence[int], keys: Sequence[tuple[int | None, str | None]]) -> pl.DataFrame:
+def _keys(rows: Sequence[int], keys: Sequence[tuple[int | None, float | None]]) -> pl.DataFrame:
     import polars as pl
 
-    columns = {"row": rows, "key": [key for key, _ in keys], "time": [time for _, time in keys]}
-    return pl.DataFrame(columns, schema={"row": pl.UInt64, "key": pl.UInt64, "time": pl.String})
+    columns = {"row": rows, "key": [key for key, _ in keys], "moment": [moment for _, moment in keys]}
+    return pl.DataFrame(columns, schema={"row": pl.UInt64, "key": pl.UInt64, "moment": pl.Float64})
 
 
-def _split_keys(fields: Any, draft: Draft, task: ReadTask) -> tuple[int | None, str | None]:
-    """What decides the row's part: a hash of its question or its group, and its time; None when the part is stated."""
+def _split_keys(fields: Mapping[str, Any], draft: Draft, task: ReadTask) -> tuple[int | None, float | None]:
+    """What decides the row's part: the key of its question or group, and its time; None when the part is stated."""
     split = task.split
     if task.params.part is not None:
         return None, None
-    time = str(_column(fields, split.time)) if split.time else None
-    if split.group:
-        return key_of(str(_column(fields, split.group)), split), time
-    return key_of(question_of(draft), split) if split.test or split.valid else 0, time
+    moment = moment_of(_column(fields, split.time), split.time) if split.time else None
+    group = fields.get(split.group) if split.group else None
+    if not (split.test or split.valid):
+        return 0, moment
+    return key_of(question_of(draft), split, group), moment
 
 
-def _column(fields: Any, name: str) -> object:
+def _column(fields: Mapping[str, Any], name: str) -> object:
     if fields.get(name) is None:
         raise Unfit("missing_column", name)
     return fields[name]

@@ -11,6 +11,7 @@ from pydantic import Field
 from inhouse.compress.stage import CompressParams
 from inhouse.core.params import Params
 from inhouse.core.project import load_project
+from inhouse.data.label.settings import LabelParams
 from inhouse.data.stage import DataParams
 from inhouse.evaluate.stage import EvaluateParams
 from inhouse.release.settings import ReleaseParams, ServeParams
@@ -29,6 +30,7 @@ class Project(Params):
     seed: int = Field(0, ge=0, lt=2**31, description="one seed for every random choice")
     model: ModelParams = Field(description="the open model to start from")
     data: DataParams | None = Field(None, description="examples to learn from and to measure on")
+    label: LabelParams | None = Field(None, description="how rows without a label get one; `inhouse data label` only")
     train: TrainParams | None = Field(None, description="how to fine-tune")
     evaluate: EvaluateParams | None = Field(None, description="how to measure")
     compress: CompressParams | None = Field(None, description="how to shrink and export")

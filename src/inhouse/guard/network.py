@@ -19,7 +19,10 @@ KNOWN = frozenset(TOP.split())
 PICTURE = r"(?i)\A[0-9](?:\.[0-9])?x\."  # logo@2x.png
 MAIL_WORDS = r"(?i)(?:邮箱|邮件|邮址|e-?mail|mail|mailto|contact|from|to|cc)[^0-9A-Za-z\[\]]{0,6}\z"
 REMOTE_PATH = r"\A:[A-Za-z0-9_.~/-]*/"
-VERSION_WORDS = r"(?i)(?:version|versions|ver|v|release|released|build|firmware|版本|版|固件|oid|section|chapter|§)[^0-9A-Za-z\[\]]{0,4}\z"
+VERSION_WORDS = (
+    r"(?i)(?:版本|版|固件|§|(?:^|[^a-z])(?:versions?|ver|v|release|released|build|firmware|oid|section|chapter))"
+    r"[^0-9A-Za-z\[\]]{0,4}\z"
+)
 ADDRESS_WORDS = (
     r"(?i)(?:ip|ipv4|address|addr|host|server|dns|gateway|ping|网关|地址|主机|服务器|来自|from|://)[^0-9\[\]]{0,8}\z"
 )

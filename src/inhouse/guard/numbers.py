@@ -167,6 +167,11 @@ def resident_id_check(first_17: str) -> str:
     return "10X98765432"[total % 11]
 
 
+def country_code(digits: str) -> str:
+    """The country code (E.164) that a number begins with; empty for none."""
+    return next((digits[:n] for n in (1, 2, 3) if digits[:n] in COUNTRIES), "")
+
+
 def luhn(digits: str) -> bool:
     """Whether the last digit checks the others (ISO/IEC 7812-1)."""
     doubled = [int(d) * (1 + place % 2) for place, d in enumerate(reversed(digits))]
@@ -253,7 +258,7 @@ def _international(part: Part) -> Verdict:
     digits = part.digits
     if not 7 <= len(digits) <= 15 or len(part.sizes) > LONGEST_PART:
         return None
-    code = next((digits[:n] for n in (1, 2, 3) if digits[:n] in COUNTRIES), "")
+    code = country_code(digits)
     national = digits[len(code) :]
     if (
         not code

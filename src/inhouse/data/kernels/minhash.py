@@ -30,9 +30,12 @@ NEXT_BITS = 21
 POINT = (1 << NEXT_BITS) - 1
 EMPTY = np.uint32(0xFFFFFFFF)
 
-BYTES = types.Array(uint8, 1, "C", readonly=True)
+# What is only read may come from a memory-mapped file.
+BYTES, READ_U32S, READ_U64S, READ_I64S = (
+    types.Array(number, 1, "C", readonly=True) for number in (uint8, uint32, uint64, int64)
+)
 SKETCHES = types.Array(uint8, 2, "C", readonly=True)
-U32S, U64S, I64S = uint32[::1], uint64[::1], int64[::1]
+U32S, U64S, I64S, F64S = uint32[::1], uint64[::1], int64[::1], float64[::1]
 
 # CJK radicals to Yi (kana among them), Hangul syllables, compatibility ideographs.
 WIDE_RANGES = ((0x2E80, 0xA4CF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF))
@@ -261,6 +264,28 @@ def join_neighbours(keys: Any, order: Any, drawn: Any, parents: Any, least: floa
             if one != other and resemblance(drawn[order[i]], drawn[order[j]]) >= least:
                 parents[max(one, other)] = min(one, other)
             j -= 1
+
+
+@njit(void(uint64[:, ::1], READ_U64S, READ_I64S, SKETCHES, SKETCHES, I64S, F64S), cache=True, nogil=True)
+def find_nearest(keys: Any, ordered: Any, owners: Any, drawn: Any, known: Any, best: Any, alike: Any) -> None:
+    """Write to `best` the known document that resembles each one most among those with a key in common, and how much.
+
+    `ordered` are the keys of known documents, in order, and `owners` whose they are. Of a key that many have, the
+    first REACH are looked at. `alike` comes with the least resemblance that counts; `best` keeps its -1 below it.
+    """
+    seen = np.zeros(len(known), np.int64)
+    for n in range(len(keys)):
+        for key in keys[n]:
+            place = np.searchsorted(ordered, key)
+            last = min(place + REACH, len(ordered))
+            while place < last and ordered[place] == key:
+                owner = owners[place]
+                if seen[owner] != n + 1:
+                    seen[owner] = n + 1
+                    found = resemblance(drawn[n], known[owner])
+                    if found > alike[n] or (found == alike[n] and (best[n] < 0 or owner < best[n])):
+                        best[n], alike[n] = owner, found
+                place += 1
 
 
 def band_keys(signatures: NDArray[np.uint32], rows: int) -> NDArray[np.uint32]:

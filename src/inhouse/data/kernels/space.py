@@ -171,3 +171,22 @@ def tidy_texts(
     for text in range(len(lengths)):
         lengths[text], changed[text] = tidy_text(data, offsets[text], offsets[text + 1], out)
     return lengths, changed
+
+
+@numba.njit(f"int64[::1]({BYTES}, {OFFSETS})", cache=True, nogil=True)
+def count_words(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Words of each text: runs of visible characters."""
+    counts = np.zeros(len(offsets) - 1, np.int64)
+    for text in range(len(counts)):
+        at, end = offsets[text], offsets[text + 1]
+        words, inside = 0, False
+        while at < end:
+            width, visible = 1, PLAIN[data[at]]
+            if not visible and data[at] != 32:
+                kind, width = space_at(data, at, end)
+                visible = kind == VISIBLE
+            words += visible and not inside
+            inside = visible
+            at += width
+        counts[text] = words
+    return counts

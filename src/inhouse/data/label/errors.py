@@ -134,13 +134,13 @@ def out_of_sample(texts: Sequence[str], given: Sequence[int], params: FindErrors
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     labels, fold = np.array(given), np.array(folds_of(given, params.folds))
     found = np.zeros((len(texts), int(labels.max()) + 1))
     for number in range(params.folds):
         events.progress(number, params.folds, "folds")
-        train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        train, held = np.flatnonzero(fold != number).tolist(), np.flatnonzero(fold == number).tolist()
         grams = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), min_df=2, sublinear_tf=True, max_features=FEATURES)
         model = LogisticRegression(C=STRENGTH, max_iter=300, tol=1e-3)
         with threadpool_limits(1):  # threads of the linear algebra wait for each other by spinning: 14 s CPU for 1 s

@@ -38,7 +38,10 @@ class RuleFigures(Frozen):
 
 @dataclass(frozen=True)
 class Voted:
-    """`votes[r][i]` is the label that rule r gives to row i; `decided[i]` what came of them; `ties` had no winner."""
+    """`votes[r][i]` is the label that rule r gives to row i, `decided[i]` what came of them.
+
+    `ties` counts the rows without a given label on which no label won.
+    """
 
     votes: tuple[tuple[str | None, ...], ...]
     decided: tuple[str | None, ...]
@@ -58,7 +61,8 @@ def vote(items: Sequence[Item], labels: Sequence[str], params: LabelParams, even
     weights = [_weight(rule) for rule in params.rules]
     cast = list(zip(*columns, strict=True)) if columns else [()] * len(items)
     decided = tuple(_decide(one, weights, params.decide) for one in cast)
-    ties = sum(label is None and any(one) for label, one in zip(decided, cast, strict=True))
+    undecided = (one for item, label, one in zip(items, decided, cast, strict=True) if item.label is label is None)
+    ties = sum(any(one) for one in undecided)
     votes = tuple(tuple(column) for column in columns)
     return Voted(votes, decided, ties, tuple(_figures(rule_names(params), votes, items)))
 

@@ -2,6 +2,7 @@
 
 function_words.json: the commonest function words of each language; those of English are the eight that the Gopher
 rules name (Rae et al. 2021, appendix A.1.1). stop_words.json: words that say little about a text's subject.
+language_codes.json: the answers that a model for telling languages can give.
 """
 
 from __future__ import annotations

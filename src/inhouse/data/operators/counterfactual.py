@@ -34,6 +34,9 @@ FIXED = frozenset(
 )
 SURNAMED_TITLES = {"先生": "女士", "女士": "先生", "小姐": "先生", "太太": "先生"}
 
+# Words of the dictionary that begin so (男士服装) are of that gender too.
+BEGINNINGS = {"男士": "女士", "女士": "男士", "男性": "女性", "女性": "男性"}
+
 Edit = tuple[int, int, str]
 Renamed = Mapping[str, str]
 
@@ -223,4 +226,6 @@ def _chinese_term(word: str, before: str, called: Renamed, gender: bool) -> str 
     title = word[-2:]
     if title in SURNAMED_TITLES and (word[:-2] in surnames() or (word == title and before in surnames())):
         return word[:-2] + SURNAMED_TITLES[title]
+    if len(word) > len(title) and word[:2] in BEGINNINGS:
+        return BEGINNINGS[word[:2]] + word[2:]
     return terms("zh").other.get(word)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.params import Params
+from inhouse.core.plugins import require
 from inhouse.data.operators.around import Around
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ class Length(Params):
 
     use: Literal["length"] = "length"
     min_words: int | None = Field(None, ge=1, description="words, separated by white space")
-    max_words: int | None = Field(None, ge=1)
+    max_words: int | None = Field(None, ge=1, description="words, separated by white space")
     min_chars: int = Field(1, ge=1, description="characters; for text without spaces, such as Chinese")
-    max_chars: int | None = Field(None, ge=1)
+    max_chars: int | None = Field(None, ge=1, description="characters")
 
     @model_validator(mode="after")
     def _range_is_open(self) -> Length:
@@ -33,10 +34,15 @@ class Length(Params):
 
 
 def measure(docs: pl.DataFrame, params: Length, around: Around) -> pl.DataFrame:
-    """Words and characters."""
+    """words (separated by white space) and chars of each document."""
+    require("data", "numba")
     import polars as pl
 
-    return docs.select(words=pl.col("text").str.count_matches(r"\S+"), chars=pl.col("text").str.len_chars())
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.space import count_words
+
+    words = pl.Series("words", count_words(*flat(docs["text"])), dtype=pl.UInt32)
+    return pl.DataFrame([words, docs["text"].str.len_chars().alias("chars")])
 
 
 def drop_reason(figures: pl.DataFrame, params: Length) -> pl.Series:
@@ -52,4 +58,11 @@ def drop_reason(figures: pl.DataFrame, params: Length) -> pl.Series:
     if params.max_chars is not None:
         long |= chars > params.max_chars
     reason = pl.when(short).then(pl.lit("too_short")).when(long).then(pl.lit("too_long"))
-    return figures.select(reason.alias("reason")).to_series()
+    return figures.with_columns(reason.alias("reason"))["reason"]
+
+
+def warm() -> None:
+    """Compile the inner loop."""
+    from inhouse.data.kernels import space
+
+    assert space.count_words.signatures

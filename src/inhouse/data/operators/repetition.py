@@ -95,7 +95,7 @@ def drop_reason(figures: pl.DataFrame, params: Repetition) -> pl.Series:
         for name, (limit, reason) in rules.items()
         if limit is not None
     ]
-    return figures.select(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason")).to_series()
+    return figures.with_columns(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason"))["reason"]
 
 
 def warm() -> None:

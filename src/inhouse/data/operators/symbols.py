@@ -125,7 +125,7 @@ def drop_reason(figures: pl.DataFrame, params: Symbols) -> pl.Series:
         for reason, where, name, limit, above in rules
         if limit is not None
     ]
-    return figures.select(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason")).to_series()
+    return figures.with_columns(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason"))["reason"]
 
 
 def warm() -> None:

@@ -48,11 +48,12 @@ def read(path: Path, params: ExcelReader) -> Iterator[Record | Reject]:
     for line, cells in enumerate(rows[params.header_lines :], params.header_lines + 1):
         if all(cell is None for cell in cells):
             continue
-        if any(cell is not None for cell in cells[len(columns) :]):
-            yield Reject(offset, line, "column_count", f"{len(cells)} ≠ {len(columns)}")
+        fields = dict.fromkeys(name for name in columns if name) | dict(zip(columns, cells, strict=False))
+        unnamed = [fields.pop("", None), *cells[len(columns) :]]
+        if any(cell is not None for cell in unnamed):
+            yield Reject(offset, line, "column_count", "a cell below no column name")
         else:
-            padded = (*cells, *[None] * (len(columns) - len(cells)))
-            yield Record(offset, {name: cell for name, cell in zip(columns, padded, strict=False) if name}, line)
+            yield Record(offset, fields, line)
         offset += 1
 
 
@@ -71,7 +72,7 @@ def _sheet(raw: bytes, name: str | None) -> pl.DataFrame:
 
 
 def _columns(rows: list[tuple[str | None, ...]], params: ExcelReader) -> list[str]:
-    """The column names; "" for a column without one, which is left out. Raises Damaged (bad_header)."""
+    """The column names, "" where the header has none. Raises Damaged (bad_header)."""
     if params.columns is not None:
         return list(params.columns)
     if not params.header_lines:

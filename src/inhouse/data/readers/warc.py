@@ -44,9 +44,9 @@ def read(path: Path, params: WarcReader) -> Iterator[Record | Reject]:
             if not f.read(1):
                 return
             f.seek(0)
-            records = ArchiveIterator(f, record_types=response, parse_http=False, auto_decode="none")
-            while (record := _next(records)) is not None:
-                found = _page(record, offset, params.encoding)
+            archive = ArchiveIterator(f, record_types=response, parse_http=False, auto_decode="none")
+            for record in _frozen(archive):
+                found = record.at(offset) if isinstance(record, Damaged) else _page(record, offset, params.encoding)
                 if found is not None:
                     yield found
                     offset += 1
@@ -56,22 +56,34 @@ def read(path: Path, params: WarcReader) -> Iterator[Record | Reject]:
         yield Damaged("unreadable", error.strerror or str(error)).at(offset)
 
 
-def _next(records: ArchiveIterator) -> WarcRecord | None:
+def _frozen(archive: ArchiveIterator) -> Iterator[WarcRecord | Damaged]:
+    """The records, each in memory, one too large as Damaged. Raises Damaged where the archive cannot be read on.
+
+    A record is given after the next one was taken: one whose body cannot be unpacked would end the iterator.
+    """
+    waiting: list[WarcRecord | Damaged] = []
     try:
-        return next(records, None)
-    except OSError as error:  # what FastWARC raises for a broken stream
-        raise Damaged("damaged", str(error)) from None
+        while (record := next(archive, None)) is not None:
+            size, url = record.content_length, record.headers.get("WARC-Target-URI") or ""
+            taken: WarcRecord | Damaged = record
+            if size > MAX_PAGE_BYTES:
+                taken = Damaged("file_too_large", f"{url}: {size} bytes")
+            else:
+                record.freeze()  # its length is now what was really there
+                if record.content_length < size:
+                    raise Damaged("truncated", f"{url}: {record.content_length} of {size} bytes")
+            yield from waiting
+            waiting = [taken]
+    except (OSError, Damaged) as error:  # OSError is what FastWARC raises for a broken stream
+        yield from waiting
+        raise error if isinstance(error, Damaged) else Damaged("damaged", str(error)) from None
+    yield from waiting
 
 
 def _page(record: WarcRecord, offset: int, encoding: Encoding) -> Record | Reject | None:
-    """The document in a record; None when it is no page. Raises Damaged when the record is cut short."""
-    url, size = record.headers.get("WARC-Target-URI") or "", record.content_length
-    if size > MAX_PAGE_BYTES:
-        return Reject(offset, None, "file_too_large", f"{url}: {size} bytes")
+    """The document in a record; None when it is no page."""
+    url = record.headers.get("WARC-Target-URI") or ""
     try:
-        record.freeze()  # in memory now, and its length is what was really there
-        if record.content_length < size:
-            raise Damaged("truncated", f"{url}: {record.content_length} of {size} bytes")
         record.parse_http(auto_decode="all")
         http = record.http_headers
         if http is None or (record.http_content_type or "").lower() not in PAGES or not _fine(http.status_code):
@@ -83,8 +95,6 @@ def _page(record: WarcRecord, offset: int, encoding: Encoding) -> Record | Rejec
     except OSError as error:  # a body that is not packed as its header says
         return Reject(offset, None, "damaged", f"{url}: {error}")
     except Damaged as damage:
-        if damage.reason == "truncated":
-            raise
         return Reject(offset, None, damage.reason, f"{url}: {damage.detail}")
     date = record.record_date.isoformat() if record.record_date else None
     return Record(offset, {"text": page.text, "title": page.title, "url": url, "date": date})

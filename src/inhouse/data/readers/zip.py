@@ -18,7 +18,7 @@ from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of
 from inhouse.data.readers.bytes import ending
 from inhouse.data.readers.members import budget_of, problem_of
-from inhouse.data.records import Damaged, Record, Reject
+from inhouse.data.records import Damaged, Reason, Record, Reject
 from inhouse.sources.archive import extract
 
 SUFFIXES = (".zip",)
@@ -54,12 +54,13 @@ def read(path: Path, params: ZipReader) -> Iterator[Record | Reject]:
         with _opened(path) as archive:
             left = budget_of(path.stat().st_size)
             for info in _wanted(archive, params):
+                problem = _problem(info, left)
+                left -= 0 if problem else info.file_size
                 last = -1
-                for item in _member(archive, info, params, left):
+                for item in [Reject(0, None, problem)] if problem else _member(archive, info, params):
                     last = item.offset
                     yield _placed(item, offset, info.filename)
                 offset += last + 1
-                left -= info.file_size
     except Damaged as damage:
         yield damage.at(offset)
     except OSError as error:
@@ -83,14 +84,17 @@ def _wanted(archive: zipfile.ZipFile, params: ZipReader) -> Iterator[zipfile.Zip
             yield info
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader, left: int) -> Iterator[Record | Reject]:
-    """What a reader finds in a member, or one reject. `left` bytes may still be unpacked from the archive."""
+def _problem(info: zipfile.ZipInfo, left: int) -> Reason | None:
+    """Why a member is not read; `left` bytes may still be unpacked from its archive."""
+    if ending(Path(info.filename)) in SUFFIXES:
+        return "nested_archive"
+    return problem_of(info) or ("zip_bomb" if info.file_size > left else None)
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader) -> Iterator[Record | Reject]:
+    """What a reader finds in a member, or one reject."""
     from inhouse.data.source import reader_for
 
-    problem = problem_of(info) or ("zip_bomb" if info.file_size > left else None)
-    if problem or ending(Path(info.filename)) in SUFFIXES:
-        yield Reject(0, None, problem or "nested_archive")
-        return
     with TemporaryDirectory() as folder:
         target = Path(folder) / info.filename
         try:

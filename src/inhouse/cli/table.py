@@ -1,0 +1,36 @@
+"""Tables and plain values on a console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Mark(str):
+    """Text with colours in it; every other value is shown as it is, whatever brackets it holds."""
+
+    __slots__ = ()
+
+
+def escape(value: str) -> str:
+    """A value without meaning to the console."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(value)
+
+
+def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table; columns whose name begins with '>' are aligned to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=column is columns[0])
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Mark) else escape(cell) for cell in row))
+    console.print(grid)

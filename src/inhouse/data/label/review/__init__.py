@@ -1,0 +1,1 @@
+"""Review by people: a queue of texts, two answers each, adjudication where they differ."""

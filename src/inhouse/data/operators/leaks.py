@@ -1,0 +1,298 @@
+"""Take what evaluation rows hold out of the training part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from inhouse.core.errors import UserError
+from inhouse.core.fingerprint import hash_file
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+from inhouse.data.clusters import FIRST
+from inhouse.data.operators.around import Around
+from inhouse.data.operators.exact_dedup import whole_hashes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+SHAPE = "reduce"
+AGAINST = "against"  # the part, as it were, of rows from evaluation sets outside the dataset
+SHINGLE = (8, 5)
+HASHES = 112
+
+
+class Leaks(Params):
+    """Take training rows out that share an n-gram with a test or valid row, or resemble one.
+
+    One 13-gram is enough, unless so many training rows hold it that it is a phrase of everybody (Brown et al. 2020,
+    GPT-3, appendix C). Rows that hold most of an evaluation row go in any case (70 %: Chowdhery et al. 2022, PaLM,
+    section 8). Evaluation rows shorter than one n-gram leak only as a whole.
+    """
+
+    use: Literal["leaks"] = "leaks"
+    action: Literal["remove", "fail"] = Field("remove", description="remove leaking rows from train, or fail the build")
+    exact: Literal["fail", "remove"] = Field(
+        "fail", description="what to do when a whole training row stands in an evaluation set, letter for letter"
+    )
+    words: int = Field(13, ge=5, le=60, description="words of an n-gram; punctuation and case do not count")
+    characters: int = Field(30, ge=8, le=60, description="characters of an n-gram in Chinese, Japanese and Thai")
+    common: int = Field(10, ge=1, description="an n-gram that more training rows hold is a phrase of everybody")
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of an evaluation row's n-grams that a training row must hold; 0: one is enough",
+    )
+    share_with_common: float = Field(
+        0.7, gt=0, le=1, description="share that is a leak whether or not the n-grams are common"
+    )
+    near: float | None = Field(
+        0.5, ge=0.3, le=0.99, description="Jaccard similarity to an evaluation row that is a leak; null: not looked at"
+    )
+    near_from: int = Field(
+        100, ge=1, description="letters (about) from which similarity counts: one word makes a short question another"
+    )
+    against: tuple[Path, ...] = Field(
+        (), description="evaluation sets outside the dataset: .jsonl (all texts of an object), others a row per line"
+    )
+
+
+def external(params: Leaks, project_dir: Path) -> dict[str, str]:
+    """The hash of each outside evaluation set. Raises data.leak_file."""
+    return {f"leaks:{path}": hash_file(_found(path, project_dir)) for path in params.against}
+
+
+def emit(docs: pl.DataFrame, params: Leaks, around: Around) -> pl.DataFrame:
+    """The hash of each whole text (24 bytes a row), and of test and valid rows all n-grams, band keys and a sketch."""
+    import polars as pl
+
+    every = docs.select("row", "part").with_columns(whole_hashes(docs["text"]))
+    measured = docs.filter(pl.col("part") != "train")
+    described = measured.select("row").with_columns(_described(measured["text"], params))
+    return every.join(described, on="row", how="left", maintain_order="left")
+
+
+def ask(emitted: pl.DataFrame, params: Leaks, around: Around) -> tuple[pl.Series, pl.DataFrame]:
+    """All training rows, and what to look for in them. Raises data.leak_exact and data.leak_file."""
+    import numpy as np
+    import polars as pl
+
+    from inhouse.data.kernels.ngrams import hash_table
+
+    evaluation = _evaluation(emitted, params, around)
+    exact = _exact(emitted, evaluation)
+    if exact.height and params.exact == "fail":
+        _refuse_exact(exact)
+    slots, places = hash_table(_postings(evaluation)[0])
+    near = evaluation.with_row_index("owner").filter(pl.col("bands").is_not_null())
+    bands = _numbered(near["bands"].to_list())
+    order = np.argsort(bands.ravel(), kind="stable")
+    owners = np.repeat(np.arange(near.height), bands.shape[1])[order]
+    arrays: dict[str, NDArray[Any]] = {
+        "slots": slots,
+        "places": places,
+        "bands": bands.ravel()[order],
+        "owners": owners,
+        "sketches": _values(near["sketch"], np.uint8),
+        "rows": near["owner"].to_numpy(),
+    }
+    asked = pl.DataFrame([pl.Series(name, [pl.Series(values)]) for name, values in arrays.items()])
+    return emitted.filter(pl.col("part") == "train")["row"], asked
+
+
+def emit_more(docs: pl.DataFrame, params: Leaks, around: Around, asked: pl.DataFrame) -> pl.DataFrame:
+    """The rows that share anything: which n-grams of the evaluation sets, and which evaluation row they resemble."""
+    import polars as pl
+
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.ngrams import hits_of
+
+    table = asked["slots"][0].to_numpy(), asked["places"][0].to_numpy()
+    hits, bounds = hits_of(flat(docs["text"]), (params.words, params.characters), table)
+    lists = _lists("hits", [hits[start:end] for start, end in pairwise(bounds)], pl.UInt32)
+    found = docs.select("row").with_columns(lists, _nearest(docs["text"], params, asked))
+    return found.filter((pl.col("hits").list.len() > 0) | pl.col("near").is_not_null())
+
+
+def decide(emitted: pl.DataFrame, params: Leaks, around: Around, more: pl.DataFrame) -> pl.DataFrame:
+    """Name the training rows that leak (leaks_test, leaks_valid, leaks_against) and the row they leak."""
+    import polars as pl
+
+    evaluation = _evaluation(emitted, params, around)
+    by_grams = pl.Series("owner", _overlaps(more["hits"], evaluation, params), dtype=pl.Int64)
+    leaks = more.select("row", pl.when(by_grams >= 0).then(by_grams).otherwise("near").alias("owner"))
+    exact = _exact(emitted, evaluation).select("row", pl.col("owner").cast(pl.Int64))
+    owners = evaluation.select(pl.col("row").alias("kept"), pl.col("part").alias("of")).with_row_index("owner")
+    found = (
+        pl.concat([exact, leaks.drop_nulls().join(exact, on="row", how="anti")])
+        .join(owners.cast({"owner": pl.Int64}), on="owner")
+        .select("row", pl.concat_str(pl.lit("leaks_"), "of").alias("reason"), "kept")
+        .sort("row")
+    )
+    if found.height and params.action == "fail":
+        first = found.row(0, named=True)
+        raise UserError("data.leaks_found", rows=found.height, first=f"{first['row']:016x}", part=first["reason"][6:])
+    return found
+
+
+def warm() -> None:
+    """Compile the inner loops."""
+    import inhouse.data.kernels.ngrams  # noqa: F401
+
+
+def _described(texts: pl.Series, params: Leaks) -> pl.DataFrame:
+    """What stands for an evaluation text: grams (distinct), bands and sketch (null where texts are too short)."""
+    require("data", "numba")
+    import numpy as np
+    import polars as pl
+
+    from inhouse.data.clusters import band_table, sketch_column
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.ngrams import grams_of
+
+    found, bounds = grams_of(*flat(texts), (params.words, params.characters))
+    grams = _lists("grams", [np.unique(found[start:end]) for start, end in pairwise(bounds)], pl.UInt64)
+    keys, counts = band_table(texts, SHINGLE, params.near or 1.0, HASHES)
+    bands = pl.Series("bands", keys, dtype=pl.Array(pl.UInt32, keys.shape[1])).arr.to_list()
+    long_enough = pl.Series("long_enough", (counts >= params.near_from) & (params.near is not None))
+    sketches = sketch_column(texts, SHINGLE).arr.to_list()
+    near = [pl.when(long_enough).then(column).alias(column.name) for column in (bands, sketches)]
+    return pl.DataFrame([grams]).with_columns(near)
+
+
+def _evaluation(emitted: pl.DataFrame, params: Leaks, around: Around) -> pl.DataFrame:
+    """All evaluation rows, test before valid before those outside the dataset: their places are their numbers."""
+    import polars as pl
+
+    rank = pl.col("part").replace_strict(FIRST, return_dtype=pl.UInt8)
+    inside = emitted.filter(pl.col("part") != "train").sort(rank, "row")
+    texts = [text for path in params.against for text in _texts(_found(path, around.project_dir))]
+    outside = pl.Series("text", texts, dtype=pl.String)
+    nowhere = [pl.lit(None, pl.UInt64).alias("row"), pl.lit(AGAINST).alias("part")]
+    described = _described(outside, params).with_columns(*nowhere, *whole_hashes(outside))
+    return pl.concat([inside, described.select(inside.columns)])
+
+
+def _exact(emitted: pl.DataFrame, evaluation: pl.DataFrame) -> pl.DataFrame:
+    """Training rows whose whole text is that of an evaluation row (row, owner, kept, of), the first one of them."""
+    import polars as pl
+
+    known = evaluation.with_row_index("owner").unique(["high", "low"], keep="first", maintain_order=True)
+    known = known.select("high", "low", "owner", pl.col("row").alias("kept"), pl.col("part").alias("of"))
+    train = emitted.filter(pl.col("part") == "train").select("row", "high", "low")
+    return train.join(known, on=["high", "low"]).drop("high", "low").sort("row")
+
+
+def _refuse_exact(exact: pl.DataFrame) -> None:
+    first = exact.row(0, named=True)
+    other = "-" if first["kept"] is None else f"{first['kept']:016x}"
+    raise UserError("data.leak_exact", rows=exact.height, first=f"{first['row']:016x}", other=other, part=first["of"])
+
+
+def _postings(evaluation: pl.DataFrame) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
+    """The distinct n-grams in order, where the rows that hold each begin (grams + 1), and those rows."""
+    import numpy as np
+
+    grams = _values(evaluation["grams"], np.uint64)
+    holders = np.repeat(np.arange(evaluation.height, dtype=np.uint32), evaluation["grams"].list.len().to_numpy())
+    order = np.argsort(grams, kind="stable")
+    keys, starts = np.unique(grams[order], return_index=True)
+    return keys, np.append(starts, len(grams)), holders[order]
+
+
+def _overlaps(hits: pl.Series, evaluation: pl.DataFrame, params: Leaks) -> NDArray[np.int64]:
+    """The evaluation row that each row with hits leaks, -1 for none."""
+    import numpy as np
+
+    from inhouse.data.kernels.ngrams import MOST_OWNERS, write_overlaps
+
+    keys, starts, owners = _postings(evaluation)
+    flat_hits = _values(hits, np.uint32)
+    bounds = np.append(0, np.cumsum(hits.list.len().to_numpy())).astype(np.int64)
+    common = (np.bincount(flat_hits, minlength=len(keys)) > params.common).astype(np.uint8)
+    common += common & (np.diff(starts) > MOST_OWNERS)
+    sizes = evaluation["grams"].list.len().to_numpy().astype(np.int64)
+    best = np.empty(len(hits), np.int64)
+    rule = np.array([params.share, params.share_with_common])
+    write_overlaps(flat_hits, bounds, starts, owners, common, sizes, rule, best)
+    return best
+
+
+def _nearest(texts: pl.Series, params: Leaks, asked: pl.DataFrame) -> pl.Series:
+    """The number of the evaluation row that each text resembles most, null below the threshold."""
+    import numpy as np
+    import polars as pl
+
+    from inhouse.data.clusters import band_table, least_resemblance, sketch_column
+    from inhouse.data.kernels.minhash import SKETCH_BINS, find_nearest
+
+    near, ordered = pl.repeat(None, len(texts), dtype=pl.Int64, eager=True).alias("near"), asked["bands"][0].to_numpy()
+    if params.near is None or not len(ordered):
+        return near
+    keys, counts = band_table(texts, SHINGLE, params.near, HASHES)
+    numbered = _numbered(keys)
+    at = np.minimum(np.searchsorted(ordered, numbered), len(ordered) - 1)
+    chosen = np.flatnonzero((ordered[at] == numbered).any(axis=1) & (counts >= params.near_from))
+    drawn = np.ascontiguousarray(sketch_column(texts.gather(chosen), SHINGLE).to_numpy())
+    best, alike = np.full(len(chosen), -1), np.full(len(chosen), least_resemblance(params.near))
+    known = asked["sketches"][0].to_numpy().reshape(-1, SKETCH_BINS)
+    find_nearest(numbered[chosen], ordered, asked["owners"][0].to_numpy(), drawn, known, best, alike)
+    rows = asked["rows"][0].to_numpy().astype(np.int64)
+    return near.scatter(chosen[best >= 0], rows[best[best >= 0]])
+
+
+def _numbered(bands: Any) -> NDArray[np.uint64]:
+    """Band keys (rows, bands) with the number of the band above them, so that only keys of one band are equal."""
+    import numpy as np
+
+    keys = np.array(bands, np.uint64, ndmin=2)
+    return keys | np.arange(keys.shape[1], dtype=np.uint64) << np.uint64(32)
+
+
+def _values(lists: pl.Series, dtype: Any) -> NDArray[Any]:
+    """All values of a column of lists, one after the other."""
+    values = lists.drop_nulls()
+    return values.filter(values.list.len() > 0).explode().to_numpy().astype(dtype, copy=False)
+
+
+def _lists(name: str, arrays: list[NDArray[Any]], inner: type[pl.DataType]) -> pl.Series:
+    """A column of lists. Of bare arrays of one length polars would make a column of the type Array."""
+    import polars as pl
+
+    return pl.Series(name, [pl.Series(array, dtype=inner) for array in arrays], dtype=pl.List(inner))
+
+
+def _found(path: Path, project_dir: Path) -> Path:
+    found = project_dir / path
+    if not found.is_file():
+        raise UserError("data.leak_no_file", path=path)
+    return found
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The rows of an evaluation set: lines that are not blank, of a .jsonl all texts in a line's object."""
+    with path.open("rb") as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            try:
+                text = line.decode("utf-8-sig")
+                yield "\n".join(_strings(json.loads(text))) if path.suffix == ".jsonl" else text.strip()
+            except (ValueError, RecursionError) as error:
+                raise UserError("data.leak_file", path=path, line=number, problem=error) from None
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.encode("utf-8", "replace").decode()
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

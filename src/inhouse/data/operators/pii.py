@@ -1,0 +1,152 @@
+"""Find personal data in texts and mask it, replace it or drop the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import OneOf, Params
+from inhouse.core.plugins import operator_of, require
+from inhouse.core.settings import settings
+from inhouse.data.operators.around import Around
+from inhouse.guard.spans import TYPES, PiiType, Span, settle
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHAPE = "map"
+REMOVED = "pii"
+LEAST_KEY = 16
+Action = Literal["mask", "partial", "replace", "drop"]
+Hide = Callable[[str, PiiType], str]
+
+
+class Pii(Params):
+    """Mask phones, resident ids, bank cards, e-mails, network addresses, passports, plates, names, addresses, chat ids.
+
+    Chinese and English. Beside the dataset stands a table of what was found: row, slot, place, type, action and
+    score, never a value.
+    """
+
+    use: Literal["pii"] = "pii"
+    types: tuple[PiiType, ...] = Field(TYPES, min_length=1, description="what to look for")
+    action: Action = Field(
+        "mask",
+        description="mask: write the placeholder; partial: hide most characters; replace: the same stand-in for the same "
+        "value, by a key in INHOUSE_PII_KEY; drop: drop the row",
+    )
+    actions: dict[PiiType, Action] = Field({}, description="other actions, type by type")
+    placeholder: str = Field("[{type}]", max_length=64, description="{type} becomes the type in capitals")
+    private_addresses: bool = Field(True, description="also network addresses that are private or for documentation")
+    at_least: float = Field(0.5, ge=0, le=1, description="least score; checksums score 1, a surname before a title 0.6")
+    recognisers: tuple[Annotated[Params, OneOf("recogniser")], ...] = Field((), description="more detectors, by name")
+
+    @field_validator("placeholder")
+    @classmethod
+    def _has_no_other_field(cls, value: str) -> str:
+        rest = value.replace("{type}", "")
+        if any(c in "{}" or c.isdigit() or c == "@" for c in rest):
+            raise ValueError("a placeholder may hold {type}, but no other braces, digits or @")
+        return value
+
+    def action_of(self, type: PiiType) -> Action:
+        """What is done with a type."""
+        return self.actions.get(type, self.action)
+
+
+def change(pieces: pl.DataFrame, params: Pii, around: Around) -> tuple[pl.Series, pl.DataFrame]:
+    """The texts without personal data (null drops the row), and where it was: row, slot, start, end, type, ..."""
+    require("data", "polars")
+    import polars as pl
+
+    hide = _hide(params)
+    texts = pieces["text"].to_list()
+    found = _find(pieces["text"], texts, params, around.project_dir)
+    for number, spans in found.items():
+        texts[number] = _hidden(texts[number], spans, params, hide)
+    notes = pl.DataFrame(
+        [(number, *span, params.action_of(span.type)) for number in sorted(found) for span in found[number]],
+        schema={"at": pl.UInt32, "start": pl.UInt32, "end": pl.UInt32, "type": pl.String, "score": pl.Float64}
+        | {"action": pl.String},
+        orient="row",
+    )
+    where = pieces.select("row", "slot")[notes["at"]] if notes.height else pieces.select("row", "slot").clear()
+    return pl.Series("text", texts, dtype=pl.String), where.hstack(
+        notes.select("start", "end", "type", "action", "score")
+    )
+
+
+def external(params: Pii, project_dir: Path) -> dict[str, str]:
+    """A fingerprint of the key where values are replaced by it, and of what recognisers read."""
+    found: dict[str, str] = {}
+    if _replaces(params):
+        import hashlib
+
+        found["pii.key"] = hashlib.sha256(b"inhouse pii key\0" + _key()).hexdigest()[:16]
+    for number, recogniser in enumerate(params.recognisers):
+        told = operator_of("recogniser", recogniser).function("external")(recogniser, project_dir)
+        found |= {f"pii.recogniser.{number}.{name}": value for name, value in told.items()}
+    return found
+
+
+def warm() -> None:
+    """Compile the pass over bytes."""
+    from inhouse.guard.pii import find
+
+    find("")
+
+
+def _replaces(params: Pii) -> bool:
+    return any(params.action_of(type) == "replace" for type in params.types)
+
+
+def _key() -> bytes:
+    key = (settings().pii_key or "").encode()
+    if len(key) < LEAST_KEY:
+        raise UserError("guard.pii_key", least=LEAST_KEY)
+    return key
+
+
+def _hide(params: Pii) -> Hide:
+    """How a value is hidden, by the action of its type."""
+    from inhouse.guard.masks import partial
+    from inhouse.guard.surrogates import replacement
+
+    key = _key() if _replaces(params) else b""
+
+    def hide(value: str, type: PiiType) -> str:
+        action = params.action_of(type)
+        if action == "replace":
+            return replacement(value, type, key)
+        return partial(value, type) if action == "partial" else params.placeholder.replace("{type}", type.upper())
+
+    return hide
+
+
+def _hidden(text: str, spans: list[Span], params: Pii, hide: Hide) -> str | None:
+    if any(params.action_of(span.type) == "drop" for span in spans):
+        return None
+    parts, last = [], 0
+    for span in spans:
+        parts += [text[last : span.start], hide(text[span.start : span.end], span.type)]
+        last = span.end
+    return "".join([*parts, text[last:]])
+
+
+def _find(column: pl.Series, texts: list[str], params: Pii, project_dir: Path) -> dict[int, list[Span]]:
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.guard.pii import Wanted, find_all
+
+    wanted = Wanted(frozenset(params.types), params.private_addresses, params.at_least)
+    found = find_all(*flat(column), wanted)
+    for recogniser in params.recognisers:
+        recognise = operator_of("recogniser", recogniser).function("recognise")
+        for number, spans in enumerate(recognise(texts, recogniser, project_dir)):
+            more = [s for s in spans if s.type in wanted.types and s.score >= wanted.at_least]
+            if more:
+                found[number] = settle([*found.get(number, []), *more])
+    return found

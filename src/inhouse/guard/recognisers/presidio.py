@@ -1,0 +1,63 @@
+"""Microsoft Presidio's pattern recognisers, which need no language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+from inhouse.guard.spans import PiiType, Span
+
+
+class Presidio(Params):
+    """Recognisers of presidio-analyzer by class name, run without its NLP pipeline; they match patterns and checksums."""
+
+    use: Literal["presidio"] = "presidio"
+    recognizers: tuple[str, ...] = Field(
+        ("EmailRecognizer", "CreditCardRecognizer", "IpRecognizer"),
+        min_length=1,
+        description="classes of presidio_analyzer.predefined_recognizers that work on patterns",
+    )
+    entities: dict[str, PiiType] = Field(
+        {"EMAIL_ADDRESS": "email", "CREDIT_CARD": "bank_card", "IP_ADDRESS": "ipv4"},
+        description="which type a presidio entity counts as; entities not named are left out",
+    )
+    language: str = Field("en", description="language code that the recognisers are made for")
+
+
+def recognise(texts: list[str], params: Presidio, project_dir: Path) -> list[list[Span]]:
+    """The spans that the recognisers find, with presidio's scores."""
+    recognizers = [_recognizer(name, params) for name in params.recognizers]
+    return [[span for one in recognizers for span in _spans(one, text, params)] for text in texts]
+
+
+def external(params: Presidio, project_dir: Path) -> dict[str, str]:
+    """The version of presidio."""
+    require("guard", "presidio_analyzer")
+    from importlib.metadata import version
+
+    return {"presidio": version("presidio-analyzer")}
+
+
+def _recognizer(name: str, params: Presidio) -> Any:
+    require("guard", "presidio_analyzer")
+    from presidio_analyzer import predefined_recognizers
+
+    from inhouse.core.errors import UserError
+
+    kind = getattr(predefined_recognizers, name, None)
+    if kind is None:
+        raise UserError("guard.recogniser_name", use="presidio", name=name)
+    return kind(supported_language=params.language)
+
+
+def _spans(recognizer: Any, text: str, params: Presidio) -> list[Span]:
+    found = recognizer.analyze(text=text, entities=recognizer.supported_entities, nlp_artifacts=None) or []
+    return [
+        Span(one.start, one.end, params.entities[one.entity_type], float(one.score))
+        for one in found
+        if one.entity_type in params.entities
+    ]

@@ -1,0 +1,129 @@
+"""language: codes, samples against full text, short texts, scripts of Chinese."""
+
+from __future__ import annotations
+
+import random
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+from truth_mojibake import SENTENCES
+
+from inhouse.core.errors import UserError
+from inhouse.data.operators import language
+from inhouse.data.operators.around import Around
+from inhouse.data.operators.language import Language, drop_reason, external, measure
+
+AROUND = Around(0, Path("."), Path("."), True)
+TRADITIONAL = "今天天氣很好，我們一起去公園散步吧。請把檔案儲存為這種編碼，否則會出現亂碼。"
+CANTONESE = "佢哋喺度做緊乜嘢呀？我哋今日唔去返工，聽日先至去啦。"
+
+
+def figures(texts: list[str], **params: Any) -> pl.DataFrame:
+    frame = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)})
+    return measure(frame, Language(**params), AROUND)
+
+
+def reasons(texts: list[str], **params: Any) -> list[str | None]:
+    return drop_reason(figures(texts, **params), Language(**params)).to_list()
+
+
+def long_texts(count: int, seed: int) -> list[tuple[str, str]]:
+    """Documents of some 5,000 characters in one language each, with numbers and line ends between the sentences."""
+    lot = random.Random(seed)
+    made = []
+    for number in range(count):
+        code = sorted(SENTENCES)[number % len(SENTENCES)]
+        sentences = []
+        while sum(map(len, sentences)) < 5000:
+            sentences += [lot.choice(SENTENCES[code]), str(lot.randrange(10**6)), "\n"]
+        made.append((code, " ".join(sentences)))
+    return made
+
+
+def test_language_of_long_texts_is_found_from_a_sample() -> None:
+    made = long_texts(100, seed=3)
+    found = figures([text for _, text in made])
+    assert [code.split("-")[0] for code in found["code"]] == [code for code, _ in made]
+    assert found["code"].equals(figures([text for _, text in made], sample_chars=None)["code"])
+    assert not found["short"].any()
+    assert found["confidence"].is_between(0.3, 1).all()
+
+
+def test_language_of_a_sample_agrees_with_the_full_text_of_package_documentation() -> None:
+    """Documentation of installed packages; the benchmark measures the same on 30,000 documents."""
+    names = ("polars", "numpy", "scikit-learn", "pydantic", "hypothesis", "ftfy", "torch", "jieba", "rich", "click")
+    paths = [path.locate() for name in names for path in files(name) or [] if path.suffix in (".md", ".txt", ".rst")]
+    paths += [path.locate() for name in names for path in files(name) or [] if path.name == "METADATA"]
+    texts = [text for path in paths if len(text := Path(path).read_text("utf-8", errors="replace")[:40_000]) > 2000]
+    assert len(texts) >= 10
+    full, sample = figures(texts, sample_chars=None), figures(texts)
+    assert (full["code"] == sample["code"]).mean() >= 0.985
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "wanted"),
+    [
+        (SENTENCES["en"][0], ("en",), None),
+        (SENTENCES["de"][0], ("en", "zh"), "other_language"),
+        (SENTENCES["zh"][2], ("zh",), None),
+        (SENTENCES["zh"][2], ("zh-hans",), None),
+        (SENTENCES["zh"][2], ("zh-hant",), "other_language"),
+        (TRADITIONAL, ("zh-hant",), None),
+        (TRADITIONAL, ("zh",), None),
+        (TRADITIONAL, ("zh-hans",), "other_language"),
+        ("中文本文一二三四五六七八九十大小人口手足", ("zh-hant",), None),
+        (CANTONESE, ("zh",), None),
+        ("ok", ("zh",), None),
+        ("12345 67890 !!!" * 40, ("en",), None),
+        ("", ("en",), None),
+    ],
+)
+def test_language_keeps_what_is_wanted(text: str, keep: tuple[str, ...], wanted: str | None) -> None:
+    assert reasons([text], keep=keep, at_least=0.2) == [wanted]
+
+
+def test_language_below_the_confidence_is_dropped_and_short_texts_only_when_strict() -> None:
+    mixed = "Der Hund und the dog et le chien y el perro ed il cane"
+    assert reasons([mixed], keep=(figures([mixed])["code"][0],), at_least=0.99) == ["language_unsure"]
+    assert reasons(["Guten Tag", "12"], keep=("zh",)) == [None, None]
+    assert reasons(["Guten Tag", "12"], keep=("zh",), strict=True) == ["other_language", "other_language"]
+
+
+def test_language_without_letters_is_undetermined() -> None:
+    found = figures(["", "12 34", "中"])
+    assert found["code"].to_list()[:2] == ["und", "und"]
+    assert found["short"].all()
+
+
+def test_language_does_not_depend_on_the_batch() -> None:
+    texts = [text for _, text in long_texts(10, seed=4)] + ["", "kurz"]
+    whole = figures(texts)
+    assert whole.equals(pl.concat([figures([text]) for text in texts]))
+    assert figures([]).schema == whole.schema
+
+
+@pytest.mark.parametrize("code", ["english", "cn", "zh-hanz", "EN"])
+def test_unknown_language_codes_are_refused(code: str) -> None:
+    with pytest.raises(ValidationError, match=f"no language has the code '{code}'"):
+        Language(keep=(code,))
+
+
+def test_language_model_is_part_of_the_recipe_and_its_loss_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert len(external(Language(), Path("."))["lid.176.ftz"]) == 64
+    monkeypatch.setattr(language, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"lid\.176\.ftz") as error:
+        external(Language(), tmp_path)
+    assert error.value.code == "data.no_language_model"
+    broken = tmp_path / "lid.176.ftz"
+    broken.write_bytes(b"not a model")
+    monkeypatch.setattr(language, "_model_file", lambda: broken)
+    language._model.cache_clear()
+    with pytest.raises(UserError, match="missing or damaged"):
+        figures(["Some text that has enough letters."])
+    language._model.cache_clear()
