@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import label_views
+from inhouse.cli import data_views, label_views
 from inhouse.cli.table import Mark, escape, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
@@ -288,7 +288,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "report": report,
     "keys": keys,
     "new_key": new_key,
-    **_DATA,
+    **data_views.VIEWS,
     "labelled": label_views.labelled,
     "label_errors": label_views.label_errors,
     "review_added": label_views.review_added,
