@@ -128,8 +128,7 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
     tasks: list[ReadTask] = []
     shapes = [sampled_shape(params.shape, source) for source in located]
     for source, shape in zip(located, shapes, strict=True):
-        if shape is not None:
-            tasks += _read_tasks(params, source, shape, site, len(tasks))
+        tasks += _read_tasks(params, source, shape, site, len(tasks))
     sizes = [sum(piece.bytes for piece in task.pieces) for task in tasks]
     done = list(tracked(site, read_shards, tasks, [size / 1e6 for size in sizes], "read"))
     for source, shape in zip(located, shapes, strict=True):
@@ -141,7 +140,7 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
         yield found
 
 
-def _read_tasks(params: DataParams, source: Located, shape: Shape, site: Site, first: int) -> Iterator[ReadTask]:
+def _read_tasks(params: DataParams, source: Located, shape: Shape | None, site: Site, first: int) -> Iterator[ReadTask]:
     private = any(step.use == "pii" for step in params.steps)  # type: ignore[attr-defined]
     for number, pieces in enumerate(stretches(source, site.shard_bytes), first):
         yield ReadTask(

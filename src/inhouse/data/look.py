@@ -11,7 +11,7 @@ from inhouse.data.reading import question_of, sampled_shape
 from inhouse.data.records import Record, Unfit
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import draft_of
-from inhouse.data.source import Located, read_file
+from inhouse.data.source import Located, read
 
 LOOKED_AT = 500  # records of each source
 MOST_CHARS = 2_000_000
@@ -27,7 +27,7 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
     lengths: list[int] = []
     labels: Counter[str] = Counter()
     said: Counter[str] = Counter()
-    for item in islice(_items(source), LOOKED_AT):
+    for _, item in islice(read(source), LOOKED_AT):
         seen += 1
         try:
             if not isinstance(item, Record) or shape is None:
@@ -53,11 +53,6 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
         "rejected": rejected,
         "labels": ", ".join(f"{label} {count}" for label, count in labels.most_common(5)) or "-",
     }
-
-
-def _items(source: Located) -> Any:
-    for _, path in source.files:
-        yield from read_file(source.params, path)
 
 
 def _middle(lengths: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.draft import Draft
-from inhouse.data.source import Located, SourceParams, cut_file, read_file
+from inhouse.data.source import Located, SourceParams, cut_file, read, read_file
 from inhouse.data.split import SplitParams, key_of, moment_of
 from inhouse.data.tasks import Finished, finished, publish
 
@@ -48,7 +48,7 @@ class ReadTask:
     params: SourceParams
     content: str
     alone: bool  # whether its source is one file
-    shape: Shape
+    shape: Shape | None  # None: no record of the source can be used
     split: SplitParams
     pieces: tuple[Piece, ...]
     shard_bytes: int
@@ -60,8 +60,7 @@ def sampled_shape(asked: Any, source: Located) -> Shape | None:
 
     Raises data.shape_unknown and data.columns.
     """
-    items = (item for _, path in source.files for item in read_file(source.params, path))
-    sample = list(islice((item for item in items if isinstance(item, Record)), SAMPLE))
+    sample = list(islice((item for _, item in read(source) if isinstance(item, Record)), SAMPLE))
     if not sample:
         return None
     columns = [frozenset(record.fields) for record in sample]
@@ -135,6 +134,7 @@ class _Reader:
             self.reject(piece, item)
             return
         try:
+            assert self.task.shape is not None  # chosen from the records: with one record there is a shape
             draft = draft_of(item.fields, self.task.shape)
             keys = _split_keys(item.fields, draft, self.task)
         except Unfit as unfit:

@@ -134,6 +134,13 @@ def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Ite
         yield item if isinstance(item, Reject) else _renamed(item, source.rename)
 
 
+def read(located: Located) -> Iterator[tuple[str, Record | Reject]]:
+    """Every record and reject of a source with its file's name; offsets count within the file."""
+    for name, path in located.files:
+        for item in read_file(located.params, path):
+            yield name, item
+
+
 def cut_file(source: SourceParams, path: Path, bytes_: int) -> list[Span | None]:
     """The stretches of a large file that can be read apart from each other; [None] where its format allows none."""
     reader = reader_of(source.reader, path)
