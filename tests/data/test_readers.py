@@ -255,6 +255,26 @@ def test_parquet_damaged_page_costs_only_rows_around_it(tmp_path: Path) -> None:
     assert {item.reason for item in items if isinstance(item, Reject)} == {"damaged"}
 
 
+def test_parquet_of_one_value_many_times_is_read(tmp_path: Path) -> None:
+    import polars as pl
+
+    pl.DataFrame({"a": ["same"] * 50_000}).write_parquet(tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+    assert good(read(tmp_path / "a.parquet", "parquet")) == [{"a": "same"}] * 50_000
+
+
+def test_parquet_footer_that_promises_too_much_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import polars as pl
+
+    pl.DataFrame({"a": ["x"] * 5}).write_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(pl, "len", lambda: pl.lit(1 << 40))  # what a flipped bit in the footer does
+    assert [(i.offset, i.reason) for i in read(tmp_path / "a.parquet", "parquet")] == [(0, "damaged")]  # type: ignore[union-attr]
+    monkeypatch.setattr(pl, "len", lambda: pl.lit(7))
+    items = read(tmp_path / "a.parquet", "parquet")
+    assert len(good(items)) == 5
+    assert [(i.offset, i.reason) for i in items if isinstance(i, Reject)] == [(5, "truncated"), (6, "truncated")]
+
+
 def test_text_file_is_one_document_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "pos").mkdir()
     (tmp_path / "pos" / "1.txt").write_bytes(b"good film\r\n\r\nvery\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from truth_files import bomb, docx, gzip_bomb, pages, pdf, zipped
 
+from inhouse.core.errors import UserError
 from inhouse.core.plugins import operators
 from inhouse.data import records
 from inhouse.data.readers.bytes import chunks, ending, lines, whole
@@ -426,3 +428,20 @@ def test_zip_damaged_member_costs_no_other(tmp_path: Path) -> None:
     assert bad(items) == [(1, "damaged")]
     assert bad(read(written(tmp_path, "b.zip", bytes(raw[:200])), "zip")) == [(0, "damaged")]
     assert bad(read(written(tmp_path, "c.zip", bz2.compress(b"x")), "zip")) == [(0, "damaged")]
+
+
+def test_zip_member_that_cannot_be_written_costs_no_other(tmp_path: Path) -> None:
+    content = zipped({"a.txt": "a", f"{'n' * 300}.txt": "name too long", "c.txt": "c"})
+    items = read(written(tmp_path, "a.zip", content), "zip")
+    assert [found["text"] for found in fields(items)] == ["a", "c"]
+    assert bad(items) == [(1, "damaged")]
+
+
+def test_zip_without_room_to_unpack_stops_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("inhouse.data.readers.zip.extract", full)
+    with pytest.raises(UserError) as error:
+        read(written(tmp_path, "a.zip", zipped({"a.txt": "a"})), "zip")
+    assert error.value.code == "store.no_space"

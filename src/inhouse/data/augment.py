@@ -9,7 +9,7 @@ from itertools import groupby
 from random import Random
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
@@ -44,23 +44,6 @@ class Copies(Params):
 
     copies: int = Field(1, ge=1, le=20, description="new rows made of each chosen row")
     share: float = Field(1.0, gt=0, le=1, description="share of the training rows that get copies, chosen by a hash")
-
-
-class Similarity(Params):
-    """How alike the new text and the old one must be: 0 nothing in common, 1 the same."""
-
-    at_least: float = Field(0.5, ge=0, le=1, description="below this the meaning is probably lost")
-    at_most: float = Field(1.0, ge=0, le=1, description="above this the new row teaches nothing new")
-
-    @model_validator(mode="after")
-    def _range_is_open(self) -> Similarity:
-        if self.at_least > self.at_most:
-            raise ValueError(f"nothing is at least {self.at_least} and at most {self.at_most}")
-        return self
-
-    def allows(self, old: str, new: str) -> bool:
-        """Whether the new text is a variant of the old one: different, and alike enough."""
-        return old != new and self.at_least <= similarity(old, new) <= self.at_most
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +133,11 @@ def _hash(key: str) -> int:
 def is_changeable(piece: Piece, answers: bool) -> bool:
     """Whether a step may rewrite this piece: never system turns and tool results, answers only when asked to."""
     return piece.name not in FIXED_ROLES and (answers or not piece.answer)
+
+
+def is_variant(old: str, new: str, least: float, most: float) -> bool:
+    """Whether the new text is another one, and as alike as asked for."""
+    return old != new and least <= similarity(old, new) <= most
 
 
 def similarity(old: str, new: str) -> float:

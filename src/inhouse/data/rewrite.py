@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inhouse.core.rows import Message
-from inhouse.data.augment import HAN, Copies, Piece, Similarity, dice, grown, is_changeable, is_chosen, rows_of
+from inhouse.data.augment import HAN, Copies, Piece, dice, grown, is_changeable, is_chosen, is_variant, rows_of
 from inhouse.data.endpoint import Endpoint, ask_many
 from inhouse.data.operators.around import Around
 
@@ -27,20 +27,27 @@ SCHEMA = {
     "required": ["text"],
     "additionalProperties": False,
 }
-SURE = 0.5
+SURE, SURE_IF_SHORT = 0.5, 0.8  # confidence of the language model; short: under 20 letters
 
 
 class Rewriting(Copies):
     """What every step has that asks a model for other words."""
 
     endpoint: Endpoint = Field(description="the model that is asked; every answer is kept and never asked for twice")
-    similarity: Similarity = Field(
-        Similarity(at_least=0.25, at_most=0.95), description="how alike old and new text must be"
+    min_similarity: float = Field(
+        0.25, ge=0, le=1, description="below this the meaning is probably lost: 0 no character in common, 1 the same"
     )
+    max_similarity: float = Field(0.95, ge=0, le=1, description="above this the new row teaches nothing new")
     same_numbers: bool = Field(True, description="refuse a new text in which a number of the old one is missing")
     keep: tuple[str, ...] = Field((), description="words that must still be there when the old text has them")
     answers: bool = Field(False, description="also rewrite the wanted answers")
     max_chars: int = Field(4000, ge=1, description="longer texts stay as they are")
+
+    @model_validator(mode="after")
+    def _range_is_open(self) -> Rewriting:
+        if self.min_similarity > self.max_similarity:
+            raise ValueError(f"nothing is at least {self.min_similarity} and at most {self.max_similarity}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +112,12 @@ def languages(texts: Sequence[str], around: Around) -> list[str | None]:
 
     figures = measure(pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)}), Language(), around)
     codes: list[str | None] = []
-    for text, (code, confidence) in zip(texts, figures.select("code", "confidence").iter_rows(), strict=True):
+    said = figures.select("code", "confidence", "short").iter_rows()
+    for text, (code, confidence, short) in zip(texts, said, strict=True):
         if HAN.search(text) and code.partition("-")[0] not in ("zh", "ja", "yue", "wuu"):
             codes.append("zh" if len(HAN.findall(text)) * 4 > len(text) else None)
         else:
-            codes.append(code.partition("-")[0] if confidence >= SURE else None)
+            codes.append(code.partition("-")[0] if confidence >= (SURE_IF_SHORT if short else SURE) else None)
     return codes
 
 
@@ -124,7 +132,8 @@ def _allowed(tasks: Sequence[Task], found: Sequence[str | None], params: Rewriti
     for task, text, code in zip(tasks, found, codes, strict=True):
         same_language = task.language is None or code is None or task.language == code
         passes = text and same_language and _keeps(task.text, text, params)
-        kept.append(text if passes and text and params.similarity.allows(task.text, text) else None)
+        alike = passes and is_variant(task.text, text or "", params.min_similarity, params.max_similarity)
+        kept.append(text if alike else None)
     return kept
 
 

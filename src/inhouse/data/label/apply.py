@@ -13,7 +13,7 @@ from inhouse.core.agreement import Agreement, agreement
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.store import disk_errors, write_durably
-from inhouse.data.label.items import Item, Items, labels_of
+from inhouse.data.label.items import Item, Items, begin, labels_of
 from inhouse.data.label.model import ModelFigures, Opinion, Place, ask_model
 from inhouse.data.label.settings import LabelParams
 from inhouse.data.label.vote import RuleFigures, Voted, vote
@@ -54,8 +54,11 @@ def label_rows(found: Items, params: LabelParams, place: Place) -> tuple[list[La
     labels = labels_of(found.rows, params)
     if len(labels) < 2:
         raise UserError("label.few_labels", found=", ".join(labels) or "-")
+    begin(place.events, "label_rules")
     voted = vote(found.rows, labels, params, place.events)
     open_rows = [row for row, item in enumerate(found.rows) if item.label is None and voted.decided[row] is None]
+    if params.ask is not None:
+        begin(place.events, "label_model")
     asked = None if params.ask is None else ask_model(found.rows, open_rows, labels, params.ask, place)
     opinions = {} if asked is None else asked.opinions
     rows = [_labelled(item, voted.decided[row], opinions.get(row)) for row, item in enumerate(found.rows)]

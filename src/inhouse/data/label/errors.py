@@ -18,7 +18,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.run import Events
-from inhouse.data.label.items import Item
+from inhouse.data.label.items import Item, begin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,6 +94,7 @@ def find_errors(items: Sequence[Item], params: FindErrors, events: Events) -> Do
     if len(labels) < 2:
         raise UserError("label.few_labelled", rows=len(rows), labels=len(labels), folds=params.folds)
     given = [labels.index(item.label or "") for item in rows]
+    begin(events, "label_errors")
     probabilities = out_of_sample([item.text[:CHARS] for item in rows], given, params, events)
     joint = confident_joint(given, probabilities)
     noise = noise_of(given, joint.counts)

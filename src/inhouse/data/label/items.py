@@ -39,6 +39,12 @@ class Items:
     rejected: int
 
 
+def begin(events: Events, step: str) -> None:
+    """Tell a watcher that a step begins, named by the text `step.<name>`."""
+    events.stage = step
+    events.emit("stage.started")
+
+
 def text_id(text: str) -> str:
     """16 hex digits of the text's hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -47,6 +53,7 @@ def text_id(text: str) -> str:
 def items_of(located: Sequence[Located], params: LabelParams, events: Events) -> Items:
     """Every row with a text, in the order of the sources. Raises data.empty, label.no_text, label.unknown_label."""
     rows, rejected = [], 0
+    begin(events, "label_read")
     for source in located:
         found = 0
         for record in _records(source, events):

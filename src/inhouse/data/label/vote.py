@@ -59,6 +59,7 @@ def vote(items: Sequence[Item], labels: Sequence[str], params: LabelParams, even
         for column, rule in zip(columns, params.rules, strict=True):
             column += _votes(rule, rows, labels)
     weights = [_weight(rule) for rule in params.rules]
+    events.progress(len(items), len(items), "rows")
     cast = list(zip(*columns, strict=True)) if columns else [()] * len(items)
     decided = tuple(_decide(one, weights, params.decide) for one in cast)
     undecided = (one for item, label, one in zip(items, decided, cast, strict=True) if item.label is label is None)

@@ -17,15 +17,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from inhouse.core.errors import UserError
+from inhouse.data.augment import listed
 
 Pos = Literal["noun", "verb", "adj", "adv"]
 NUMBERS: dict[Pos, str] = {"noun": "1", "verb": "2", "adj": "3", "adv": "4"}
 PLAIN = re.compile(r"[a-z]{3,}")
 PAIR = re.compile(r"[a-z]+_[a-z]+")
-LEAST_TAGS = 2  # of a word or a synonym in the sense: WordNet tags rare senses not at all
+# WordNet has no prepositions, conjunctions and pronouns: these look like sure adverbs and nouns in it, and are not.
+CLOSED = listed(
+    "about above across after again all along another any around as away before behind being below beneath beside"
+    " between beyond both but by down each either else even ever every except given here in inside just least less"
+    " like minus more most much near neither never no not off on once one only other outside over own past per plus"
+    " round same since so some still such than that then there through to under up via when yet someone person"
+)
+LEAST_TAGS = 3  # of a word or a synonym in the sense: WordNet tags rare senses not at all
 OTHER_POS = 0.02  # share of a word's tags that another part of speech may have
 FIRST_SENSE = 0.6  # share of a word's tags that its first sense must have
-OF_SYNONYM = 0.5  # the same of a synonym, over all its parts of speech
+OF_SYNONYM = 0.6  # the same of a synonym, over all its parts of speech
 UNSURE_PLURAL = ("ics", "ss", "is", "och", "arch", "omach", "man", "o", "f", "fe")
 NO_DOUBLING = re.compile(r"[aeiou]{2}[^aeiou]$|[^aeiou]{2}$|[aeiouwxy]$")
 
@@ -130,7 +138,7 @@ class _Database:
         for synonym in self.synsets[pos, sense]:
             same = self.senses.get((synonym, pos), [""])[0] == sense
             often = self.tags[synonym, pos, 1]
-            if synonym == word or not same or not PLAIN.fullmatch(synonym):
+            if synonym == word or not same or not PLAIN.fullmatch(synonym) or synonym in CLOSED:
                 continue
             if often >= LEAST_TAGS and often >= OF_SYNONYM * self.total[synonym]:
                 found.append((synonym, often))
@@ -159,13 +167,24 @@ def _tags(path: Path) -> Counter[tuple[str, Pos, int]]:
 def lexicon_of(database: _Database) -> Lexicon:
     """Every word with a sure sense and synonyms of the same first sense, in all its regular forms."""
     words: dict[str, Entry] = {}
+    verbal = _verb_forms(database)
     for word, pos in database.senses:
-        entry = database.entry(word, pos) if PLAIN.fullmatch(word) else None
-        if entry is not None:
+        entry = database.entry(word, pos) if PLAIN.fullmatch(word) and word not in CLOSED else None
+        if entry is not None and (pos == "verb" or word not in verbal):
             for form, inflected in _inflected(database, word, entry):
                 words.setdefault(form, inflected)
     terms = {word.replace("_", " ") for word, _ in database.senses if PAIR.fullmatch(word)}
     return Lexicon(words, frozenset(term for term in terms if any(word in words for word in term.split())))
+
+
+def _verb_forms(database: _Database) -> set[str]:
+    """Inflected forms of verbs: as an adjective or noun (needed, works) such a word is unsure."""
+    found: set[str] = set()
+    for word, pos in database.senses:
+        if pos == "verb" and PLAIN.fullmatch(word):
+            irregular = database.irregular[pos].get(word, [])
+            found.update(irregular, forms(word, pos, irregular).values())
+    return found
 
 
 def _inflected(database: _Database, word: str, entry: Entry) -> Iterator[tuple[str, Entry]]:

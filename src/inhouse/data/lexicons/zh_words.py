@@ -6,13 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
-
-if TYPE_CHECKING:
-    import jieba
 
 HAN_RUN = re.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF]+")
 CILIN = re.compile(r"[A-Z][a-z]\d\d[A-Z]\d\d[=#@]")  # the codes of Tongyici Cilin
@@ -85,12 +82,12 @@ def any_of(words: Iterable[str]) -> re.Pattern[str]:
 
 
 @cache
-def _tokenizer() -> jieba.Tokenizer:
+def _tokenizer() -> Any:
     """jieba by its dictionary alone: words that it does not know are left in characters, never guessed."""
     require("data", "jieba")
     import logging
 
-    import jieba
+    import jieba  # type: ignore[import-untyped,unused-ignore]
 
     jieba.setLogLevel(logging.WARNING)
     return jieba.Tokenizer()

@@ -15,10 +15,10 @@ from inhouse.data.augment import (
     HAN,
     Copies,
     Piece,
-    Similarity,
     Word,
     expanded,
     is_changeable,
+    is_variant,
     like,
     listed,
     replaced,
@@ -84,7 +84,9 @@ class Synonyms(Copies):
     )
     keep: tuple[str, ...] = Field((), description="words that are never replaced, such as those a label depends on")
     answers: bool = Field(False, description="also replace words in the wanted answers")
-    similarity: Similarity = Field(Similarity(), description="how alike old and new text must be")
+    min_similarity: float = Field(
+        0.2, ge=0, le=1, description="how alike old and new text must be: 0 no character in common, 1 the same"
+    )
 
 
 def external(params: Synonyms, project_dir: Path) -> dict[str, str]:
@@ -110,7 +112,7 @@ def expand(pieces: pl.DataFrame, params: Synonyms, around: Around) -> pl.DataFra
             ]
             edits = [edit for edit in edits if piece.text[edit[0] : edit[1]].casefold() not in kept]
             text = _with_some(piece.text, edits, params.change, lots)
-            new[place] = text if params.similarity.allows(piece.text, text) else piece.text
+            new[place] = text if is_variant(piece.text, text, params.min_similarity, 1.0) else piece.text
         return new
 
     return expanded(pieces, params, around, params.use, change)

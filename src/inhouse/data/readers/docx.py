@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from docx.table import Table
 
 SUFFIXES = (".docx",)
+BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ValueError, EOFError)
 
 
 class DocxReader(Params):
@@ -52,7 +53,7 @@ def _opened(raw: bytes) -> Document:
 
     try:
         return docx.Document(io.BytesIO(raw))
-    except (OpcError, LxmlError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
+    except (OpcError, LxmlError, *BROKEN) as error:
         raise Damaged("damaged", str(error)) from None
 
 

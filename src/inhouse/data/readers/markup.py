@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from inhouse.core.plugins import require
 from inhouse.data.readers.encoding import MARKS, Encoding, detect
 from inhouse.data.records import Damaged
+
+if TYPE_CHECKING:
+    from resiliparse.parse.html import HTMLTree
 
 CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w:.-]{1,40})""", re.IGNORECASE)
 HEAD_BYTES = 4096  # where a charset is looked for; the HTML standard asks for 1024
@@ -24,6 +28,7 @@ NAMES = (
     *(f"[id={word} i]" for word in WORDS),
     *(f"[{place}*={part} i]" for part in PARTS for place in ("class", "id")),
 )
+LITTLE = 0.1  # of the markup is text: only then it is looked whether the names took too much
 LEAST_LEFT = 0.2  # of the text: where names take more than the rest, they meant something else (`has-sidebar` on body)
 
 
@@ -38,36 +43,46 @@ class Page:
 def page_of(raw: bytes, encoding: Encoding = "auto", charset: str | None = None) -> Page:
     """The page without navigation, headers, footers, scripts and banners, its paragraphs and lists on their lines.
 
-    Resiliparse turns the page into text (121 MB/s); its own main-content rule is not used, because it loses every
-    bulleted list and is quadratic in the depth of a page (both measured with 2.0.1). `charset` is what the server
-    said. Raises Damaged when the bytes are no text.
+    Resiliparse turns the page into text; its own main-content rule is not used, because it loses every bulleted list
+    and is quadratic in the depth of a page (both measured with 2.0.1). `charset` is what the server said. Raises
+    Damaged when the bytes are no text.
     """
     require("data", "resiliparse")
-    from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
-    tree = HTMLTree.parse(_decoded(raw, encoding, charset))
-    found = [
-        extract_plain_text(
-            tree, preserve_formatting=True, list_bullets=False, alt_texts=False, skip_elements=[*STRUCTURE, *names]
-        ).strip("\n")
-        for names in (NAMES, ())
-    ]
-    text = found[0] if len(found[0]) >= LEAST_LEFT * len(found[1]) else found[1]
+    html = _decoded(raw, encoding, charset)
+    tree = HTMLTree.parse(html)
+    text = _text(tree, STRUCTURE + NAMES)
+    if len(text) < LITTLE * len(html):
+        whole = _text(tree, STRUCTURE)
+        text = text if len(text) >= LEAST_LEFT * len(whole) else whole
     return Page(" ".join((tree.title or "").split()), text.replace("\x00", "\ufffd"))
+
+
+def _text(tree: HTMLTree, without: tuple[str, ...]) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return extract_plain_text(
+        tree, preserve_formatting=True, list_bullets=False, alt_texts=False, skip_elements=list(without)
+    ).strip("\n")
 
 
 def _decoded(raw: bytes, encoding: Encoding, charset: str | None) -> str:
     """By its mark, as UTF-8, as the server or the page says, or as Chinese; always strictly."""
     if encoding != "auto":
         return _strict(raw, (encoding,))
-    detected = detect(raw)
     for mark, name in MARKS:
         if raw.startswith(mark):
             return _strict(raw.removeprefix(mark), (name,))
     stated = CHARSET.search(raw, 0, HEAD_BYTES)
     names = (charset, stated.group(1).decode("ascii") if stated else None)
-    return _strict(raw, ("utf-8", *(_codec(name) for name in names if name), detected))
+    codecs = ("utf-8", *(_codec(name) for name in names if name))
+    try:
+        return _strict(raw, codecs)
+    except Damaged:
+        if detect(raw) == "utf-8":
+            raise
+        return _strict(raw, (detect(raw),))
 
 
 def _codec(label: str) -> str:

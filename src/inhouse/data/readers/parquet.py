@@ -84,7 +84,11 @@ def _rows(path: Path) -> int:
     if head == MAGIC and tail != MAGIC:
         raise Damaged("truncated", "no footer")
     try:
-        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        scan = pl.scan_parquet(path)
+        rows = int(scan.select(pl.len()).collect().item())
+        if rows > size and scan.slice(rows - 1, 1).collect().height != 1:  # rows of less than a byte: is there a last?
+            raise Damaged("damaged", f"{rows} rows in {size} bytes")
+        return rows
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise Damaged("damaged", _first_line(error)) from None
 
@@ -108,6 +112,8 @@ def _batch(path: Path, first: int, count: int) -> Iterator[Record | Reject]:
         return
     for offset, fields in enumerate(frame.iter_rows(named=True), first):
         yield Record(offset, fields)
+    for row in range(frame.height, count):
+        yield Reject(first + row, None, "truncated", "the footer promises more rows")
 
 
 def _first_line(error: BaseException) -> str:

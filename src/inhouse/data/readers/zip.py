@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from errno import ENOSPC
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +100,9 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader) 
         target = Path(folder) / info.filename
         try:
             extract(archive, info, target, lambda _: None)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == ENOSPC:
+                raise UserError("store.no_space", path=folder, free_mb=0) from None
             yield Damaged("damaged", str(error)).at(0)
         except UserError as error:
             if error.code != "sources.archive":
