@@ -1,12 +1,8 @@
-"""Datasets: list and compare versions, explain a row, copy one out, and look at data before building from it."""
+"""Datasets of a workspace: list and compare versions, explain a row, copy one out."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -14,15 +10,11 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Artifact, Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context
-from inhouse.core.rows import Row
 from inhouse.core.run import Events
 from inhouse.core.store import Store
-from inhouse.data import diff, export, stage, why
-from inhouse.data.build import described
+from inhouse.data import diff, export, why
 from inhouse.data.export import Exported, Format
-from inhouse.data.parts import PARTS
 from inhouse.data.versions import Version, find_version, version_of, versions
-from inhouse.dataset import read_rows
 from inhouse.flow.plan import pipeline, recipe
 from inhouse.flow.project import Project, load
 
@@ -95,7 +87,18 @@ def explain_row(request: WhyRequest) -> why.Why:
         version = find_version(store, request.dataset)
     else:
         version = version_of(store, _built(load(request.project, request.overrides), request))
-    return why.explain(version, request.row, _context(request, Path(), Events()))
+    nowhere = Path()
+    context = Context(
+        inputs={},
+        out=nowhere,
+        scratch=nowhere,
+        sources=store.sources,
+        project_dir=_folder(request.project),
+        events=Events(),
+        seed=0,
+        offline=True,
+    )  # fmt: skip  (nothing is downloaded to explain a row)
+    return why.explain(version, request.row, context)
 
 
 def _built(project: Project, request: WhyRequest) -> Artifact:
@@ -136,45 +139,7 @@ def export_dataset(request: ExportRequest) -> Exported:
     return made
 
 
-def _context(request: WhyRequest | DataRequest, scratch: Path, events: Events, seed: int = 0) -> Context:
-    """Where sources lie for a look at them: nothing is downloaded to explain a row."""
-    store: Store = request.store
-    offline = request.offline or isinstance(request, WhyRequest)
-    return Context(
-        inputs={}, out=scratch, scratch=scratch, sources=store.sources, project_dir=_folder(request.project),
-        events=events, seed=seed, offline=offline,
-    )  # fmt: skip
-
-
-class DataRequest(Request):
-    """Which project's data."""
-
-    project: Path = Field(Path("inhouse.yaml"), description="project file, or a folder that holds inhouse.yaml")
-    overrides: tuple[str, ...] = Field((), description="section.key=value, applied over the file")
-    rows: int = Field(3, ge=0, le=100, description="how many rows to show")
-
-
-class Checked(Frozen):
-    """What a build would keep and drop, and its first rows."""
-
-    summary: dict[str, Any]
-    rows: tuple[Row, ...]
-    rejected: tuple[str, ...]
-
-
-def check_data(request: DataRequest, events: Events) -> Checked:
-    """Read the sources and apply the steps; only fetched sources and the replies of endpoints are kept."""
-    project = load(request.project, request.overrides)
-    if project.data is None:
-        raise UserError("plan.no_step", room="data")
-    request.store.create()
-    with tempfile.TemporaryDirectory() as nowhere:
-        context = replace(_context(request, Path(nowhere), events, project.seed), use=project.use)
-        result = stage.perform(project.data, stage.located_of(project.data, context), context)
-        tables = Path(nowhere) / "whole"
-        tables.mkdir()
-        for table in result.tables:
-            stage.link(table.folder / table.facts["name"], tables / table.facts["name"])
-        rows = tuple(islice((row for part in PARTS for row in read_rows(tables, part)), request.rows))
-        rejects = tuple(described(line) for line in islice(result.built.rejects(), request.rows))
-    return Checked(summary=result.facts, rows=rows, rejected=rejects)
+def dataset_of(store: Store, name: str) -> Artifact:
+    """The dataset called v2, or with this id or beginning of one; the newest for "". Raises data.version_* errors."""
+    found = versions(store)
+    return (found[-1] if found and not name else find_version(store, name)).record

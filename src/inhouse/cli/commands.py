@@ -40,7 +40,7 @@ COMMANDS = (
     Command(("run",), "run:run", "run", project=True, action="run_project"),
     Command(("models", "list"), "models:list_models", "models"),
     Command(("models", "pull"), "models:pull_model", "model", arguments=("base",), long=True),
-    Command(("data", "check"), "data:check_data", "checked", project=True, long=True),
+    Command(("data", "check"), "data_check:check_data", "checked", project=True, long=True),
     _until("data", "data", "build"),
     Command(("data", "list"), "data:list_datasets", "datasets"),
     Command(("data", "why"), "data:explain_row", "why", arguments=("row",), project=True),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inhouse.data.why import RowText, Trace, Why
 
 MOST_CHARS = 600  # of a text that is shown; --json has the whole
+SHOWN_ID = 8  # characters of an id: `data why` takes as few as 4
 COLOURS = {"kept": "green", "dropped": "red", "rejected": "red", "left_out": "yellow"}
 
 
@@ -151,7 +152,7 @@ def _changed_rows(result: Difference) -> Iterator[tuple[str, str, str]]:
 
 def _sample(found: Ids) -> str:
     more = " …" if len(found.ids) < found.count else ""
-    return " ".join(found.ids) + more
+    return " ".join(row[:SHOWN_ID] for row in found.ids) + more
 
 
 def exported(result: Exported, console: Console) -> None:

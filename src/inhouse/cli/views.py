@@ -18,7 +18,7 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data import Checked
+    from inhouse.api.data_check import Checked
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
     from inhouse.api.models import Model, Models

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 PLACE = ["source", "file", "offset"]
+PAIRED = ("id", "digest", "label", "part", *PLACE)
 
 
 class SourceChange(Frozen):
@@ -146,14 +147,8 @@ def _rows(folder: Path) -> pl.DataFrame:
             label = pl.col("label").hash() if "label" in columns else pl.lit(None, pl.UInt64)
             parent = pl.col("parent") if "parent" in columns else pl.lit(None, pl.String)
             told = {"label": label, "parent": parent, "part": pl.lit(part), "digest": _digest(columns)}
-            frames.append(scan.select("id", *_compact(), **told).collect())
+            frames.append(scan.select("id", *PLACE, **told).collect())
     return pl.concat(frames)
-
-
-def _compact() -> list[pl.Expr]:
-    import polars as pl
-
-    return [pl.col("source").cast(pl.Categorical), pl.col("file").cast(pl.Categorical), pl.col("offset")]
 
 
 def _digest(columns: Any) -> pl.Expr:
@@ -168,18 +163,43 @@ def _digest(columns: Any) -> pl.Expr:
 
 
 def _matched(one: pl.DataFrame, two: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Pairs of rows that are the same row, and the rows of each that are left."""
+    """Pairs of rows that are the same row, and the rows of each that are left.
+
+    A column `there` of those left says at which offset of the other's file a row would stand: that of the pair before
+    it is moved on, so that a line more at the top does not make all others strangers.
+    """
     import polars as pl
 
-    pairs = []
-    for keys in (["id"], ["source", "digest", "turn"], [*PLACE, "turn"]):
+    pairs: list[pl.DataFrame] = []
+    for keys in (["id"], ["source", "digest", "turn"], ["source", "file", "there", "turn"]):
+        if "there" in keys:
+            known = pl.concat(pairs)
+            one = _placed(one, known, "", "_2")
+            two = two.with_columns(there=pl.col("offset"))
         left, right = (_turns(frame, keys) for frame in (one, two))
         found = left.join(right.rename({c: f"{c}_2" for c in two.columns if c not in keys}), on=keys)
-        found = found.with_columns(**{f"{c}_2": pl.col(c) for c in keys if c != "turn"})
-        pairs.append(found.select(*(c for name in ("id", "digest", "label", "part") for c in (name, f"{name}_2"))))
+        found = found.with_columns(**{f"{c}_2": pl.col(c) for c in keys if c in PAIRED})
+        pairs.append(found.select(*(c for name in PAIRED for c in (name, f"{name}_2"))))
         one = one.join(found.select("id"), on="id", how="anti")
         two = two.join(found.select(id="id_2"), on="id", how="anti")
-    return pl.concat(pairs), one, two
+    known = pl.concat(pairs)
+    return known, one, _placed(two.drop("there"), known, "_2", "")
+
+
+def _placed(rows: pl.DataFrame, pairs: pl.DataFrame, here: str, there: str) -> pl.DataFrame:
+    """Rows with the offset `there` that they would have in the other dataset's file."""
+    import polars as pl
+
+    moved = pl.col(f"offset{there}") - pl.col(f"offset{here}")
+    shifts = pairs.select(
+        pl.col(f"source{here}").alias("source"), pl.col(f"file{here}").alias("file"),
+        pl.col(f"offset{here}").alias("offset"), moved.alias("moved"),
+    )  # fmt: skip
+    order = ["source", "file", "offset"]
+    found = rows.sort(order).join_asof(
+        shifts.sort(order), on="offset", by=["source", "file"], strategy="backward", check_sortedness=False
+    )
+    return found.with_columns(there=pl.col("offset") + pl.col("moved").fill_null(0)).drop("moved")
 
 
 def _turns(frame: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -189,9 +209,7 @@ def _turns(frame: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     if "turn" not in keys:
         return frame
     among = [key for key in keys if key != "turn"]
-    return frame.sort(pl.col("source").cast(pl.String), pl.col("file").cast(pl.String), "offset", "id").with_columns(
-        turn=pl.int_range(pl.len()).over(among)
-    )
+    return frame.sort(*PLACE, "id").with_columns(turn=pl.int_range(pl.len()).over(among))
 
 
 def _same_content(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -207,14 +225,14 @@ def _gone(rows: pl.DataFrame, other: Version, unchanged: Sequence[str]) -> Itera
     if rows.is_empty():
         return
     facts = other.facts
-    rows = rows.with_columns(pl.col("source").cast(pl.String), pl.col("file").cast(pl.String))
     dropped = pl.read_parquet(other.folder / DROPPED).select("id", *PLACE, "step", "reason")
-    by_id = rows.join(dropped.select("id", "step", "reason"), on="id", how="left")
+    there = {"source": "source", "file": "file", "offset": "there"}
     places = dropped.unique(PLACE, keep="first", maintain_order=True).select(
-        *PLACE, step_there="step", reason_there="reason"
+        *(pl.col(name).alias(new) for name, new in there.items()), step_there="step", reason_there="reason"
     )
-    unread = _rejected(other)
-    found = by_id.join(places, on=PLACE, how="left").join(unread, on=PLACE, how="left")
+    found = rows.join(dropped.select("id", "step", "reason"), on="id", how="left")
+    for known in (places, _rejected(other).rename({"offset": "there"})):
+        found = found.join(known, on=list(there.values()), how="left")
     # a row made by augmentation stands at its parent's place, whose fate is not its own
     own = pl.col("parent").is_null()
     names = [source["name"] for source in facts["sources"]]
@@ -261,27 +279,26 @@ def _settings(one: Mapping[str, Any], two: Mapping[str, Any], seeds: tuple[int, 
     old = {"seed": seeds[0], **{k: v for k, v in one.items() if k not in ("steps", "sources")}}
     new = {"seed": seeds[1], **{k: v for k, v in two.items() if k not in ("steps", "sources")}}
     yield from _differing("", old, new)
-    yield from _differing(
-        "sources", *({s["name"]: s for s in params["sources"]} for params in (one, two)), only_both=True
-    )
+    old, new = ({s["name"]: s for s in params["sources"]} for params in (one, two))
+    for name in sorted(old.keys() & new.keys()):
+        yield from _differing(f"sources.{name}", old[name], new[name])
     yield from _steps(one["steps"], two["steps"])
 
 
-def _differing(path: str, old: Any, new: Any, only_both: bool = False) -> Iterator[SettingChange]:
+def _differing(path: str, old: Any, new: Any) -> Iterator[SettingChange]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [key for key in dict.fromkeys([*old, *new]) if not only_both or (key in old and key in new)]
-        for key in keys:
+        for key in dict.fromkeys([*old, *new]):
             yield from _differing(f"{path}.{key}" if path else key, old.get(key), new.get(key))
     elif old != new:
         yield SettingChange(setting=path, first=old, second=new)
 
 
 def _steps(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[SettingChange]:
-    names = [[step["use"] for step in steps] for steps in (old, new)]
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, *names, autojunk=False).get_opcodes():
+    before, after = ([str(step["use"]) for step in steps] for steps in (old, new))
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if kind == "equal":
-            for before, after, place in zip(old[i:i_end], new[j:j_end], range(j + 1, j_end + 1), strict=True):
-                yield from _differing(f"steps.{place}.{after['use']}", before, after)
+            for place in range(j_end - j):
+                yield from _differing(f"steps.{j + place + 1}.{after[j + place]}", old[i + place], new[j + place])
             continue
         for place, step in enumerate(old[i:i_end], i + 1):
             yield SettingChange(setting=f"steps.{place}.{step['use']}", first=dict(step))

@@ -128,7 +128,7 @@ def lengths(facts: Mapping[str, Any]) -> str:
     return _svg("Characters per row · 每行字符数", height, "".join(drawn))
 
 
-def _plot(found: Mapping[str, Any], part: str, top: int) -> str:
+def _plot(found: Any, part: str, top: int) -> str:
     edges, counts = found["edges"], found["parts"][part]
     total, highest = sum(counts), max(counts)
     left, right, base = MARGIN + 70, WIDTH - MARGIN, top + PLOT_HEIGHT

@@ -31,7 +31,7 @@ def histogram(measured: pl.DataFrame) -> dict[str, Any]:
     """Rows of each part by their number of characters, in bins that grow with it (six to a decade above 10)."""
     import polars as pl
 
-    longest = int(measured["chars"].max() or 0)  # type: ignore[call-overload]
+    longest = max(measured["chars"].to_list(), default=0)
     edges = _edges(longest)
     counts: dict[str, list[int]] = {}
     for part in PARTS:
