@@ -68,7 +68,7 @@ def after(batch: Batch, *steps: Any, seed: int = 0, shard_rows: int = 8192) -> A
             params, seed, (), tuple(shards), index.select("row", "shard", "part", "stated", "parent"),
             pl.DataFrame(schema=dropped_schema()),
         )  # fmt: skip
-        site = Site(folder / "work", Crew(1, "local", Events()), Around(seed, folder, folder / "cache", True))
+        site = Site(folder / "work", Crew(1, "local", Events()), Around(seed, folder, folder / "cache", True), 1 << 20)
         stages = segments(params.steps)
         for segment in stages:
             built = through(built, segment, site, last=False)

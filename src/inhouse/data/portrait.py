@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.plugins import require
+from inhouse.data.batch import read_frame
 from inhouse.data.beside import FIGURES, NOTES
 from inhouse.data.parts import PARTS
+from inhouse.data.tasks import Finished
 from inhouse.dataset import part_files
 
 if TYPE_CHECKING:
@@ -25,6 +28,14 @@ def portrait(out: Path, measured: pl.DataFrame) -> dict[str, Any]:
     """
     require("data", "polars")
     return {"histogram": histogram(measured), "languages": _languages(out), "pii": _pii(out)}
+
+
+def lengths_of(tables: Sequence[Finished]) -> pl.DataFrame:
+    """Part and characters of every row, from what writing the tables left."""
+    import polars as pl
+
+    frames = [read_frame(t.folder / "measured.arrow").select("chars", part=pl.lit(t.facts["part"])) for t in tables]
+    return pl.concat(frames)
 
 
 def histogram(measured: pl.DataFrame) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def publish(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     started = time.monotonic()
     # With the pid: a worker whose parent was killed may live on for a moment beside the build that goes on.
     draft = folder.with_name(f"{folder.name}.{os.getpid()}{DRAFT}")
+    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     facts: dict[str, Any] = {}
     yield draft, facts
