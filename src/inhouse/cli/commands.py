@@ -42,6 +42,7 @@ COMMANDS = (
     Command(("models", "pull"), "models:pull_model", "model", arguments=("base",), long=True),
     Command(("data", "check"), "data_check:check_data", "checked", project=True, long=True),
     _until("data", "data", "build"),
+    Command(("data", "retune"), "data_check:retune_data", "retuned", project=True),
     Command(("data", "list"), "data:list_datasets", "datasets"),
     Command(("data", "why"), "data:explain_row", "why", arguments=("row",), project=True),
     Command(("data", "diff"), "data:compare_datasets", "difference", arguments=("first", "second"), action="diff"),

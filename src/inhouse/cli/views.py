@@ -18,7 +18,7 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data_check import Checked
+    from inhouse.api.data_check import Checked, RetuneResult
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
     from inhouse.api.models import Model, Models
@@ -237,11 +237,28 @@ def checked(result: Checked, console: Console) -> None:
     table(console, text("cell.data"), f">{text('cell.rows')}", rows=rows)
     for bad in result.rejected:
         console.print(f"[yellow]![/] {escape(bad)}")
+    for gone in result.dropped:
+        place = f"{escape(gone.place)} [dim]{gone.id}[/]"
+        console.print(f"[red]−[/] {gone.step} · {gone.reason} · {place} {escape(gone.begins)}")
     for row in result.rows:
         for message in row.messages:
             console.print(f"[bold]{message.role}[/] ", end="")
             console.print(message.content or "", markup=False)
         console.print()
+
+
+def retuned(result: RetuneResult, console: Console) -> None:
+    """What every step that judges figures drops, and would drop with other thresholds."""
+    rows = [
+        (s.step, *map(str, (s.measured, s.dropped, s.would_drop)), f"+{s.newly_dropped}", f"−{s.newly_kept}")
+        for s in result.steps
+    ]
+    names = ("measured_rows", "drops", "would_drop", "newly_dropped", "newly_kept")
+    table(console, text("cell.step"), *(f">{text(f'cell.{name}')}" for name in names), rows=rows)
+    for step in result.steps:
+        if step.samples:
+            console.print(f"[dim]{step.step}: {', '.join(step.samples)}[/]")
+    console.print(text("cell.retune_note", dataset=result.dataset[:12]))
 
 
 def report(result: Report, console: Console) -> None:
@@ -285,6 +302,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "models": models,
     "model": model,
     "checked": checked,
+    "retuned": retuned,
     "report": report,
     "keys": keys,
     "new_key": new_key,

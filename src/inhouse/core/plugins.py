@@ -6,10 +6,12 @@ function that its kind demands. Nothing else is registered anywhere.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -76,25 +78,61 @@ def _operator(name: str, module: ModuleType) -> Operator | None:
     return None  # a helper module beside the operators
 
 
+@cache
 def source_digest(module: ModuleType) -> str:
-    """A short digest of the operator's code without comments, docstrings and layout.
+    """A short digest of the operator's code, and of what it imports of the same room, without comments and layout.
 
     It enters the recipe, so a changed operator reruns what used it and a changed comment reruns nothing.
     """
-    import ast
     import hashlib
 
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    trees = _trees(module.__name__, Path(str(module.__file__)))
+    shown = [ast.dump(tree) for _, tree in sorted(trees.items())]
+    return hashlib.sha256("\n".join(shown).encode()).hexdigest()[:16]
+
+
+def _trees(name: str, path: Path) -> dict[str, ast.Module]:
+    """The code of a module, and of what it uses of its own room and of the guard, by name, docstrings left out."""
+    rooms = (".".join(name.split(".")[:2]) + ".", "inhouse.guard.")
+    found: dict[str, ast.Module] = {}
+    left = [(name, path)]
+    while left:
+        at, file = left.pop()
+        found[at] = _bare(ast.parse(file.read_text(encoding="utf-8")))
+        for used in _imported(found[at]):
+            if used.startswith(rooms) and used not in found and (source := _source_of(used)):
+                left.append((used, source))
+    return found
+
+
+def _source_of(name: str) -> Path | None:
+    """The file of a module; None for a name that is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a name inside a module
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Names of modules that are imported anywhere; of `from a import b` both a and a.b, which may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _bare(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return tree
 
 
 def _is_docstring(node: Any) -> bool:
-    import ast
-
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

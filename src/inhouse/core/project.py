@@ -134,7 +134,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     keys = dotted.split(".")
     try:
         for key in keys[:-1]:
-            at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
+            at = _item(at, int(key)) if isinstance(at, list) else at.setdefault(key, {})
         last = keys[-1]
         value = _scalar(raw)
         if isinstance(at, list):
@@ -143,6 +143,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             at[last] = value
     except (yaml.YAMLError, RecursionError, ValueError, IndexError, TypeError, AttributeError):
         raise UserError("project.override", override=override) from None
+
+
+def _item(items: list[Any], place: int) -> Any:
+    """An item of a list; an operator in its short form is written out, so that a setting can be put in."""
+    if isinstance(items[place], str):
+        items[place] = {"use": items[place]}
+    return items[place]
 
 
 def _scalar(raw: str) -> Any:
