@@ -445,3 +445,12 @@ def test_zip_without_room_to_unpack_stops_with_the_reason(tmp_path: Path, monkey
     with pytest.raises(UserError) as error:
         read(written(tmp_path, "a.zip", zipped({"a.txt": "a"})), "zip")
     assert error.value.code == "store.no_space"
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8", "cp437"])
+def test_zip_names_are_read_as_they_were_meant(encoding: str, tmp_path: Path) -> None:
+    name = "café" if encoding == "cp437" else "银行利率说明"
+    raw = name.encode(encoding)
+    content = zipped({f"{'n' * len(raw)}/a.txt": "text"}).replace(b"n" * len(raw), raw)  # without the flag for UTF-8
+    items = read(written(tmp_path, "a.zip", content), "zip")
+    assert [found["folder"] for found in fields(items)] == [name]
