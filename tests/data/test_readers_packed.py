@@ -111,6 +111,19 @@ def test_packed_file_cut_short_gives_whole_rows_and_one_reject(suffix: str, left
     assert bad(items) == [(len(found), "truncated")]
 
 
+@pytest.mark.parametrize("use", ["csv", "text", "log"])
+def test_packed_lines_cut_short_give_whole_rows_and_one_reject(use: str, tmp_path: Path) -> None:
+    rows = [f"row {n * 7919 % 10007} {n}" for n in range(3000)]
+    packed = gzip.compress("\n".join(["text", *rows, ""]).encode())
+    params = {"text": {"per": "line"}, "log": {"pattern": "(?P<text>.*)"}, "csv": {}}[use]
+    items = read(written(tmp_path, "a.gz", packed[: len(packed) // 2]), use, **params)
+    found = [f["text"] for f in fields(items)]
+    expected = rows if use == "csv" else ["text", *rows]
+    assert found == expected[: len(found)]
+    assert len(found) > 700
+    assert bad(items) == [(len(found), "truncated")]
+
+
 @pytest.mark.parametrize("suffix", PACK)
 def test_packed_file_cut_at_any_byte_never_raises(suffix: str, tmp_path: Path) -> None:
     packed = PACK[suffix](b'{"a": 1}\n{"a": 2}\n')
