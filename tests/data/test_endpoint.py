@@ -335,7 +335,8 @@ def test_ask_many_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> N
         "    done.append(n)\n"
         "    if sum(done) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "found = Endpoint(base_url=sys.argv[1], model='m', at_once=1)\n"
-        "print([a.text for a in ask_many(found, talks, cache=Path(sys.argv[2]), tick=tick if sys.argv[3:] else None)])\n"
+        "tick = tick if sys.argv[3:] else None\n"
+        "print([a.text for a in ask_many(found, talks, cache=Path(sys.argv[2]), tick=tick)])\n"
     )
     with chat_server(echo) as server:
         command = [sys.executable, "-c", code, server.url, str(tmp_path)]
