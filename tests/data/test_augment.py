@@ -104,6 +104,14 @@ def test_row_with_nothing_to_change_gives_no_copy(use: str, tmp_path: Path) -> N
         assert grow(use, pieces_of([[("user", text)]]), tmp_path, copies=2).is_empty(), text
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("use", LOCAL)
+@pytest.mark.parametrize("part", ["a-", "什么", "her ", "x.", "{", "a'", "`", "Please tell it "])
+def test_endless_lines_take_linear_time(use: str, part: str, tmp_path: Path) -> None:
+    text = part * (100_000 // len(part))
+    grow(use, pieces_of([[("user", text)]]), tmp_path)
+
+
 # Similarity
 
 

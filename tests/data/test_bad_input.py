@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,7 +17,7 @@ import zstandard
 from truth_files import LOCKED, bomb, docx, gzip_bomb, pdf, warc_record, xlsx
 
 from inhouse.core.errors import UserError
-from inhouse.core.messages import known
+from inhouse.core.messages import known, text
 from inhouse.core.plugins import operator_of
 from inhouse.core.protocols import Context
 from inhouse.core.run import Events
@@ -190,3 +191,13 @@ def test_bad_files_are_read_in_bounded_memory(bad_folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(bad_folder)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 150, "MB of memory: a line of 64 MB or a bomb was held"
+
+
+@pytest.mark.parametrize("name", ["truncated.parquet", "cut.pdf", "header.csv", "array_cut_short.json", "locked.pdf"])
+def test_single_damaged_file_stops_the_run_with_its_reason(name: str, all_files: dict[str, Bad], folder: Any) -> None:
+    folder.write(name, all_files[name].content)
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": name})
+    assert error.value.code == "data.too_many_rejects"
+    assert name in str(error.value)
+    assert text(TEXTS[all_files[name].bad[0][1]]) in str(error.value)  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def slow_symbols(text: str) -> dict[str, int]:
         "WORD_CHARS": sum(map(len, words)),
         "LETTER_WORDS": sum(any(c.isalpha() for c in w) for w in words),
         "HASHES": text.count("#"),
+        "ELLIPSES": text.count("...") + len(re.findall("…+", text)),
         "LINES": len(lines),
         "BULLET_LINES": sum(line[0] in "-•" for line in lines),
         "ELLIPSIS_LINES": sum(line.endswith(("...", "…")) for line in lines),

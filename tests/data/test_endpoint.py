@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -306,3 +308,40 @@ def test_ask_cache_that_is_no_database_is_named(tmp_path: Path) -> None:
     with chat_server(echo) as server, pytest.raises(UserError) as raised:
         ask(endpoint(server.url), question("hi"), cache=tmp_path)
     assert raised.value.code == "label.bad_cache"
+
+
+def test_ask_several_processes_share_answers_and_budget(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from inhouse.data.endpoint import Endpoint, ask_many\n"
+        "from inhouse.core.errors import UserError\n"
+        "found = Endpoint(base_url=sys.argv[1], model='m', budget={'requests': 30}, at_once=3)\n"
+        "talks = [[{'role': 'user', 'content': str(n)}] for n in range(40)]\n"
+        "try: ask_many(found, talks, cache=Path(sys.argv[2]))\n"
+        "except UserError as error: print(error.code)\n"
+    )
+    with chat_server(echo) as server:
+        command = [sys.executable, "-c", code, server.url, str(tmp_path)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        said = [process.communicate(timeout=60)[0].strip() for process in running]
+        assert said == ["label.budget"] * 2
+        assert len(server.seen) == 30
+
+
+def test_ask_many_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from inhouse.data.endpoint import Endpoint, ask_many\n"
+        "talks = [[{'role': 'user', 'content': str(n)}] for n in range(8)]; done = []\n"
+        "def tick(n):\n"
+        "    done.append(n)\n"
+        "    if sum(done) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "found = Endpoint(base_url=sys.argv[1], model='m', at_once=1)\n"
+        "tick = tick if sys.argv[3:] else None\n"
+        "print([a.text for a in ask_many(found, talks, cache=Path(sys.argv[2]), tick=tick)])\n"
+    )
+    with chat_server(echo) as server:
+        command = [sys.executable, "-c", code, server.url, str(tmp_path)]
+        killed = subprocess.run([*command, "kill"], capture_output=True, text=True, timeout=60, check=False)
+        assert killed.returncode == -9 and len(server.seen) == 5, killed.stderr
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == str([str(n) for n in range(8)])
+        assert server.questions == [str(n) for n in range(8)]

@@ -169,7 +169,10 @@ def test_label_errors_view_shows_the_worst_rows(desk: Desk, capsys: pytest.Captu
     request = ErrorsRequest(workspace=desk.workspace, project=desk.folder, rows=3, review=True)
     views.show("label_errors", label_errors(request, Events()), as_json=False)
     shown = capsys.readouterr().out
-    assert "doubtful" in shown and "3 new rows" in shown
+    assert "doubtful" in shown and "3 new rows" in shown and "little better than chance" not in shown
+    desk.rows([{"text": f"{n:b}", "label": "xy"[n % 7 % 2]} for n in range(40)])
+    views.show("label_errors", label_errors(request, Events()), as_json=False)
+    assert "little better than chance" in capsys.readouterr().out
 
 
 def test_label_views_show_model_figures_and_agreement(capsys: pytest.CaptureFixture[str], desk: Desk) -> None:

@@ -51,6 +51,16 @@ def test_find_errors_estimates_how_noisy_each_label_is(found: tuple[Doubts, dict
     assert sum(one.rows for one in doubts.noise) == doubts.rows == 500
 
 
+def test_find_errors_says_when_its_judge_is_not_to_be_believed(found: tuple[Doubts, dict[str, str]]) -> None:
+    doubts, wrong = found
+    assert not doubts.weak and doubts.judge.rows == 500
+    assert abs(doubts.judge.share - (1 - len(wrong) / 500)) < 0.06  # right on all but the wrong labels
+    draw = random.Random(1)
+    texts = {"".join(draw.choices("abcdefgh", k=8)): "xy"[n % 2] for n in range(60)}  # labels without a reason
+    noise = [Item(text_id(text), text, label, {}) for text, label in texts.items()]
+    assert find_errors(noise, FindErrors(), Events()).weak
+
+
 def test_find_errors_does_not_depend_on_the_order_of_rows() -> None:
     rows = planted_noise(seed=3, count=90, share=0.1).rows
     mixed = random.Random(0).sample(rows, len(rows))

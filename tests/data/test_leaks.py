@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def frame(rows: list[tuple[str, str]]) -> pl.DataFrame:
 def leaking(
     rows: list[tuple[str, str]], params: Leaks | None = None, folder: Path = Path(), batch: int = 1000
 ) -> list[tuple[int, str, int | None]]:
-    """What the step decides, both rounds run over batches as the engine runs them, the frame between them on disk."""
+    """What the step decides, both rounds run over batches as the engine runs them."""
     docs, params, around = frame(rows), params or Leaks(), Around(0, folder, folder, True)
 
     def over_batches(function: Callable[[pl.DataFrame], pl.DataFrame], some: pl.DataFrame) -> pl.DataFrame:
@@ -49,6 +50,8 @@ def leaking(
 
     emitted = over_batches(lambda some: leaks.emit(some, params, around), docs)
     asked, known = leaks.ask(emitted, params, around)
+    known.write_ipc(file := BytesIO())  # as it travels to the workers: what comes back cannot be written to
+    known = pl.read_ipc(file.getvalue())
     again = docs.filter(pl.col("row").is_in(asked.implode()))
     more = over_batches(lambda some: leaks.emit_more(some, params, around, known), again)
     return leaks.decide(emitted, params, around, more).rows()
@@ -127,7 +130,7 @@ few_words = st.lists(st.sampled_from(["a", "b", "中", "文中", "cd"]), max_siz
 some_rows = st.lists(st.tuples(st.sampled_from(["train", "train", "test", "valid"]), few_words), max_size=10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some_rows, st.integers(1, 3), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.3, 0.7, 1.0]))
 def test_leaks_agree_with_a_slow_reference(
     rows: list[tuple[str, str]], common: int, share: float, share_with_common: float
@@ -260,7 +263,7 @@ def test_leaks_says_which_line_of_an_evaluation_set_is_broken(tmp_path: Path, co
 def test_interpreted_ngram_kernels_give_what_compiled_ones_give() -> None:
     texts = [PASSAGE, f"und {PASSAGE} 中文，也有一些 ไทย \u200bx", "", "中" * 31, "short"]
     data, offsets = flat(pl.Series(texts))
-    size, table = np.array((5, 8)), (ngrams.lettering(), minhash.powers())
+    rule = (ngrams.lettering(), minhash.powers(), np.array((5, 8)))
     found, bounds = ngrams.grams_of(data, offsets, (5, 8))
     keys = np.unique(found[bounds[0] : bounds[1]])
     slots, places = ngrams.hash_table(keys)
@@ -268,13 +271,13 @@ def test_interpreted_ngram_kernels_give_what_compiled_ones_give() -> None:
     again, ends = np.empty_like(found), np.empty(len(texts), np.int64)
     slow = np.zeros_like(slots), np.zeros_like(places), np.empty_like(hits), np.empty(len(texts), np.int64)
     with np.errstate(over="ignore"):
-        ngrams.write_grams.py_func(data, offsets, *table, size, again, ends)
+        ngrams.write_grams.py_func((data, offsets), rule, again, ends)
         ngrams.fill_table.py_func(keys, *slow[:2])
-        ngrams.write_hits.py_func(found, bounds, slots, places, *slow[2:])
+        ngrams.write_hits.py_func((found, bounds), (slots, places), *slow[2:])
         token_hashes = np.empty(99, np.uint64)
-        length = ngrams.tokens.py_func(data, 0, int(offsets[1]), *table[:1], token_hashes)
+        length = ngrams.tokens.py_func(data, 0, int(offsets[1]), rule[0], token_hashes)
         grams = np.empty(99, np.uint64)
-        count = ngrams.grams.py_func(token_hashes, length, table[1], size, grams)
+        count = ngrams.grams.py_func(token_hashes, length, *rule[1:], grams)
     assert (again == found).all()
     assert ends.tolist() == bounds[1:].tolist()
     assert (slow[0] == slots).all()
@@ -284,16 +287,9 @@ def test_interpreted_ngram_kernels_give_what_compiled_ones_give() -> None:
     assert grams[:count].tolist() == found[: bounds[1]].tolist()
     assert [ngrams.place_of.py_func(key, slots, places) for key in keys] == list(range(len(keys)))
     best = np.empty(2, np.int64)
-    arguments = (
-        np.array([0, 1, 2], np.uint32),
-        np.array([0, 2, 3]),
-        np.array([0, 1, 2, 3]),
-        np.array([0, 0, 1], np.uint32),
-        np.array([0, 1, 2], np.uint8),
-        np.array([4, 1]),
-        np.array([0.5, 0.5]),
-    )
-    ngrams.write_overlaps.py_func(*arguments, best)
+    held = np.array([0, 1, 2], np.uint32), np.array([0, 2, 3])
+    postings = np.array([0, 1, 2, 3]), np.array([0, 0, 1], np.uint32), np.array([0, 1, 2], np.uint8)
+    ngrams.write_overlaps.py_func(held, postings, np.array([4, 1]), np.array([0.5, 0.5]), best)
     assert best.tolist() == [0, -1]
 
 
@@ -304,6 +300,6 @@ def test_interpreted_search_for_the_nearest_gives_what_the_compiled_gives() -> N
     ordered, owners = np.array([7, 7, 8, 9], np.uint64), np.array([0, 1, 2, 1])
     for search in (minhash.find_nearest, minhash.find_nearest.py_func):
         best, alike = np.full(2, -1), np.full(2, 0.5)
-        search(keys, ordered, owners, drawn[[0, 2]], drawn, best, alike)
+        search(keys, drawn[[0, 2]], (ordered, owners, drawn), best, alike)
         assert best.tolist() == [0, 2]
         assert alike.tolist() == [1.0, 1.0]

@@ -74,12 +74,12 @@ def test_near_dedup_finds_pairs_of_known_similarity(language: str, low: float, h
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_near_dedup_keeps_different_facts_in_one_template(language: str) -> None:
-    hard, true = same_template(language, 500), pairs(language, 0.8, 0.95, 500, seed=9)
+    hard, true = same_template(language, 500), pairs(language, 0.8, 0.95, 200, seed=9)
     assert all(0.3 <= pair.jaccard < 0.6 for pair in hard)
     found = decided(frame(pair_texts([*true, *hard])))
-    right = [row <= 1000 and same for row, same in zip(found["row"], joined_pairs(found), strict=True)]
+    right = [row <= 400 and same for row, same in zip(found["row"], joined_pairs(found), strict=True)]
     assert sum(right) >= 0.97 * len(right)
-    assert sum(right) >= 0.98 * 500
+    assert sum(right) >= 0.98 * 200
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -210,7 +210,7 @@ def hashes_of(text: str, pure: bool) -> list[int]:
         fold, hashes = fold.py_func, hashes.py_func
     with np.errstate(over="ignore"):
         length = fold(data, 0, len(data), minhash.folding(), folded)
-        return out[: hashes(folded, length, minhash.powers(), 8, 5, out)].tolist()
+        return out[: hashes(folded, length, minhash.powers(), np.array((8, 5)), out)].tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -280,15 +280,15 @@ def test_sketch_of_a_short_text_is_nearly_exact() -> None:
 
 def test_interpreted_kernels_give_what_compiled_ones_give() -> None:
     data, offsets = flat(pl.Series([LETTERS, LETTERS.upper() + "x", "中文的一句话和 some English 混在一起"]))
-    tables = minhash.folding(), minhash.powers(), np.array((8, 5))
+    rule = minhash.rule_of((8, 5))
     drawn = minhash.sketches(data, offsets, (8, 5))
     signed, counts = minhash.signatures(data, offsets, (8, 5), 16)
     found = np.zeros_like(drawn), np.empty_like(signed), np.zeros_like(counts)
     keys, order = np.array([1, 1, 2], np.uint64) << np.uint64(32), np.array([0, 1, 2])
     parents = np.arange(3)
     with np.errstate(over="ignore"):
-        minhash.draw.py_func(data, offsets, *tables, found[0])
-        minhash.sign.py_func(data, offsets, *tables, minhash.permutations(16), found[1], found[2])
+        minhash.draw.py_func((data, offsets), rule, found[0])
+        minhash.sign.py_func((data, offsets), rule, minhash.permutations(16), found[1], found[2])
     minhash.join_neighbours.py_func(keys, order, drawn, parents, 0.7)
     assert (found[0] == drawn).all()
     assert (found[1] == signed).all()
@@ -300,5 +300,5 @@ def test_interpreted_kernels_give_what_compiled_ones_give() -> None:
         ord("é") | 2 << 21,
         ord("🙂") | 4 << 21,
     ]
-    assert minhash.folded_point.py_func(0x20000, tables[0]) == 0x20000 | minhash.WIDE
-    assert minhash.folded_point.py_func(ord("🙂"), tables[0]) == ord("🙂")
+    assert minhash.folded_point.py_func(0x20000, rule[0]) == 0x20000 | minhash.WIDE
+    assert minhash.folded_point.py_func(ord("🙂"), rule[0]) == ord("🙂")

@@ -111,6 +111,19 @@ def test_packed_file_cut_short_gives_whole_rows_and_one_reject(suffix: str, left
     assert bad(items) == [(len(found), "truncated")]
 
 
+@pytest.mark.parametrize("use", ["csv", "text", "log"])
+def test_packed_lines_cut_short_give_whole_rows_and_one_reject(use: str, tmp_path: Path) -> None:
+    rows = [f"row {n * 7919 % 10007} {n}" for n in range(3000)]
+    packed = gzip.compress("\n".join(["text", *rows, ""]).encode())
+    params = {"text": {"per": "line"}, "log": {"pattern": "(?P<text>.*)"}, "csv": {}}[use]
+    items = read(written(tmp_path, "a.gz", packed[: len(packed) // 2]), use, **params)
+    found = [f["text"] for f in fields(items)]
+    expected = rows if use == "csv" else ["text", *rows]
+    assert found == expected[: len(found)]
+    assert len(found) > 700
+    assert bad(items) == [(len(found), "truncated")]
+
+
 @pytest.mark.parametrize("suffix", PACK)
 def test_packed_file_cut_at_any_byte_never_raises(suffix: str, tmp_path: Path) -> None:
     packed = PACK[suffix](b'{"a": 1}\n{"a": 2}\n')
@@ -445,3 +458,12 @@ def test_zip_without_room_to_unpack_stops_with_the_reason(tmp_path: Path, monkey
     with pytest.raises(UserError) as error:
         read(written(tmp_path, "a.zip", zipped({"a.txt": "a"})), "zip")
     assert error.value.code == "store.no_space"
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8", "cp437"])
+def test_zip_names_are_read_as_they_were_meant(encoding: str, tmp_path: Path) -> None:
+    name = "café" if encoding == "cp437" else "银行利率说明"
+    raw = name.encode(encoding)
+    content = zipped({f"{'n' * len(raw)}/a.txt": "text"}).replace(b"n" * len(raw), raw)  # without the flag for UTF-8
+    items = read(written(tmp_path, "a.zip", content), "zip")
+    assert [found["folder"] for found in fields(items)] == [name]

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from inhouse.api.request import Request
+from inhouse.core.agreement import Agreement
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context
@@ -68,6 +69,8 @@ class LabelErrors(Frozen):
     confident: int
     suspects: tuple[Suspect, ...]
     noise: tuple[Noise, ...]
+    judge: Agreement
+    weak: bool  # the judge learned too little to be believed
     queue: str | None = None
     queued: int = 0
 
@@ -98,6 +101,7 @@ def label_errors(request: ErrorsRequest, events: Events) -> LabelErrors:
     done = LabelErrors(
         rows=doubts.rows, skipped=doubts.skipped, found=len(doubts.suspects),
         confident=sum(suspect.confident for suspect in doubts.suspects), suspects=worst, noise=doubts.noise,
+        judge=doubts.judge, weak=doubts.weak,
     )  # fmt: skip
     if not request.review:
         return done

@@ -87,6 +87,9 @@ def label_errors(result: LabelErrors, console: Console) -> None:
         "cell.doubted", found=result.found, confident=result.confident, rows=result.rows, skipped=result.skipped
     )
     console.print(said, markup=False)
+    console.print(text("cell.judge", agreement=_agreement(result.judge)), markup=False)
+    if result.weak:
+        console.print(text("cell.weak_judge"), style="yellow", markup=False)
     if result.queue is not None:
         console.print(text("cell.queued", rows=result.queued, queue=result.queue), markup=False)
 

@@ -84,12 +84,8 @@ class Answers:
     def _writing(self, immediate: bool = False) -> Iterator[sqlite3.Connection]:
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE" if immediate else "BEGIN")
-            try:
+            with self._db:  # commits, or rolls back
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

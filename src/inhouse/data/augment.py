@@ -27,9 +27,9 @@ FIXED_ROLES = ("system", "tool")
 PROTECTED = r"""
     ```.*?(?:```|\Z) | `[^`\n]+`                              # code
   | (?:https?://|www\.)[^\s\u3000-\u303F\uFF00-\uFFEF]+       # addresses of pages
-  | [A-Za-z0-9._+-]+@[A-Za-z0-9.-]+                           # and of people
+  | [A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]+                      # and of people; bounded, or a-a-a-… takes forever
   | \{[^{}\n]*\} | <[^<>\n]{1,200}> | \$[^$\n]{1,200}\$       # placeholders, tags, formulas
-  | [A-Za-z0-9_.~-]*[/\\][A-Za-z0-9_./\\~-]+                  # paths
+  | [A-Za-z0-9_.~-]{0,100}[/\\][A-Za-z0-9_./\\~-]+             # paths
   | [A-Za-z_]*[0-9_][A-Za-z0-9_]*                             # numbers and identifiers
   | [A-Za-z]+(?:\.[A-Za-z]+)+                                 # dotted names
 """

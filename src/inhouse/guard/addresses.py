@@ -1,4 +1,4 @@
-"""Postal addresses: divisions of China from the gazetteer, then road and number; house number, street and city in English."""
+"""Postal addresses: in Chinese divisions, road and number; in English house number, street and city."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ from inhouse.guard.tables import divisions
 
 BACK, AHEAD = 60, 48
 NUMBER = r"(?:[0-9０-９]{1,5}(?:[-－—之][0-9]{1,4})?|[一二三四五六七八九十百零〇]{1,5})"
-ROAD = (
-    r"(?:路|街|大道|大街|道|巷|弄|胡同|里|村|苑|园|小区|花园|新村|大厦|广场|段|院|坊|条|屯|组|社|庄|寨|湾|桥|环|镇|乡|街道|"
-    r"开发区|工业园|产业园|科技园|公寓|家园|城|府|居|轩|阁|庭|邨|大楼|中心|区)"
-)
+ROAD = r"(?:大厦|大楼|广场|公寓|中心|胡同|[路街道巷弄里村苑园段院坊条屯组社庄寨湾桥环镇乡城府居轩阁庭邨区])"
 # The end of what stands before 号, 室, 栋 …: a road or estate, perhaps its side or section, then the number.
+SIDE_ROAD = r"(?:[东西南北中](?:[路街段]|[一二三四五六七八九十]路)?)?"
+SECTION = SIDE_ROAD + r"(?:[一二三四五六七八九十0-9]{1,3}[段期区巷弄条组])?"
 TO_NUMBER = (
-    rf"{ROAD}(?:[东西南北中](?:[路街段]|[一二三四五六七八九十]路)?)?(?:[一二三四五六七八九十0-9]{{1,3}}[段期区巷弄条组])?\s?"
-    rf"(?:(?:附|甲|乙)?{NUMBER}(?:号院?|弄|栋|幢|座|号楼|单元|村|组|队|社)?\s?[-－]?){{0,3}}(?:附|甲|乙)?{NUMBER}[A-Za-z]?\s?\z"
+    rf"{ROAD}{SECTION}\s?"
+    rf"(?:(?:附|甲|乙)?{NUMBER}(?:号院?|弄|栋|幢|座|号楼|单元|村|组|队|社)?\s?[-－]?){{0,3}}"
+    rf"(?:附|甲|乙)?{NUMBER}[A-Za-z]?\s?\z"
 )
+ESTATE = r"(?:小区|大厦|大楼|广场|花园|公寓|中心|家园|公馆|国际|新村|苑|城|园)"
 TAIL = (
-    rf"\A(?:院|大院)?(?:[\p{{Han}}A-Za-z0-9]{{1,12}}?(?:小区|大厦|大楼|广场|花园|公寓|中心|家园|公馆|国际|新村|苑|城|园))?"
+    rf"\A(?:院|大院)?(?:[\p{{Han}}A-Za-z0-9]{{1,12}}?{ESTATE})?"
     rf"(?:\s?[-－]?(?:附)?{NUMBER}?[A-Za-z]?{NUMBER}(?:号楼|栋|幢|座|楼|单元|层|室|号|房|户|组)?[东西]?户?){{0,6}}"
 )
 RUN = r"[\p{Han}A-Za-z0-9０-９\-－—()（）·# ]*\z"
 # Words that lead to an address and are no part of it; a road name is looked for after the last of them.
 LEADS = r"[在于住至到往是为址从去回寄送达离距位迁搬]"
-NOT_HOUSES = r"\A(?:线|楼梯|机|文|令|种|选手|字|店|公馆线|台风|车厢|桌|公告|染色|元素|球|电池|汽油|柴油|下午|上午|早|晚|凌晨|前|后|之|至|到|起|，\d)"
+NOT_HOUSES = (
+    r"\A(?:线|机|文|令|种|选手|字|店|台风|车厢|桌|公告|染色|元素|球|电池|汽油|柴油|"
+    r"下午|上午|早|晚|凌晨|前|后|之|至|到|起)"
+)
 LABELLED = r"(?:地)?[\s　]{0,2}(?:[:：=]|是|为|在|于)?[\s　]{0,2}"
 STOPS = r"\A[^，,。；;\n\r\t！!？?\"“”<>|]{2,50}"
 
 TYPE = (
-    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|Way|Parkway|"
-    r"Pkwy|Highway|Hwy|Circle|Cir|Close|Crescent|Row|Alley|Trail|Trl|Broadway|Plaza|Gardens|Grove|Hill|Mews)"
+    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Square|Sq|Terrace|Ter|Way|"
+    r"Parkway|Pkwy|Highway|Hwy|Circle|Cir|Close|Crescent|Row|Alley|Trail|Trl|Broadway|Plaza|Gardens|Grove|Hill|Mews)"
 )
 UNIT = r"(?:,?[ ](?:Apt|Apartment|Suite|Ste|Unit|Flat|Room|Rm|Floor|Fl|#)\.?[ ]?#?[0-9A-Za-z-]{1,6})?"
-CITY = r"(?:,?[ \n](?:[A-Z][A-Za-z.'’-]+[ ]?){1,3},[ ](?:[A-Z]{2}|[A-Z][a-z]+(?:[ ][A-Z][a-z]+)?)(?:,?[ ][0-9]{5}(?:-[0-9]{4})?)?|,[ ][A-Z][a-z]+(?:[ ][A-Z][a-z]+)?(?:,?[ ][A-Z]{1,2}[0-9][0-9A-Z]?[ ][0-9][A-Z]{2})?)?"
+CAPITAL = r"[A-Z][a-z]+(?:[ ][A-Z][a-z]+)?"
+CITY = (
+    rf"(?:,?[ \n](?:[A-Z][A-Za-z.'’-]+[ ]?){{1,3}},[ ](?:[A-Z]{{2}}|{CAPITAL})(?:,?[ ][0-9]{{5}}(?:-[0-9]{{4}})?)?|"
+    rf",[ ]{CAPITAL}(?:,?[ ][A-Z]{{1,2}}[0-9][0-9A-Z]?[ ][0-9][A-Z]{{2}})?)?"
+)
+SIDE = r"(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)"
 STREET = (
-    r"(?:^|[^A-Za-z0-9.#:/-])([0-9]{1,6}[A-Za-z]?(?:-[0-9]{1,4})?,?[ ](?:(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)\.?[ ])?"
-    r"(?:(?:[A-Z][A-Za-z'’.-]*|[0-9]{1,3}(?:st|nd|rd|th))[ ]){0,4}"
-    + TYPE
-    + r"\b\.?(?:[ ](?:N|S|E|W|NE|NW|SE|SW)\b\.?)?"
-    + UNIT
-    + CITY
-    + ")"
+    r"(?:^|[^A-Za-z0-9.#:/-])((?:(?:Flat|Apt|Unit|Suite)\.?[ ][0-9]{1,4}[A-Za-z]?,[ ])?"
+    rf"[0-9]{{1,6}}[A-Za-z]?(?:-[0-9]{{1,4}})?,?[ ](?:{SIDE}\.?[ ])?"
+    r"(?:(?:[A-Z][A-Za-z'’.-]*|[0-9]{1,3}(?:st|nd|rd|th))[ ]){1,4}"
+    rf"{TYPE}\b\.?(?:[ ](?:N|S|E|W|NE|NW|SE|SW)\b\.?)?{UNIT}{CITY})"
+)
+NOT_BEFORE = (
+    r"(?i)(?:section|chapter|figure|fig\.?|table|step|part|version|level|phase|page|no\.?|python|day|week)[ ]\z"
 )
 BOX = r"\A[ ]?(?:No\.?[ ]?)?#?([0-9]{1,6})" + CITY
 
@@ -109,7 +118,7 @@ def find_street(text: str, start: int, stop: int) -> list[Span]:
     window = max(0, start - BACK)
     for found in pattern(STREET).finditer(text[window : stop + AHEAD]):
         begin, end = window + found.start(1), window + found.end(1)
-        if begin < start < end:
+        if begin < start < end and not matches(NOT_BEFORE, text[max(0, begin - 12) : begin]):
             return [Span(begin, end, "address", 0.85)]
     return []
 

@@ -12,18 +12,24 @@ NUMBER_OF = (
 LINK = r"(?i)(?:\s?[:：=]|\s?[(（]|\s?(?:是|为|is|was|:)|\s?[,，]|)\s{0,2}"
 PASSPORT = NUMBER_OF + LINK + r"([A-Za-z]{1,2}[0-9]{6,9}|[0-9]{9}|[0-9]{8})"
 PASSPORT_BEFORE = r"(?:^|[^0-9A-Za-z])([A-Za-z]{1,2}[0-9]{7,9})\s?[(（]?(?:中国|普通|美国)?\z"
-PLATE = r"\A.[A-HJ-NP-Z]\s?[·•.\-]?\s?(?:[DF][0-9A-HJ-NP-Z][0-9]{4}|[0-9]{5}[DF]|[0-9A-HJ-NP-Z]{4}[0-9A-HJ-NP-Z挂学警港澳领])"
+PLATE = (
+    r"\A.[A-HJ-NP-Z]\s?[·•.\-]?\s?(?:[DF][0-9A-HJ-NP-Z][0-9]{4}|[0-9]{5}[DF]|"
+    r"[0-9A-HJ-NP-Z]{4}[0-9A-HJ-NP-Z挂学警港澳领])"
+)
 PLATE_FOREIGN = r"(?i)(?:\s(?:number|no\.?|#))?\s?(?:[:：]|is|was|)\s{0,2}([A-Z0-9]{2,4}[ -]?[A-Z0-9]{2,5})"
 WECHAT = (
     r"(?i)(?:号码|号|账号|帐号|id|\s?(?:id|number|account|handle|name))?"
     r"(\s?[:：=]|\s?(?:是|为|is)|\s?[(（]|)\s{0,2}([A-Za-z][A-Za-z0-9_-]{5,19})"
 )
-QQ = r"(?i)(?:号码|号|群号|群|账号|帐号|\s?(?:id|number|account|no\.?))?(?:\s?[:：=]|\s?(?:是|为|is)|\s?[(（]|)\s{0,2}([1-9][0-9]{4,10})"
+QQ = (
+    r"(?i)(?:号码|号|群号|群|账号|帐号|\s?(?:id|number|account|no\.?))?(?:\s?[:：=]|\s?(?:是|为|is)|\s?[(（]|)\s{0,2}"
+    r"([1-9][0-9]{4,10})"
+)
 WORDS = (
-    "android iphone windows mobile payment payments account official program programs wechat weixin message messages group "
-    "groups ecosystem platform developer developers public article articles moments login browser python javascript "
-    "integration openapi miniprogram webview redpacket enterprise workweixin number username because before please through "
-    "should server client"
+    "android iphone windows mobile payment payments account official program programs wechat weixin message "
+    "messages group groups ecosystem platform developer developers public article articles moments login browser "
+    "python javascript integration openapi miniprogram webview redpacket enterprise workweixin number username "
+    "because before please through should server client"
 )
 WORDS_AFTER_WECHAT = frozenset(WORDS.split())
 

@@ -1,4 +1,4 @@
-"""Names of persons, believed only beside words that announce them: measured recall is of such places, not of all names."""
+"""Names of persons, believed only beside words that announce them; names that nothing announces are not found."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ MARKS = ":：=是为叫"
 MINORITY = r"\A\p{Han}{2,6}[·•]\p{Han}{2,8}"
 AFTER_GENDER = r"\A(?:[,，、。;；\s)）]|\d|岁|汉族|\z)"
 BEFORE_GENDER = r"(?:^|[^\p{Han}A-Za-z0-9])(\p{Han}{2,4})[\s　]?[,，、（(]?[\s　]?\z"
-BEFORE_NUMBER = r"(?:^|[^\p{Han}A-Za-z0-9])(\p{Han}{2,4})[\s　,，、:：（(/|-]{1,2}(?:(?:手机|电话|联系电话|手机号|tel|TEL)[:：]?\s?)?\z"
+BEFORE_NUMBER = (
+    r"(?:^|[^\p{Han}A-Za-z0-9])(\p{Han}{2,4})[\s　,，、:：（(/|-]{1,2}"
+    r"(?:(?:手机|电话|联系电话|手机号|tel|TEL)[:：]?\s?)?\z"
+)
 
 WORD = r"[A-Z][a-z\x{C0}-\x{24F}'’]*(?:-?[A-Z]?[a-z\x{C0}-\x{24F}'’]+)"
 ENGLISH = rf"\A{WORD}(?:[ ](?:[A-Z]\.[ ]?)?(?:(?:van|von|de|da|del|bin|al)[ ])?{WORD}){{0,2}}"
 AFTER_TITLE = r"\A\.?[ ]{1,2}"
 AFTER_LABEL = r"(?i)\A(?:\s?(?:'s)?\s?name)?(?:[ \t]{0,3}[:：=]|[ ]is|,)[ \t\n]{1,3}|\A[:：]"
 OPENING = r"\A[ ]{1,2}"
-PERSONAL = r"(?i)(?:\bmy|\bhis|\bher|full|first|last|family|given|middle|patient|customer|client|holder|maiden|legal|contact)\W?\z"
+PERSONAL = r"(?i)(?:\bmy|\bhis|\bher|full|first|last|family|given|middle|patient|client|holder|maiden|legal)\W?\z"
 
 
 def _given(chars: str) -> bool:

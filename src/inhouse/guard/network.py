@@ -7,13 +7,14 @@ from inhouse.guard.spans import Span
 
 # Second-level endings need no list; these are the top-level ones that people write. Any two letters count as a country.
 TOP = (
-    "com net org edu gov mil int info biz name pro aero coop museum mobi asia tel jobs travel cat post xxx app dev io ai "
-    "cloud online site store shop tech xyz top club vip wang work ltd group live life news blog email mail page link fun "
-    "space website world today agency studio design media digital global company center team zone art game games wiki "
-    "health care clinic law legal finance bank money fund capital engineering systems solutions services support network "
-    "software academy school university education science bio eco green energy house homes land city town london berlin "
-    "paris tokyo nyc photo photos gallery video tv radio music film social chat click host press icu red ren gay love "
-    "example test invalid localhost local lan internal corp home"
+    "com net org edu gov mil int info biz name pro aero coop museum mobi asia tel jobs travel cat post xxx app "
+    "dev io ai cloud online site store shop tech xyz top club vip wang work ltd group live life news blog email "
+    "mail page link fun space website world today agency studio design media digital global company center team "
+    "zone art game games wiki health care clinic law legal finance bank money fund capital engineering systems "
+    "solutions services support network software academy school university education science bio eco green energy "
+    "house homes land city town london berlin paris tokyo nyc photo photos gallery video tv radio music film "
+    "social chat click host press icu red ren gay love example test invalid localhost local lan internal corp "
+    "home"
 )
 KNOWN = frozenset(TOP.split())
 PICTURE = r"(?i)\A[0-9](?:\.[0-9])?x\."  # logo@2x.png
@@ -26,7 +27,7 @@ VERSION_WORDS = (
 ADDRESS_WORDS = (
     r"(?i)(?:ip|ipv4|address|addr|host|server|dns|gateway|ping|网关|地址|主机|服务器|来自|from|://)[^0-9\[\]]{0,8}\z"
 )
-PINNED = r"(?:[=<>~!@^]=?|[A-Za-z0-9_]-)\s?\z"
+PINNED = r"(?:[=<>~!@^]=?|[A-Za-z0-9_]-)\s?\z|[A-Za-z0-9_)]/\z"  # pkg==1.2.3.4, pkg-1.2.3.4, Chrome/1.2.3.4
 
 
 def find_email(text: str, start: int, stop: int) -> list[Span]:

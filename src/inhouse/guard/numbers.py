@@ -25,7 +25,7 @@ OTHER_WORDS = (
     r"(?i)(?:订单|单号|运单|快递|流水|编号|编码|序列号|货号|批号|工单|时间戳|案号|版本|合同号|发票|条码|(?:^|[^a-z])(?:"
     r"order|invoice|tracking|serial|sku|part|ticket|reference|ref|transaction|txn|timestamp|case|batch|build|epoch|hash|"
     r"isbn|issn|doi|ean|upc|barcode|version|commit|job|request|trace|session|offset|bytes|population))"
-    r"(?:[\s_-]?(?:id|no|num|number|code|号码|号|#))?[^0-9A-Za-z\[\]\n]{0,6}(?:(?:is|was|为|是)[^0-9A-Za-z\[\]\n]{0,3})?\z"
+    r"(?:[\s_-]?(?:id|no|num|number|code|号码|号|#))?[^\p{L}0-9\[\]】\n]{0,6}(?:(?:is|was|为|是)[^\p{L}0-9\[\]\n]{0,3})?\z"
 )
 CARD_WORDS = (
     r"(?i)(?:银行卡|储蓄卡|信用卡|借记卡|卡号|账号|帐号|账户|尾号|(?:^|[^a-z])(?:card|account|acct|visa|mastercard|"
@@ -49,13 +49,14 @@ ISSUER = (
     r"(?:50|5[6-8]|6[0-9])[0-9]{11,17}|220[0-4][0-9]{12,15}|95[0-9]{14,17}|9[0-9]{18})\z"
 )
 CODES = (
-    "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66 81 82 84 86 90 "
-    "91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227 228 229 230 231 232 233 234 235 236 237 238 239 "
-    "240 241 242 243 244 245 246 248 249 250 251 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 "
-    "291 297 298 299 350 351 352 353 354 355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385 386 "
-    "387 389 420 421 423 500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 "
-    "675 676 677 678 679 680 681 682 683 685 686 687 688 689 690 691 692 800 850 852 853 855 856 870 880 886 960 961 962 "
-    "963 964 965 966 967 968 970 971 972 973 974 975 976 977 979 992 993 994 995 996 998"
+    "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66 81 82 "
+    "84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227 228 229 230 231 232 233 234 "
+    "235 236 237 238 239 240 241 242 243 244 245 246 248 249 250 251 252 253 254 255 256 257 258 260 261 262 263 "
+    "264 265 266 267 268 269 290 291 297 298 299 350 351 352 353 354 355 356 357 358 359 370 371 372 373 374 375 "
+    "376 377 378 380 381 382 383 385 386 387 389 420 421 423 500 501 502 503 504 505 506 507 508 509 590 591 592 "
+    "593 594 595 596 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685 686 687 688 689 690 691 "
+    "692 800 850 852 853 855 856 870 880 886 960 961 962 963 964 965 966 967 968 970 971 972 973 974 975 976 977 "
+    "979 992 993 994 995 996 998"
 )
 COUNTRIES = frozenset(CODES.split())  # ITU-T E.164 assigned codes
 
@@ -115,7 +116,9 @@ def _cuts_a_number(run: str, groups: list[tuple[int, int]], first: int, last: in
         if not 0 <= outer < len(groups):
             continue
         gap = run[groups[min(inner, outer)][1] : groups[max(inner, outer)][0]]
-        if " " not in gap or (last - first > 2 and sizes[outer] == sizes[inner] == 4):
+        # A row of a table: groups of three digits and more on and on. Only a card may have its code behind it.
+        least = 4 if last - first >= 4 else 3
+        if " " not in gap or (last - first > 1 and sizes[outer] >= least):
             return True
     return False
 
@@ -150,15 +153,18 @@ def _belongs_to_a_token(before: str, after: str, plus: bool) -> bool:
 
 def classify(part: Part) -> Verdict:
     """What the digits are, by length, check digit, grouping and the words before; None for nothing we know."""
-    if verdict := _resident_id(part):
+    if (verdict := _resident_id(part)) or part.digits.endswith("X"):
         return verdict
     if part.plus:
         return _international(part)
     if part.announced_by(OTHER_WORDS) or matches(OTHER_WORDS, part.before):
         return None
-    if not part.announced_by(CARD_WORDS) and (verdict := _phone(part)):
-        return verdict
-    return _old_resident_id(part) if part.announced_by(ID_WORDS) else _bank_card(part) or _old_resident_id(part)
+    an_id, a_card = part.announced_by(ID_WORDS), part.announced_by(CARD_WORDS)
+    if _reads_as_resident_id(part.digits) and (an_id or not a_card):
+        return None
+    if a_card and not an_id:
+        return _bank_card(part)
+    return _phone(part) or _old_resident_id(part) or _bank_card(part)
 
 
 def resident_id_check(first_17: str) -> str:
@@ -185,11 +191,16 @@ def _is_day(year: int, month: int, day: int) -> bool:
         return False
 
 
+def _reads_as_resident_id(digits: str) -> bool:
+    """Whether all but the check digit is that of a resident id; with a wrong one it is no card either."""
+    if len(digits) != 18 or int(digits[:2]) not in ID_PROVINCES:
+        return False
+    return _is_day(int(digits[6:10]), int(digits[10:12]), int(digits[12:14]))
+
+
 def _resident_id(part: Part) -> Verdict:
     digits = part.digits
-    if len(digits) != 18 or len(part.sizes) > 4 or int(digits[:2]) not in ID_PROVINCES:
-        return None
-    if not _is_day(int(digits[6:10]), int(digits[10:12]), int(digits[12:14])):
+    if len(part.sizes) > 4 or not _reads_as_resident_id(digits):
         return None
     return ("cn_resident_id", 1.0) if resident_id_check(digits[:17]) == digits[17] else None
 

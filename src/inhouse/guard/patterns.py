@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from inhouse.core.plugins import require
@@ -12,9 +13,7 @@ from inhouse.core.plugins import require
 def pattern(source: str) -> Any:
     """The compiled pattern. Its classes are ASCII, so what is glued to Chinese text is found."""
     require("data", "re2")
-    import re2
-
-    return re2.compile(source)
+    return import_module("re2").compile(source)
 
 
 def matches(source: str, text: str) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Offsets = NDArray[np.int64]
 
 Finder = Callable[[str, int, int], list[Span]]
-ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER = 0, 1, 2
+ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK = 0, 1, 2, 3  # as in kernels/scan.py
 
 
 @dataclass(frozen=True)
@@ -62,37 +62,41 @@ RULES = (
     Rule(network.find_ipv6, ("ipv6",)),
     Rule(ids.find_plate, ("plate",)),
     Rule(ids.find_passport, ("passport",), "护照 通行证 台胞证 passport"),
-    Rule(ids.find_foreign_plate, ("plate",), "license#plate licence#plate number#plate plate registration"),
+    Rule(ids.find_foreign_plate, ("plate",), "license#plate licence#plate plate registration"),
     Rule(ids.find_wechat, ("wechat",), "微信 微信号 薇信 威信 加微 vx wx wechat weixin"),
     Rule(ids.find_qq, ("qq",), "qq 扣扣 企鹅号 企鹅"),
     Rule(
         names.find_after_label,
         ("name",),
-        "姓名 患者 病人 联系人 收件人 收货人 寄件人 发件人 申请人 投保人 被保险人 受益人 法定代表人 法人代表 法人 负责人 经办人 "
-        "当事人 原告 被告 被告人 客户 户主 持卡人 户名 家属 监护人 医师 医生 护士 作者 记者 学生 学员 考生 乘客 旅客 车主 租户 "
-        "承租人 出租人 业主 员工 我叫 名叫 叫做 名字 本人 签名 签字 署名 收款人 付款人 借款人 担保人 证人 嫌疑人 上诉人 委托人 代理人 "
-        "受托人 甲方 乙方 用户 会员 同事 老师 妻子 丈夫 儿子 女儿 父亲 母亲 哥哥 姐姐 弟弟 妹妹 朋友",
+        "姓名 患者 病人 联系人 收件人 收货人 寄件人 发件人 申请人 投保人 被保险人 受益人 法定代表人 法人代表 法人 "
+        "负责人 经办人 当事人 原告 被告 被告人 客户 户主 持卡人 户名 家属 监护人 医师 医生 护士 作者 记者 学生 "
+        "学员 考生 乘客 旅客 车主 租户 承租人 出租人 业主 员工 我叫 名叫 叫做 名字 本人 签名 签字 署名 收款人 "
+        "付款人 借款人 担保人 证人 嫌疑人 上诉人 委托人 代理人 受托人 甲方 乙方 用户 会员 同事 老师 妻子 丈夫 "
+        "儿子 女儿 父亲 母亲 哥哥 姐姐 弟弟 妹妹 朋友",
     ),
     Rule(
         names.find_before_title,
         ("name",),
-        "先生 女士 小姐 太太 同学 老师 教授 医生 大夫 律师 法官 主任 经理 师傅 同志 院士 博士 校长 院长 总监 记者 阿姨 叔叔 护士 医师",
+        "先生 女士 小姐 太太 同学 老师 教授 医生 大夫 律师 法官 主任 经理 师傅 同志 院士 博士 校长 院长 总监 记者 阿姨 "
+        "叔叔 护士 医师",
     ),
     Rule(names.find_beside_gender, ("name",), "男 女"),
     Rule(names.find_after_title, ("name",), "mr mrs ms miss dr prof professor"),
+    Rule(names.find_after_english_label, ("name",), "dear"),
     Rule(
         names.find_after_english_label,
         ("name",),
-        "name from dear patient contact sincerely regards attn attention customer cardholder passenger recipient signed "
-        "applicant tenant employee beneficiary guardian author to",
+        "name from patient contact sincerely regards attn attention customer cardholder passenger recipient signed "
+        "applicant tenant employee beneficiary guardian author",
+        BEFORE_MARK,
     ),
     Rule(addresses.find_numbered, ("address",), "号 室 弄 栋 幢 单元 座 组", AFTER_NUMBER),
     Rule(addresses.find_labelled, ("address",), "地址 住址 住所 户籍 籍贯 现住 家住 居住 寄往 寄到 送至 送到 住在"),
     Rule(
         addresses.find_street,
         ("address",),
-        "street st avenue ave road rd boulevard blvd drive dr lane ln court ct place pl square sq terrace way parkway pkwy "
-        "highway hwy circle cir close crescent row alley trail broadway plaza gardens grove hill mews",
+        "street st avenue ave road rd boulevard blvd drive dr lane ln court ct place pl square sq terrace way parkway "
+        "pkwy highway hwy circle cir close crescent row alley trail broadway plaza gardens grove hill mews",
         AFTER_HOUSE_NUMBER,
     ),
     Rule(addresses.find_box, ("address",), "box"),
@@ -109,25 +113,28 @@ def _tables() -> tuple[Any, ...]:
         for number, rule in enumerate(RULES)
         for w in rule.words.split()
     )
-    letters, chars = np.zeros(676, np.uint16), np.zeros(65536, np.uint16)
-    rows = np.zeros((len(entries), 3), np.int64)
-    for n, (bucket, _, kind, condition) in enumerate(entries):
-        more = n + 1 < len(entries) and entries[n + 1][0] == bucket
+    letters, chars = np.zeros(26 * 26 * 27, np.uint16), np.zeros(65536, np.uint16)
+    rows, lengths = np.zeros((len(entries), 3), np.int64), np.zeros(len(entries), np.int64)
+    for n, ((of_letters, place), word, kind, condition) in enumerate(entries):
+        more = n + 1 < len(entries) and entries[n + 1][0] == (of_letters, place)
         rows[n] = kind, condition, more
-        table, place = (letters, bucket[1]) if bucket[0] == 0 else (chars, bucket[1])
-        table[place] = table[place] or n + 1
+        heads = letters if of_letters else chars
+        heads[place] = heads[place] or n + 1
+        lengths[heads[place] - 1] |= 1 << len(word.split()[0])
     joined = b"".join(word for _, word, _, _ in entries)
     ends = np.cumsum([0] + [len(word) for _, word, _, _ in entries], dtype=np.int64)
     plates = np.zeros(65536, np.bool_)
     for c in "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领":
         plates[ord(c)] = True
-    return _sorts(), letters, chars, np.frombuffer(joined, np.uint8), ends, rows, plates
+    return _sorts(), letters, lengths, chars, plates, (np.frombuffer(joined, np.uint8), ends, rows)
 
 
-def _bucket(word: bytes) -> tuple[int, int]:
-    if word[0] < 128:
-        return 0, (word[0] - 97) * 26 + (word[1] - 97)
-    return 1, ord(word.decode()[0])
+def _bucket(word: bytes) -> tuple[bool, int]:
+    """Whether a keyword begins with letters, and its place in the table of heads."""
+    if word[0] >= 128:
+        return False, ord(word.decode()[0])
+    first, second, third = (*(c - 97 for c in word[:3]), 26)[:3]
+    return True, (first * 26 + second) * 27 + third
 
 
 def _sorts() -> Bytes:

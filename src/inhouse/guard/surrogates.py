@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Callable, Iterator
 
 from inhouse.guard.numbers import FULL_WIDTH, country_code, luhn, resident_id_check
-from inhouse.guard.patterns import matches, pattern
+from inhouse.guard.patterns import matches
 from inhouse.guard.spans import PiiType
 from inhouse.guard.tables import people
 
@@ -115,7 +115,7 @@ def _passport(value: str, dice: Dice) -> str:
 
 def _plate(value: str, dice: Dice) -> str:
     if not value[0].isascii():
-        return value[0] + "O" + pattern("[0-9A-Z]").sub("0", value[2:-4]) + dice.digits(4)
+        return value[0] + "O" + "".join("0" if c.isalnum() else c for c in value[2:-4]) + dice.digits(4)
     return "XX0" + dice.digits(4)
 
 
@@ -124,7 +124,7 @@ def _wechat(value: str, dice: Dice) -> str:
 
 
 def _qq(value: str, dice: Dice) -> str:
-    return "0" + dice.digits(len(value) - 1)
+    return "00" + dice.digits(len(value) - 2)  # neither a QQ number nor a phone begins so
 
 
 def _name(value: str, dice: Dice) -> str:

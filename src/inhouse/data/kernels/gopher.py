@@ -7,6 +7,7 @@ punctuation between these, is a word of its own, for nothing separates it from t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numba
@@ -35,6 +36,7 @@ OFFSETS = "Array(int64, 1, 'C', readonly=True)"
 WORK = "int64[:, ::1]"
 SEED, PRIME = np.int64(0x27D4EB2F165667C5), np.int64(0x100000001B3)  # of hashes, which wrap around 64 bits
 LONGEST_STOP_WORD = 8  # characters
+ASCII_LETTER = np.array([65 <= byte <= 90 or 97 <= byte <= 122 for byte in range(256)])
 # Longer documents are judged for repetition by their beginning, which bounds the memory that this takes.
 MOST_BYTES = 1 << 20
 
@@ -95,6 +97,7 @@ def place_of(key: Key, table: NDArray[np.int64]) -> int:
     return int(place)
 
 
+@cache
 def stop_table(lists: tuple[tuple[str, ...], ...]) -> NDArray[np.int64]:
     """Words of several lists as a hash table: column 0 their keys, 1 + l the bit of the word in list l."""
     table = np.zeros((1024, 1 + len(lists)), np.int64)
@@ -155,6 +158,50 @@ def count_character(kind: int, code: int, row: NDArray[np.int64]) -> None:
         row[HASHES] += code == 0x23
 
 
+@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64, int64[::1])", cache=True, nogil=True)
+def read_letters(data: NDArray[np.uint8], at: int, key: Key, row: NDArray[np.int64]) -> tuple[int, Key]:
+    """Count the ASCII letters from `at` on: the place behind them, and the key of the word so far."""
+    start = at
+    while at < len(data) and ASCII_LETTER[data[at]]:
+        key = (key ^ (data[at] | 32)) * PRIME
+        at += 1
+    for figure in (CHARS, VISIBLE, LETTERS, LATIN):
+        row[figure] += at - start
+    return at, key
+
+
+@numba.njit("void(int64, boolean, int64[::1])", cache=True, nogil=True)
+def count_word(size: int, lettered: bool, row: NDArray[np.int64]) -> None:
+    """Count a word of so many characters."""
+    row[WORDS] += 1
+    row[WORD_CHARS] += size
+    row[LETTER_WORDS] += lettered
+
+
+@numba.njit("UniTuple(int64, 2)(int64, int64, int64, int64[::1])", cache=True, nogil=True)
+def count_in_line(code: int, dots: int, last: int, row: NDArray[np.int64]) -> tuple[int, int]:
+    """Count bullets and ellipses; returns the full stops in a row (-1: behind '…') and what the line ends with now."""
+    row[BULLET_LINES] += last == 0 and is_bullet(code)
+    if code == 0x2E:
+        dots = max(dots, 0) + 1
+        row[ELLIPSES] += dots % 3 == 0
+        return dots, -1 if dots >= 3 else code
+    if code == 0x2026:
+        row[ELLIPSES] += dots != -1
+        return -1, -1
+    return 0, code
+
+
+@numba.njit("int64(int64, int64, int64[::1])", cache=True, nogil=True)
+def end_line_of(code: int, last: int, row: NDArray[np.int64]) -> int:
+    """Count the line that a line end closes; returns what the line ends with then."""
+    if code != 10:
+        return last
+    row[LINES] += last != 0
+    row[ELLIPSIS_LINES] += last == -1
+    return 0
+
+
 @numba.njit(f"void({BYTES}, {BYTES}, int64[:, ::1], int64[::1], int64[::1])", cache=True, nogil=True)
 def describe(
     data: NDArray[np.uint8],
@@ -165,45 +212,34 @@ def describe(
 ) -> None:
     """Count one document into `row`; `seen` gathers the stop words of each list."""
     at, end = 0, len(data)
-    key, size, lettered = SEED, 0, False  # of the word that is being read
-    dots = 0  # full stops in a row
-    last = 0  # the last visible character of the line, 0 = none yet; -1: an ellipsis
+    key: Key = SEED  # of the word that is being read
+    size, lettered = 0, False
+    dots = last = 0  # see count_in_line; last is 0 at the beginning of a line and -1 behind an ellipsis
     while at <= end:
+        if at < end and ASCII_LETTER[data[at]]:
+            start = at
+            at, key = read_letters(data, at, key, row)
+            size, lettered, dots, last = size + at - start, True, 0, 65
+            continue
+        code, width, kind = 10, 1, SPACE  # as if a line end followed the text
         if at < end:
             code, width = decode(data, at)
             kind = int(kinds[code]) if code < SIZE else kind_beyond(code)
             row[CHARS] += 1
-        else:
-            code, width, kind = 10, 1, SPACE  # as if a line end followed
-        if kind == SPACE or kind >= WIDE:
-            if size:
-                row[WORDS] += 1
-                row[WORD_CHARS] += size
-                row[LETTER_WORDS] += lettered
-                note_stop_word(key, size, stops, seen)
+        at += width
+        if (kind == SPACE or kind >= WIDE) and size:
+            count_word(size, lettered, row)
+            note_stop_word(key, size, stops, seen)
             key, size, lettered = SEED, 0, False
         if kind == SPACE:
-            dots = 0
-            if code == 10 and last != 0:
-                row[LINES] += 1
-                row[ELLIPSIS_LINES] += last == -1
-                last = 0
-        else:
-            count_character(kind, code, row)
-            if last == 0:
-                row[BULLET_LINES] += is_bullet(code)
-            dots = dots + 1 if code == 0x2E else 0
-            ended = code == 0x2026 or dots >= 3
-            row[ELLIPSES] += (dots > 0 and dots % 3 == 0) or (code == 0x2026 and (last != -1 or data[at - 1] != 0xA6))
-            last = -1 if ended else code
-            if kind == WIDE:
-                note_stop_word((SEED ^ code) * PRIME, 1, stops, seen)
-            elif kind != WIDE_MARK:
-                lower = code + 32 if 65 <= code <= 90 else code
-                key = (key ^ lower) * PRIME
-                size += 1
-                lettered |= kind == LETTER
-        at += width
+            dots, last = 0, end_line_of(code, last, row)
+            continue
+        count_character(kind, code, row)
+        dots, last = count_in_line(code, dots, last, row)
+        if kind == WIDE:
+            note_stop_word((SEED ^ code) * PRIME, 1, stops, seen)
+        elif kind != WIDE_MARK:
+            key, size, lettered = (key ^ code) * PRIME, size + 1, lettered or kind == LETTER
 
 
 @numba.njit(f"int64[:, ::1]({BYTES}, {OFFSETS}, {BYTES}, int64[:, ::1])", cache=True, nogil=True)

@@ -37,6 +37,10 @@ BYTES, READ_U32S, READ_U64S, READ_I64S = (
 SKETCHES = types.Array(uint8, 2, "C", readonly=True)
 U32S, U64S, I64S, F64S = uint32[::1], uint64[::1], int64[::1], float64[::1]
 
+tuple_of: Any = types.Tuple  # numba does not say what type it has
+TEXTS = tuple_of((BYTES, I64S))  # bytes and offsets
+RULE = tuple_of((U32S, U64S, I64S))  # folding, powers, and letters and wide characters of a run
+
 # CJK radicals to Yi (kana among them), Hangul syllables, compatibility ideographs.
 WIDE_RANGES = ((0x2E80, 0xA4CF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF))
 
@@ -129,9 +133,10 @@ def folded_text(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
     return count
 
 
-@njit(int64(U32S, int64, U64S, int64, int64, U32S), cache=True, nogil=True)
-def shingle_hashes(text: Any, length: int, power: Any, letters: int, wides: int, out: Any) -> Any:
-    """Write a 32-bit hash of every shingle of `letters` letters or `wides` wide characters to `out`; how many."""
+@njit(int64(U32S, int64, U64S, I64S, U32S), cache=True, nogil=True)
+def shingle_hashes(text: Any, length: int, power: Any, window: Any, out: Any) -> Any:
+    """Write a 32-bit hash of every shingle to `out`; how many. `window`: its letters, or its wide characters."""
+    letters, wides = window[0], window[1]
     full = letters * wides
     rolling, weight, first, count = np.uint64(0), 0, 0, 0
     for last in range(length):
@@ -170,18 +175,25 @@ def longest(offsets: Any) -> Any:
     return most
 
 
-@njit(void(BYTES, I64S, U32S, U64S, I64S, uint32[:, ::1], uint32[:, ::1], I64S), cache=True, nogil=True)
-def sign(data: Any, offsets: Any, table: Any, power: Any, window: Any, drawn: Any, found: Any, counts: Any) -> None:
+@njit(void(TEXTS, RULE, uint32[:, ::1], uint32[:, ::1], I64S), cache=True, nogil=True)
+def sign(texts: Any, rule: Any, drawn: Any, found: Any, counts: Any) -> None:
     """Write each document's MinHash signature to a row of `found`, and how many shingles it has to `counts`.
 
-    `window`: letters, wide characters; `drawn`: factors and summands of the permutations.
+    `drawn`: factors and summands of the permutations.
     """
+    data, offsets = texts
+    table, power, window = rule
     text = np.empty(longest(offsets) + 1, np.uint32)
     hashes = np.empty(longest(offsets) + 1, np.uint32)
     for n in range(len(offsets) - 1):
         length = folded_text(data, offsets[n], offsets[n + 1], table, text)
-        counts[n] = shingle_hashes(text, length, power, window[0], window[1], hashes)
+        counts[n] = shingle_hashes(text, length, power, window, hashes)
         least_under_permutations(hashes, counts[n], drawn[0], drawn[1], found[n])
+
+
+def rule_of(window: tuple[int, int]) -> tuple[NDArray[np.uint32], NDArray[np.uint64], NDArray[np.int64]]:
+    """What a run is, as the loops take it."""
+    return folding(), powers(), np.array(window, np.int64)
 
 
 def signatures(
@@ -193,19 +205,21 @@ def signatures(
     """
     documents = len(offsets) - 1
     found, counts = np.empty((documents, count), np.uint32), np.zeros(documents, np.int64)
-    sign(data, offsets, folding(), powers(), np.array(window, np.int64), permutations(count), found, counts)
+    sign((data, offsets), rule_of(window), permutations(count), found, counts)
     return found, counts
 
 
-@njit(void(BYTES, I64S, U32S, U64S, I64S, uint8[:, ::1]), cache=True, nogil=True)
-def draw(data: Any, offsets: Any, table: Any, power: Any, window: Any, found: Any) -> None:
+@njit(void(TEXTS, RULE, uint8[:, ::1]), cache=True, nogil=True)
+def draw(texts: Any, rule: Any, found: Any) -> None:
     """Write each document's sketch to a row of `found`, which comes as zeros."""
+    data, offsets = texts
+    table, power, window = rule
     text = np.empty(longest(offsets) + 1, np.uint32)
     hashes = np.empty(longest(offsets) + 1, np.uint32)
     least = np.empty(SKETCH_BINS, np.uint32)
     for n in range(len(offsets) - 1):
         length = folded_text(data, offsets[n], offsets[n + 1], table, text)
-        count = shingle_hashes(text, length, power, window[0], window[1], hashes)
+        count = shingle_hashes(text, length, power, window, hashes)
         least[:] = EMPTY
         for i in range(count):
             place = hashes[i] % np.uint32(SKETCH_BINS)
@@ -222,7 +236,7 @@ def sketches(data: NDArray[np.uint8], offsets: NDArray[np.int64], window: tuple[
     Li, Owen and Zhang 2012. A document with fewer shingles than bins is kept nearly whole.
     """
     found = np.zeros((len(offsets) - 1, SKETCH_BINS), np.uint8)
-    draw(data, offsets, folding(), powers(), np.array(window, np.int64), found)
+    draw((data, offsets), rule_of(window), found)
     return found
 
 
@@ -266,14 +280,18 @@ def join_neighbours(keys: Any, order: Any, drawn: Any, parents: Any, least: floa
             j -= 1
 
 
-@njit(void(uint64[:, ::1], READ_U64S, READ_I64S, SKETCHES, SKETCHES, I64S, F64S), cache=True, nogil=True)
-def find_nearest(keys: Any, ordered: Any, owners: Any, drawn: Any, known: Any, best: Any, alike: Any) -> None:
+KNOWN = tuple_of((READ_U64S, READ_I64S, SKETCHES))
+
+
+@njit(void(uint64[:, ::1], SKETCHES, KNOWN, I64S, F64S), cache=True, nogil=True)
+def find_nearest(keys: Any, drawn: Any, known: Any, best: Any, alike: Any) -> None:
     """Write to `best` the known document that resembles each one most among those with a key in common, and how much.
 
-    `ordered` are the keys of known documents, in order, and `owners` whose they are. Of a key that many have, the
-    first REACH are looked at. `alike` comes with the least resemblance that counts; `best` keeps its -1 below it.
+    `known`: the keys of known documents, in order, whose they are, and all sketches. Of a key that many have, the first
+    REACH are looked at. `alike` comes with the least resemblance that counts; `best` keeps its -1 below it.
     """
-    seen = np.zeros(len(known), np.int64)
+    ordered, owners, sketched = known
+    seen = np.zeros(len(sketched), np.int64)
     for n in range(len(keys)):
         for key in keys[n]:
             place = np.searchsorted(ordered, key)
@@ -282,7 +300,7 @@ def find_nearest(keys: Any, ordered: Any, owners: Any, drawn: Any, known: Any, b
                 owner = owners[place]
                 if seen[owner] != n + 1:
                     seen[owner] = n + 1
-                    found = resemblance(drawn[n], known[owner])
+                    found = resemblance(drawn[n], sketched[owner])
                     if found > alike[n] or (found == alike[n] and (best[n] < 0 or owner < best[n])):
                         best[n], alike[n] = owner, found
                 place += 1

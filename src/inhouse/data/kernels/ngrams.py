@@ -21,6 +21,8 @@ from inhouse.data.kernels.minhash import (
     POINT,
     READ_U32S,
     READ_U64S,
+    RULE,
+    TEXTS,
     U32S,
     U64S,
     WIDE,
@@ -30,11 +32,16 @@ from inhouse.data.kernels.minhash import (
     folded_point,
     longest,
     powers,
+    tuple_of,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+GRAMS = tuple_of((U64S, I64S))  # of all documents, and where those of each begin
+TABLE = tuple_of((READ_U64S, READ_U32S))
+HITS = tuple_of((READ_U32S, I64S))
+POSTINGS = tuple_of((I64S, U32S, uint8[::1]))
 BETWEEN, NOTHING = np.uint32(0), np.uint32(1)  # ends a word; is as if it were not there
 # Scripts written without spaces: Thai and Lao, Tibetan and Burmese, Khmer.
 SPACELESS_RANGES = ((0x0E00, 0x0EFF), (0x0F00, 0x109F), (0x1780, 0x17FF), *WIDE_RANGES)
@@ -121,9 +128,11 @@ def grams(text: Any, length: int, power: Any, window: Any, out: Any) -> Any:
     return count
 
 
-@njit(int64(BYTES, I64S, U32S, U64S, I64S, U64S, I64S), cache=True, nogil=True)
-def write_grams(data: Any, offsets: Any, table: Any, power: Any, window: Any, found: Any, ends: Any) -> Any:
+@njit(int64(TEXTS, RULE, U64S, I64S), cache=True, nogil=True)
+def write_grams(texts: Any, rule: Any, found: Any, ends: Any) -> Any:
     """Write all grams of each document to `found`, one after the other, and where each ends to `ends`; how many."""
+    data, offsets = texts
+    table, power, window = rule
     text = np.empty(longest(offsets) // 2 + 2, np.uint64)
     total = 0
     for n in range(len(offsets) - 1):
@@ -139,8 +148,8 @@ def grams_of(
     """The grams of all documents, repeated ones too, and where those of each begin: (documents + 1)."""
     found = np.empty(len(data) // 2 + len(offsets) + 1, np.uint64)  # no token is shorter than a letter and a space
     bounds = np.zeros(len(offsets), np.int64)
-    size = np.array(window, np.int64)
-    total = write_grams(data, offsets, lettering(), powers(), size, found, bounds[1:])
+    rule = lettering(), powers(), np.array(window, np.int64)
+    total = write_grams((data, offsets), rule, found, bounds[1:])
     return found[:total], bounds
 
 
@@ -176,9 +185,11 @@ def place_of(key: int, slots: Any, places: Any) -> Any:
     return np.int64(-1)
 
 
-@njit(int64(U64S, I64S, READ_U64S, READ_U32S, U32S, I64S), cache=True, nogil=True)
-def write_hits(found: Any, bounds: Any, slots: Any, places: Any, hits: Any, ends: Any) -> Any:
+@njit(int64(GRAMS, TABLE, U32S, I64S), cache=True, nogil=True)
+def write_hits(held: Any, table: Any, hits: Any, ends: Any) -> Any:
     """Write the numbers of the grams that the table holds to `hits`, each once per document; how many in all."""
+    found, bounds = held
+    slots, places = table
     seen = np.zeros(len(slots), np.uint32)
     total = 0
     for n in range(len(bounds) - 1):
@@ -201,19 +212,20 @@ def hits_of(
     """Which grams of the table each document holds (at most MOST_HITS), and where those of each begin."""
     found, begins = grams_of(*texts, window)
     hits, bounds = np.empty(len(found), np.uint32), np.zeros(len(begins), np.int64)
-    total = write_hits(found, begins, *table, hits, bounds[1:])
+    total = write_hits((found, begins), table, hits, bounds[1:])
     return hits[:total], bounds
 
 
-@njit(void(READ_U32S, I64S, I64S, U32S, uint8[::1], I64S, F64S, I64S), cache=True, nogil=True)
-def write_overlaps(
-    hits: Any, bounds: Any, starts: Any, owners: Any, common: Any, sizes: Any, rule: Any, best: Any
-) -> None:
+@njit(void(HITS, POSTINGS, I64S, F64S, I64S), cache=True, nogil=True)
+def write_overlaps(held: Any, postings: Any, sizes: Any, rule: Any, best: Any) -> None:
     """Write to `best` the evaluation row that each document overlaps most among those it leaks, -1 for none.
 
-    `owners[starts[g]:starts[g + 1]]` hold gram g; `common[g]`: 0 = counts, 1 = counts for `rule[1]` alone, 2 = never.
-    `rule`: share of a row's grams that suffices when one of them is not common; share that suffices in any case.
+    `postings`: where the owners of each gram begin, the owners, and whether the gram is common: 0 = it counts, 1 = for
+    `rule[1]` alone, 2 = never. `sizes`: grams of each owner. `rule`: share of a row's grams that suffices when one of
+    them is not common; share that suffices in any case.
     """
+    hits, bounds = held
+    starts, owners, common = postings
     total, rare = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     touched = np.empty(len(sizes), np.int64)
     for n in range(len(bounds) - 1):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from inhouse.core.agreement import Agreement, agreement
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CHARS = 2000  # beginning of a text that is looked at
 FEATURES = 30_000  # character n-grams, the most frequent ones
+WEAK_KAPPA = 0.4  # the upper end of what Landis & Koch (1977) call fair
 STRENGTH = 3.0  # C of the logistic regression: much more learns the wrong labels too, much less sees too few classes
 
 
@@ -67,12 +69,22 @@ class Noise(Frozen):
 
 
 class Doubts(Frozen):
-    """Suspects, the worst first, and the estimated noise of each label."""
+    """Suspects, the worst first, and the estimated noise of each label.
+
+    `judge` compares the labels that the judging models would give with the given ones: where it is little better than
+    chance there were too few rows to learn from, and neither suspects nor noise mean much.
+    """
 
     rows: int
     skipped: int  # rows without a label, repeated rows, and rows of a label that has fewer rows than folds
     suspects: tuple[Suspect, ...]
     noise: tuple[Noise, ...]
+    judge: Agreement
+
+    @property
+    def weak(self) -> bool:
+        """Whether the judge agrees with the given labels too little to be believed (kappa below 0.4)."""
+        return self.judge.kappa is None or self.judge.kappa < WEAK_KAPPA
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,9 @@ def find_errors(items: Sequence[Item], params: FindErrors, events: Events) -> Do
     probabilities = out_of_sample([item.text[:CHARS] for item in rows], given, params, events)
     joint = confident_joint(given, probabilities)
     noise = noise_of(given, joint.counts)
+    guesses = [labels[number] for number in probabilities.argmax(axis=1).tolist()]
+    judge = agreement([(labels[number], guess) for number, guess in zip(given, guesses, strict=True)])
+    assert judge is not None  # there are rows
     return Doubts(
         rows=len(rows),
         skipped=len(items) - len(rows),
@@ -106,6 +121,7 @@ def find_errors(items: Sequence[Item], params: FindErrors, events: Events) -> Do
             Noise(label=label, rows=given.count(number), wrong=round(float(noise[number]), 6))
             for number, label in enumerate(labels)
         ),
+        judge=judge,
     )
 
 

@@ -12,8 +12,12 @@ Rule = Literal["contractions", "phrases", "requests", "particles", "stops"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A pattern, and templates of its match: one of them, by lot, takes its place."""
+    """A pattern, and templates of its match: one of them, by lot, takes its place.
 
+    A text (in lower case) without any of `needs` cannot match and is not searched, which is most of the time saved.
+    """
+
+    needs: tuple[str, ...]
     finds: re.Pattern[str]
     gives: tuple[str, ...]
 
@@ -59,13 +63,13 @@ PHRASES = (
     ("prior to", "before", False),
 )
 ZH_PHRASES = (
-    (rf"能否(?={HAN})", "能不能"),
-    (rf"可否(?={HAN})", "能否"),
-    (rf"能不能(?=[^够？。，\s]{HAN})", "能否"),
-    (rf"(?<![无不])可不可以(?={HAN})", "能不能"),
-    (rf"是否(?={HAN})", "是不是"),
-    (rf"(?<![论管任])如何(?=(?!是好|了|的|呢){HAN})", "怎么"),
-    (rf"(?<![论管任])怎样(?=(?!的|了|呢|才好|啊){HAN})", "如何"),
+    ("能否", rf"能否(?={HAN})", "能不能"),
+    ("可否", rf"可否(?={HAN})", "能否"),
+    ("能不能", rf"能不能(?=[^够？。，\s]{HAN})", "能否"),
+    ("可不可以", rf"(?<![无不])可不可以(?={HAN})", "能不能"),
+    ("是否", rf"是否(?={HAN})", "是不是"),
+    ("如何", rf"(?<![论管任])如何(?=(?!是好|了|的|呢){HAN})", "怎么"),
+    ("怎样", rf"(?<![论管任])怎样(?=(?!的|了|呢|才好|啊){HAN})", "如何"),
 )
 
 
@@ -81,34 +85,35 @@ def variants() -> dict[Rule, tuple[Variant, ...]]:
     }
 
 
-def _variant(finds: str, *gives: str) -> Variant:
-    return Variant(re.compile(finds), gives)
+def _variant(needs: str, finds: str, *gives: str) -> Variant:
+    return Variant(tuple(needs.split("|")), re.compile(finds), gives)
 
 
-def _word(finds: str, *gives: str) -> Variant:
-    """A variant of whole English words."""
-    return _variant(rf"(?<![\w'’-]){finds}(?![\w'’-])", *gives)
+def _word(needs: str, finds: str, *gives: str) -> Variant:
+    """A variant of whole English words; an apostrophe in `needs` stands for the curved one too."""
+    both = needs if "'" not in needs else f"{needs}|{needs.replace(chr(39), '’')}"
+    return _variant(both, rf"(?<![\w'’-]){finds}(?![\w'’-])", *gives)
 
 
 def _contractions() -> tuple[Variant, ...]:
     no_subject = f"(?! {SUBJECTS})"
     return (
-        _word(rf"([Dd])on{APOSTROPHE}t{no_subject}", r"\1o not"),
-        _word(rf"{STATED}({AUXILIARIES})n{APOSTROPHE}t{no_subject}", r"\1 not"),
-        _word(rf"{STATED}can{APOSTROPHE}t{no_subject}", "cannot"),
-        _word(rf"{STATED}won{APOSTROPHE}t{no_subject}", "will not"),
-        _word(rf"([Dd])o not{no_subject}", r"\1on't"),
-        _word(rf"{STATED}({AUXILIARIES}) not{no_subject}", r"\1n't"),
-        _word(rf"{STATED}cannot{no_subject}", "can't"),
-        _word(rf"{STATED}will not{no_subject}", "won't"),
-        _word(rf"{WHOLE}I am{GOES_ON}", "I'm"),
-        _word(rf"{WHOLE}([Yy]ou|[Ww]e|[Tt]hey) are{GOES_ON}", r"\1're"),
-        _word(rf"{WHOLE}([Ii]t|[Tt]hat|[Tt]here|[Hh]e|[Ss]he) is{GOES_ON}", r"\1's"),
-        _word(rf"I{APOSTROPHE}m", "I am"),
-        _word(rf"([Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}re", r"\1 are"),
-        _word(rf"([Ii]t|[Tt]hat|[Tt]here){APOSTROPHE}s{GOES_ON}", r"\1 is"),
-        _word(rf"(I|[Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}ll", r"\1 will"),
-        _word(rf"(I|[Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}ve", r"\1 have"),
+        _word("don't", rf"([Dd])on{APOSTROPHE}t{no_subject}", r"\1o not"),
+        _word("n't", rf"{STATED}({AUXILIARIES})n{APOSTROPHE}t{no_subject}", r"\1 not"),
+        _word("can't", rf"{STATED}can{APOSTROPHE}t{no_subject}", "cannot"),
+        _word("won't", rf"{STATED}won{APOSTROPHE}t{no_subject}", "will not"),
+        _word("do not", rf"([Dd])o not{no_subject}", r"\1on't"),
+        _word(" not", rf"{STATED}({AUXILIARIES}) not{no_subject}", r"\1n't"),
+        _word("cannot", rf"{STATED}cannot{no_subject}", "can't"),
+        _word("will not", rf"{STATED}will not{no_subject}", "won't"),
+        _word("i am", rf"{WHOLE}I am{GOES_ON}", "I'm"),
+        _word("you are|we are|they are", rf"{WHOLE}([Yy]ou|[Ww]e|[Tt]hey) are{GOES_ON}", r"\1're"),
+        _word("it is|that is|there is|he is", rf"{WHOLE}([Ii]t|[Tt]hat|[Tt]here|[Hh]e|[Ss]he) is{GOES_ON}", r"\1's"),
+        _word("i'm", rf"I{APOSTROPHE}m", "I am"),
+        _word("'re", rf"([Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}re", r"\1 are"),
+        _word("'s", rf"([Ii]t|[Tt]hat|[Tt]here){APOSTROPHE}s{GOES_ON}", r"\1 is"),
+        _word("'ll", rf"(I|[Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}ll", r"\1 will"),
+        _word("'ve", rf"(I|[Yy]ou|[Ww]e|[Tt]hey){APOSTROPHE}ve", r"\1 have"),
     )
 
 
@@ -118,59 +123,63 @@ def _phrases() -> tuple[Variant, ...]:
     for left, right in pairs:
         comma = r"(?=,)" if left.endswith(",") else ""
         left, right = left.removesuffix(","), right.removesuffix(",")
-        found.append(_word(re.escape(left) + comma, right))
-        found.append(_word(re.escape(left[0].upper() + left[1:]) + comma, right[0].upper() + right[1:]))
-    return (*found, *(_variant(finds, gives) for finds, gives in ZH_PHRASES))
+        found.append(_word(left, re.escape(left) + comma, right))
+        found.append(_word(left, re.escape(left[0].upper() + left[1:]) + comma, right[0].upper() + right[1:]))
+    return (*found, *(_variant(needs, finds, gives) for needs, finds, gives in ZH_PHRASES))
 
 
 def _english_requests() -> tuple[Variant, ...]:
     verb = rf"(?:{VERBS})\b"
     return (
-        _word(rf"{BEGIN}Can you(?= (?:please )?{verb})", "Could you"),
-        _word(rf"{BEGIN}Could you(?= (?:please )?{verb})", "Can you"),
-        _variant(rf"{BEGIN}Please ({verb}[^.!?:;\n]{{3,120}})(?:\.(?= |\n|\Z)|(?=\n|\Z))", r"Could you please \1?"),
-        _variant(rf"{BEGIN}(?:Could|Can) you please ({verb}[^.!?:;\n]{{3,120}})\?(?= |\n|\Z)", r"Please \1."),
-        _word(rf"{BEGIN}Tell me", "Please tell me"),
-        _word(rf"{BEGIN}Show me", "Please show me"),
-        _word(rf"{BEGIN}Give me", "Please give me"),
-        _word(rf"{BEGIN}I want to", "I would like to", "I'd like to"),
-        _word(rf"{BEGIN}I would like to", "I'd like to", "I want to"),
-        _word(rf"{BEGIN}I{APOSTROPHE}d like to", "I would like to", "I want to"),
-        _word(rf"{BEGIN}How do I", "How can I"),
-        _word(rf"{BEGIN}How can I", "How do I"),
-        _word(rf"{BEGIN}What is(?= (?:the|your|my|an?)\b)", "What's"),
-        _word(rf"{BEGIN}What{APOSTROPHE}s(?= (?:the|your|my|an?)\b)", "What is"),
+        _word("can you", rf"{BEGIN}Can you(?= (?:please )?{verb})", "Could you"),
+        _word("could you", rf"{BEGIN}Could you(?= (?:please )?{verb})", "Can you"),
+        _variant(
+            "please ", rf"{BEGIN}Please ({verb}[^.!?:;\n]{{3,120}})(?:\.(?= |\n|\Z)|(?=\n|\Z))", r"Could you please \1?"
+        ),
+        _variant(
+            "you please ", rf"{BEGIN}(?:Could|Can) you please ({verb}[^.!?:;\n]{{3,120}})\?(?= |\n|\Z)", r"Please \1."
+        ),
+        _word("tell me", rf"{BEGIN}Tell me", "Please tell me"),
+        _word("show me", rf"{BEGIN}Show me", "Please show me"),
+        _word("give me", rf"{BEGIN}Give me", "Please give me"),
+        _word("i want to", rf"{BEGIN}I want to", "I would like to", "I'd like to"),
+        _word("i would like to", rf"{BEGIN}I would like to", "I'd like to", "I want to"),
+        _word("i'd like to", rf"{BEGIN}I{APOSTROPHE}d like to", "I would like to", "I want to"),
+        _word("how do i", rf"{BEGIN}How do I", "How can I"),
+        _word("how can i", rf"{BEGIN}How can I", "How do I"),
+        _word("what is", rf"{BEGIN}What is(?= (?:the|your|my|an?)\b)", "What's"),
+        _word("what's", rf"{BEGIN}What{APOSTROPHE}s(?= (?:the|your|my|an?)\b)", "What is"),
     )
 
 
 def _chinese_requests() -> tuple[Variant, ...]:
     asks = "如何|怎么|怎样|哪里|哪些|什么时候|有没有|能否|是否|能不能|可不可以|可以|为什么"
     return (
-        _variant(rf"{ZH_BEGIN}请问[，,]?(?=[^。！？?\n]+[？?])", ""),
-        _variant(rf"{ZH_BEGIN}(?=(?:{asks})[^。！？?\n]+[？?])", "请问"),
-        _variant(rf"{ZH_BEGIN}(?:请|麻烦)?帮我(?={HAN})", "请帮我", "麻烦帮我", "帮我"),
-        _variant(rf"{ZH_BEGIN}麻烦(?=[你您]{HAN})", "请"),
-        _variant(rf"{ZH_BEGIN}我想知道(?={HAN})", "我想了解", "我想问一下"),
-        _variant(rf"{ZH_BEGIN}我想问一下(?={HAN})", "我想知道"),
-        _variant(rf"(?<=[，。！？,!? \n])谢谢(?=[。！!]?{END})", "多谢", "非常感谢"),
+        _variant("请问", rf"{ZH_BEGIN}请问[，,]?(?=[^。！？?\n]+[？?])", ""),
+        _variant(asks, rf"{ZH_BEGIN}(?=(?:{asks})[^。！？?\n]+[？?])", "请问"),
+        _variant("帮我", rf"{ZH_BEGIN}(?:请|麻烦)?帮我(?={HAN})", "请帮我", "麻烦帮我", "帮我"),
+        _variant("麻烦", rf"{ZH_BEGIN}麻烦(?=[你您]{HAN})", "请"),
+        _variant("我想知道", rf"{ZH_BEGIN}我想知道(?={HAN})", "我想了解", "我想问一下"),
+        _variant("我想问一下", rf"{ZH_BEGIN}我想问一下(?={HAN})", "我想知道"),
+        _variant("谢谢", rf"(?<=[，。！？,!? \n])谢谢(?=[。！!]?{END})", "多谢", "非常感谢"),
     )
 
 
 def _particles() -> tuple[Variant, ...]:
     return (
-        _variant(r"可以吗(?=[？?])", "行吗"),
-        _variant(r"(?<![可还不])行吗(?=[？?])", "可以吗"),
-        _variant(rf"(?<={HAN})吗(?=[？?])", "么"),
-        _variant(rf"((?:{ZH_ASKS})[^。！？?，,\n]*)呢(?=[？?])", r"\1"),
-        _variant(rf"((?:{ZH_ASKS})[^。！？?，,\n]*(?![吗呢吧啊么了呀]){HAN})(?=[？?])", r"\1呢"),
+        _variant("可以吗", r"可以吗(?=[？?])", "行吗"),
+        _variant("行吗", r"(?<![可还不])行吗(?=[？?])", "可以吗"),
+        _variant("吗", rf"(?<={HAN})吗(?=[？?])", "么"),
+        _variant("呢", rf"((?:{ZH_ASKS})[^。！？?，,\n]{{0,80}})呢(?=[？?])", r"\1"),
+        _variant(ZH_ASKS, rf"((?:{ZH_ASKS})[^。！？?，,\n]{{0,80}}(?![吗呢吧啊么了呀]){HAN})(?=[？?])", r"\1呢"),
     )
 
 
 def _stops() -> tuple[Variant, ...]:
     """Only where the text is one sentence: a longer one would hardly be another."""
     return (
-        _variant(r"(\A[^.!?\n]+[a-z])\.(?=\s*\Z)", r"\1"),
-        _variant(r"(\A[^.!?\n]+[a-z])!(?=\s*\Z)", r"\1."),
-        _variant(rf"(\A[^。！？\n]+{HAN})。(?=\s*\Z)", r"\1"),
-        _variant(rf"(\A[^。！？\n]+{HAN})！(?=\s*\Z)", r"\1。"),
+        _variant(".", r"(\A[^.!?\n]+[a-z])\.(?=\s*\Z)", r"\1"),
+        _variant("!", r"(\A[^.!?\n]+[a-z])!(?=\s*\Z)", r"\1."),
+        _variant("。", rf"(\A[^。！？\n]+{HAN})。(?=\s*\Z)", r"\1"),
+        _variant("！", rf"(\A[^。！？\n]+{HAN})！(?=\s*\Z)", r"\1。"),
     )

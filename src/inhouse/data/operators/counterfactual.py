@@ -30,7 +30,7 @@ TITLES = listed("mr mrs ms miss dr prof professor doctor uncle aunt auntie presi
 FIXED = frozenset(
     {"mother tongue", "mother nature", "father time", "man page", "man pages", "king size", "queen size", "queen bee"}
     | {f"{this} {thing}" for this in ("female", "male") for thing in ("connector", "connectors", "plug", "thread")}
-    | {f"sister {thing}" for thing in ("company", "companies", "site", "city", "ship", "project")}
+    | {f"sister {thing}" for thing in listed("company companies site sites city cities ship project projects package")}
 )
 SURNAMED_TITLES = {"先生": "女士", "女士": "先生", "小姐": "先生", "太太": "先生"}
 
@@ -144,6 +144,8 @@ def _english_term(text: str, word: Word, base: str) -> str | None:
         return None
     if this == "miss":
         return "mr" if base == "Miss" and after[:1].isupper() else None
+    if this in ("mr", "mrs", "ms") and not base.istitle():  # 5 ms, MS DOS
+        return None
     if base[:1].isupper() and not base.isupper():
         named = this not in CAPITAL_STAYS_A_WORD and (not word.begins or after[:1].isupper())
         if named or (this in ("sir", "madam") and after[:1].isupper()):

@@ -64,8 +64,11 @@ def _varied(text: str, params: Grammar, kept: Sequence[str], lots: Random) -> st
 def _edits(text: str, rules: Sequence[Rule], lots: Random) -> Iterator[Edit]:
     """Every change that a rule allows, outside of code, addresses and placeholders."""
     barred = [(*match.span(), "") for match in TOKEN.finditer(text) if match.lastgroup == "protected"]
+    lower = text.lower()
     for rule in RULES:
         for variant in variants()[rule] if rule in rules else ():
+            if not any(need in lower for need in variant.needs):
+                continue
             for match in variant.finds.finditer(text):
                 new = match.expand(variant.gives[int(lots.random() * len(variant.gives))])
                 edit = (match.start(), match.end(), new)

@@ -34,7 +34,8 @@ class Leaks(Params):
 
     One 13-gram is enough, unless so many training rows hold it that it is a phrase of everybody (Brown et al. 2020,
     GPT-3, appendix C). Rows that hold most of an evaluation row go in any case (70 %: Chowdhery et al. 2022, PaLM,
-    section 8). Evaluation rows shorter than one n-gram leak only as a whole.
+    section 8). Evaluation rows shorter than one n-gram leak only as a whole. Put it after the steps that drop
+    duplicates: the copies of a leaked row make its n-grams look like phrases of everybody.
     """
 
     use: Literal["leaks"] = "leaks"
@@ -71,7 +72,10 @@ def external(params: Leaks, project_dir: Path) -> dict[str, str]:
 
 
 def emit(docs: pl.DataFrame, params: Leaks, around: Around) -> pl.DataFrame:
-    """The hash of each whole text (24 bytes a row), and of test and valid rows all n-grams, band keys and a sketch."""
+    """The hash of each whole text, and of test and valid rows all n-grams, band keys and a sketch.
+
+    About 40 bytes a training row; 1.2 KiB and 8 bytes a word (or Chinese character) an evaluation row.
+    """
     import polars as pl
 
     every = docs.select("row", "part").with_columns(whole_hashes(docs["text"]))
@@ -93,7 +97,8 @@ def ask(emitted: pl.DataFrame, params: Leaks, around: Around) -> tuple[pl.Series
         _refuse_exact(exact)
     slots, places = hash_table(_postings(evaluation)[0])
     near = evaluation.with_row_index("owner").filter(pl.col("bands").is_not_null())
-    bands = _numbered(near["bands"].to_list())
+    width = len(near["bands"][0]) if near.height else 1
+    bands = _numbered(_values(near["bands"], np.uint32).reshape(-1, width))
     order = np.argsort(bands.ravel(), kind="stable")
     owners = np.repeat(np.arange(near.height), bands.shape[1])[order]
     arrays: dict[str, NDArray[Any]] = {
@@ -222,7 +227,7 @@ def _overlaps(hits: pl.Series, evaluation: pl.DataFrame, params: Leaks) -> NDArr
     sizes = evaluation["grams"].list.len().to_numpy().astype(np.int64)
     best = np.empty(len(hits), np.int64)
     rule = np.array([params.share, params.share_with_common])
-    write_overlaps(flat_hits, bounds, starts, owners, common, sizes, rule, best)
+    write_overlaps((flat_hits, bounds), (starts, owners, common), sizes, rule, best)
     return best
 
 
@@ -244,17 +249,16 @@ def _nearest(texts: pl.Series, params: Leaks, asked: pl.DataFrame) -> pl.Series:
     drawn = np.ascontiguousarray(sketch_column(texts.gather(chosen), SHINGLE).to_numpy())
     best, alike = np.full(len(chosen), -1), np.full(len(chosen), least_resemblance(params.near))
     known = asked["sketches"][0].to_numpy().reshape(-1, SKETCH_BINS)
-    find_nearest(numbered[chosen], ordered, asked["owners"][0].to_numpy(), drawn, known, best, alike)
+    find_nearest(numbered[chosen], drawn, (ordered, asked["owners"][0].to_numpy(), known), best, alike)
     rows = asked["rows"][0].to_numpy().astype(np.int64)
     return near.scatter(chosen[best >= 0], rows[best[best >= 0]])
 
 
-def _numbered(bands: Any) -> NDArray[np.uint64]:
+def _numbered(bands: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """Band keys (rows, bands) with the number of the band above them, so that only keys of one band are equal."""
     import numpy as np
 
-    keys = np.array(bands, np.uint64, ndmin=2)
-    return keys | np.arange(keys.shape[1], dtype=np.uint64) << np.uint64(32)
+    return bands.astype(np.uint64) | np.arange(bands.shape[1], dtype=np.uint64) << np.uint64(32)
 
 
 def _values(lists: pl.Series, dtype: Any) -> NDArray[Any]:

@@ -36,8 +36,8 @@ class Pii(Params):
     types: tuple[PiiType, ...] = Field(TYPES, min_length=1, description="what to look for")
     action: Action = Field(
         "mask",
-        description="mask: write the placeholder; partial: hide most characters; replace: the same stand-in for the same "
-        "value, by a key in INHOUSE_PII_KEY; drop: drop the row",
+        description="mask: write the placeholder; partial: hide most characters; replace: the same stand-in for the "
+        "same value, by a key in INHOUSE_PII_KEY; drop: drop the row",
     )
     actions: dict[PiiType, Action] = Field({}, description="other actions, type by type")
     placeholder: str = Field("[{type}]", max_length=64, description="{type} becomes the type in capitals")

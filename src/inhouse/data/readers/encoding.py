@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 SAMPLE = CHUNK
-LOOKED_AT = 64 * CHUNK  # of a file that begins with plain ASCII
+LOOKED_AT = 16 * CHUNK  # of a file that begins with plain ASCII
 COMMON = 0.7  # share of common characters that makes bytes Chinese text; Latin-1 read as GB18030 has about none
 BROKEN = "\udcff"  # a lone surrogate: written as UTF-8 it is invalid, so the line is rejected as any broken one
 
@@ -56,6 +56,15 @@ def cut_lines(path: Path, encoding: Encoding, span_bytes: int) -> list[Span]:
 
 def encoding_of(path: Path) -> str:
     """The encoding of a file: utf-8, gb18030, or utf-16 and utf-32 with their byte order."""
+    try:
+        state = path.stat()
+    except OSError:
+        return "utf-8"  # whoever reads the file says what is wrong
+    return _encoding_of(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # every span of a file asks
+def _encoding_of(path: Path, size: int, changed_ns: int) -> str:
     return detect(_sample(path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +17,10 @@ from inhouse.data.records import Damaged, Record, Reject, excerpt
 
 SUFFIXES = (".log",)
 BATCH_LINES = 4096
+BATCH_BYTES = 8 * 2**20
 MAX_JOINED = 100_000  # lines of one record
+WHOLE = "inhouse_whole_line"  # a group around the pattern: null where a line does not match
 PATTERNS = {
-    "plain": r"(?P<text>.*)",
     # The combined format of nginx and Apache: nginx.org/en/docs/http/ngx_http_log_module.html, log_format.
     "nginx": (
         r"(?P<remote_addr>\S+) \S+ (?P<remote_user>\S+) \[(?P<time>[^\]]+)\] "
@@ -60,26 +60,34 @@ def read(path: Path, params: LogReader) -> Iterator[Record | Reject]:
     Continued lines are added to the group `text`, or to the last one. Patterns take linear time whatever they are
     given (the Rust engine in polars: no look-around, no back references).
     """
-    require("data", "polars")
     last = 0
     try:
         codec, pieces = decoded(path, params.encoding)
         source = lines(pieces)
         pattern = params.pattern or PATTERNS.get(params.format)
         if pattern is None:
-            for number, raw in source:
-                last = number
-                if raw is None:
-                    yield Reject(number - 1, number, "line_too_long")
-                elif raw.strip():
-                    yield parsed(raw, number, codec)
-            return
-        found = _found(source, codec, pattern)
-        for item in _joined(found, _groups(pattern)) if params.multiline else _single(found):
+            items = _whole_lines(source, codec, params.format)
+        elif params.multiline:
+            items = _joined(_found(source, codec, pattern), _groups(pattern))
+        else:
+            items = _single(_found(source, codec, pattern))
+        for item in items:
             last = item.line or last
             yield item
     except Damaged as damage:
         yield damage.at(last, last + 1)
+
+
+def _whole_lines(source: Iterator[tuple[int, bytes | None]], codec: Codec, form: str) -> Iterator[Record | Reject]:
+    """Lines that need no pattern: plain ones, and JSON objects."""
+    for number, raw in source:
+        if raw is not None and not raw.strip():
+            continue
+        if raw is not None and form == "json":
+            yield parsed(raw, number, codec)
+            continue
+        text = _text(number, raw, codec)
+        yield text if isinstance(text, Reject) else Record(number - 1, {"text": text}, number)
 
 
 def _groups(pattern: str) -> list[str]:
@@ -97,11 +105,28 @@ def _groups(pattern: str) -> list[str]:
 
 def _found(source: Iterator[tuple[int, bytes | None]], codec: Codec, pattern: str) -> Iterator[Line | Reject]:
     """Every line with what the pattern found in it; None when it does not match, also for a blank line."""
-    while batch := list(islice(source, BATCH_LINES)):
+    for batch in _batches(source):
         texts = [_text(number, raw, codec) for number, raw in batch]
         values = iter(_extracted([text for text in texts if isinstance(text, str)], pattern))
         for (number, _), text in zip(batch, texts, strict=True):
             yield text if isinstance(text, Reject) else (number, text, next(values))
+
+
+def _batches(source: Iterator[tuple[int, bytes | None]]) -> Iterator[list[tuple[int, bytes | None]]]:
+    """Some lines at a time; what was read before a damage comes before it is raised."""
+    batch: list[tuple[int, bytes | None]] = []
+    size = 0
+    try:
+        for number, raw in source:
+            batch.append((number, raw))
+            size += len(raw or b"")
+            if len(batch) >= BATCH_LINES or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    except Damaged:
+        yield batch
+        raise
+    yield batch
 
 
 def _text(number: int, raw: bytes | None, codec: Codec) -> str | Reject:
@@ -117,13 +142,9 @@ def _extracted(texts: list[str], pattern: str) -> list[dict[str, Any] | None]:
     """The named groups for each text, None where the whole text does not match."""
     import polars as pl
 
-    series = pl.Series(texts, dtype=pl.String)
-    whole = f"^(?:{pattern})$"
-    matched = series.str.contains(whole)
-    groups = series.str.extract_groups(whole)
-    names = _groups(pattern)
-    rows = groups.struct.unnest().select(names).to_dicts()
-    return [row if fits else None for row, fits in zip(rows, matched, strict=True)]
+    groups = pl.Series(texts, dtype=pl.String).str.extract_groups(f"^(?P<{WHOLE}>{pattern})$")
+    rows = groups.struct.unnest().select(WHOLE, *_groups(pattern)).to_dicts()
+    return [row if row.pop(WHOLE) is not None else None for row in rows]
 
 
 def _single(found: Iterator[Line | Reject]) -> Iterator[Record | Reject]:

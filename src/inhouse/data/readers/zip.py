@@ -18,11 +18,13 @@ from inhouse.core.errors import UserError
 from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of
 from inhouse.data.readers.bytes import ending
+from inhouse.data.readers.encoding import detect
 from inhouse.data.readers.members import budget_of, problem_of
 from inhouse.data.records import Damaged, Reason, Record, Reject
 from inhouse.sources.archive import extract
 
 SUFFIXES = (".zip",)
+UTF8_NAME = 0x800
 
 
 class ZipReader(Params):
@@ -80,9 +82,21 @@ def _wanted(archive: zipfile.ZipFile, params: ZipReader) -> Iterator[zipfile.Zip
     from inhouse.data.source import beside, endings
 
     for info in archive.infolist():
+        info.filename = _name(info)
         known = params.reader is not None or ending(Path(info.filename)) in endings()
         if known and not info.is_dir() and not beside(info.filename) and fnmatchcase(info.filename, params.only):
             yield info
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """The member's name; of an archive from Chinese Windows, whose names are GBK and do not say so, too."""
+    if info.flag_bits & UTF8_NAME or info.filename.isascii():
+        return info.filename
+    try:
+        raw = info.filename.encode("cp437")  # what the standard library took it for
+        return raw.decode(detect(raw))
+    except UnicodeError:
+        return info.filename
 
 
 def _problem(info: zipfile.ZipInfo, left: int) -> Reason | None:

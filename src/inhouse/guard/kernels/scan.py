@@ -13,8 +13,8 @@ import numpy as np
 
 DIGITS, IPV4, EMAIL, IPV6, PLATE = 1, 2, 3, 4, 5
 MAX_GROUPS = 24
-# Conditions on what stands before a keyword, tested here because the words alone are frequent.
-ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER = 0, 1, 2
+# Conditions on what stands beside a keyword, tested here because the words alone are frequent.
+ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK = 0, 1, 2, 3
 DOTTED, OTHERWISE = 1, 2
 OTHER, LETTER, DIGIT, AT, COLON, CJK, WIDE = 0, 1, 2, 3, 4, 5, 6
 # 一二三四五六七八九十百零
@@ -22,10 +22,10 @@ NUMERALS = (0x4E00, 0x4E8C, 0x4E09, 0x56DB, 0x4E94, 0x516D, 0x4E03, 0x516B, 0x4E
 BYTES = "Array(uint8, 1, 'C', readonly=True)"
 OFFSETS = "Array(int64, 1, 'C', readonly=True)"
 FOUR = f"UniTuple(int64, 4)({BYTES}, int64, int64, int64)"
-TABLES = (
-    f"Tuple(({BYTES}, Array(uint16, 1, 'C', readonly=True), Array(uint16, 1, 'C', readonly=True), {BYTES}, {OFFSETS},"
-    " Array(int64, 2, 'C', readonly=True), Array(boolean, 1, 'C', readonly=True)))"
-)
+FLAGS = "Array(boolean, 1, 'C', readonly=True)"
+HEADS = "Array(uint16, 1, 'C', readonly=True)"
+KEYS = f"Tuple(({BYTES}, {OFFSETS}, Array(int64, 2, 'C', readonly=True)))"
+ROWS = "int64[:, ::1]"
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -141,16 +141,31 @@ def _gap(data: Any, at: int, end: int) -> int:
     return gap if gap and _digit_bytes(data, at + gap, end) else 0
 
 
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _glued(data: Any, begin: int, at: int) -> bool:
+    """Whether a letter, digit or _ stands right before `at`; IP and TEL may, as in IP10.0.0.1."""
+    if at <= begin or not _is_word(data[at - 1]):
+        return False
+    if at - 2 < begin:
+        return True
+    last, middle = data[at - 1] | 32, data[at - 2] | 32
+    if last == 112 and middle == 105:
+        return at - 3 >= begin and _is_word(data[at - 3])
+    if last == 108 and middle == 101 and at - 3 >= begin and (data[at - 3] | 32) == 116:
+        return at - 4 >= begin and _is_word(data[at - 4])
+    return True
+
+
 @numba.njit(FOUR, cache=True, nogil=True)
 def _run(data: Any, begin: int, start: int, end: int) -> tuple[int, int, int, int]:
     """The digit run at `start`, its groups joined by separators: start, stop, kind or 0, where to go on."""
     stop, size = _group(data, start, end)
-    if start > begin and _is_word(data[start - 1]):
+    if _glued(data, begin, start):
         return start, stop, 0, stop
     spoiled = _spoiled(data, start, stop, end)
     if spoiled == DOTTED:
         after, kind = _dotted(data, start, end)
-        return start, after, kind, after
+        return start, after, kind, max(after, stop)
     if spoiled:
         return start, stop, 0, stop
     # Groups of one or two digits make dates and tables; no number we want has them but after a plus.
@@ -202,12 +217,12 @@ def _ipv6(data: Any, begin: int, colon: int, end: int) -> tuple[int, int, int, i
     while left > begin and colon - left < 5 and _is_hex(data[left - 1]):
         left -= 1
     right, colons = colon, 0
-    while right < end and (_is_hex(data[right]) or data[right] == 58):
+    while right < end and right - colon <= 40 and (_is_hex(data[right]) or data[right] == 58):
         colons += data[right] == 58
         right += 1
-    glued = left > begin and (_is_word(data[left - 1]) or data[left - 1] == 58 or data[left - 1] == 46)
-    if colon - left != 4 or colons < 2 or glued or (right < end and _is_word(data[right])):
-        return 0, 0, 0, right
+    inside = left > begin and (_glued(data, begin, left) or data[left - 1] == 58 or data[left - 1] == 46)
+    if colon - left != 4 or colons < 2 or inside or (right < end and _is_word(data[right])):
+        return 0, 0, 0, colon + 1
     return left, right, IPV6, right
 
 
@@ -242,19 +257,34 @@ def _names_street(data: Any, begin: int, at: int) -> bool:
     return False
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64, int64)", cache=True, nogil=True)
-def _condition_holds(data: Any, begin: int, at: int, condition: int) -> bool:
-    """Whether what stands before a keyword allows it."""
-    if condition == AFTER_NUMBER:
-        return bool(_after_number(data, begin, at))
-    return condition == ANYWHERE or bool(_names_street(data, begin, at))
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _has_mark(data: Any, at: int, end: int) -> bool:
+    """Whether a label ends at `at`: a colon, comma, equals sign or 's follows, or ' is', ' name'."""
+    if at >= end:
+        return False
+    c = data[at]
+    if c == 32 and at + 1 < end:
+        c = data[at + 1]
+        if c == 105 or c == 110 or c == 78:  # is, name, Name
+            return at + 2 < end and (data[at + 2] == 115 or data[at + 2] == 97)
+    return c == 58 or c == 44 or c == 61 or c == 39 or c == 0xEF
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64, Array(boolean, 1, 'C', readonly=True))", cache=True, nogil=True)
-def _is_plate(data: Any, at: int, end: int, provinces: Any) -> bool:
-    """Whether a province's short name at `at` (3 bytes) is followed by a capital and at least 5 letters or digits."""
-    point = (data[at] & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)
-    if not provinces[point] or at + 9 > end or not 65 <= data[at + 3] <= 90:
+@numba.njit(f"boolean({BYTES}, UniTuple(int64, 4), int64, int64)", cache=True, nogil=True)
+def _condition_holds(data: Any, place: Any, after: int, condition: int) -> bool:
+    """Whether what stands before or after a keyword allows it."""
+    _, begin, end, at = place
+    if condition == ANYWHERE:
+        return True
+    if condition == BEFORE_MARK:
+        return bool(_has_mark(data, after, end))
+    return bool(_after_number(data, begin, at) if condition == AFTER_NUMBER else _names_street(data, begin, at))
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _is_plate(data: Any, at: int, end: int) -> bool:
+    """Whether the character at `at` (3 bytes) is followed by a capital and at least 5 letters or digits."""
+    if at + 9 > end or not 65 <= data[at + 3] <= 90:
         return False
     i = at + 4
     while i < at + 7 and not _is_word(data[i]):
@@ -278,7 +308,7 @@ def _has_word(data: Any, at: int, end: int, word: Any) -> bool:
 
 
 @numba.njit("int64(int64[:, ::1], int64, UniTuple(int64, 4))", cache=True, nogil=True)
-def _note(found: Any, count: int, row: Any) -> int:
+def _note(found: Any, count: int, row: Any) -> Any:
     """Write a candidate where there is room; the count goes on, so the caller learns how much room it needs."""
     if row[3] and count < len(found):
         for k in range(4):
@@ -286,59 +316,72 @@ def _note(found: Any, count: int, row: Any) -> int:
     return count + (row[3] != 0)
 
 
-@numba.njit(
-    f"int64({BYTES}, UniTuple(int64, 4), {TABLES}, int64[:, ::1], int64)",
-    cache=True,
-    nogil=True,
-)
-def _words(data: Any, place: Any, tables: Any, found: Any, count: int) -> int:
-    """Note every keyword that begins at a place (text, its begin, its end, position): the new count."""
-    text, begin, end, at = place
-    _, by_letters, by_char, words, word_at, rules, _ = tables
-    c = data[at]
-    if c < 128:
-        if at + 1 >= end or not _is_letter(data[at + 1]):
-            return count
-        n = by_letters[((c | 32) - 97) * 26 + (data[at + 1] | 32) - 97]
-    else:
-        n = by_char[(c & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)]
+@numba.njit(f"int64({BYTES}, UniTuple(int64, 5), {KEYS}, {ROWS}, int64)", cache=True, nogil=True)
+def _words(data: Any, place: Any, keys: Any, found: Any, count: int) -> int:
+    """Note the keywords of a bucket that stand at (text, its begin, its end, position, first keyword + 1)."""
+    text, begin, end, at, n = place
+    words, word_at, rules = keys
     while n:
-        word = words[word_at[n - 1] : word_at[n]]
-        if _has_word(data, at, end, word) and _condition_holds(data, begin, at, rules[n - 1, 1]):
-            count = _note(found, count, (text, at, at + len(word), rules[n - 1, 0]))
+        first, last = word_at[n - 1], word_at[n]
+        after = at + last - first
+        if _has_word(data, at, end, words[first:last]) and _condition_holds(
+            data, (text, begin, end, at), after, rules[n - 1, 1]
+        ):
+            count = _note(found, count, (text, at, after, rules[n - 1, 0]))
         n = n + 1 if rules[n - 1, 2] else 0
-    return count
+    return int(count)
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, UniTuple(int64, 4), {TABLES}, int64[:, ::1], int64)", cache=True, nogil=True)
-def _place(data: Any, place: Any, tables: Any, found: Any, count: int) -> tuple[int, int]:
-    """Look closer at a byte that may begin a candidate: where to go on, and the new count."""
-    text, begin, end, at = place
-    sort = tables[0][data[at]]
-    if sort == CJK:
-        if at + 2 >= end:
-            return end, count
-        if _is_plate(data, at, end, tables[6]):
-            count = _note(found, count, (text, at, at + 3, PLATE))
-        return at + 3, _words(data, place, tables, found, count)
-    if sort == LETTER:
-        if at == begin or not (_is_letter(data[at - 1]) or data[at - 1] == 95):
-            count = _words(data, place, tables, found, count)
-        while at < end and _is_letter(data[at]):
-            at += 1
-        return at, count
-    if sort == AT:
-        start, stop, kind, go_on = _email(data, begin, at, end)
-    elif sort == COLON:
-        start, stop, kind, go_on = _ipv6(data, begin, at, end)
-    elif _digit_bytes(data, at, end):
-        start, stop, kind, go_on = _run(data, begin, at, end)
-    else:
-        return at + 1, count
-    return go_on, _note(found, count, (text, start, stop, kind))
+@numba.njit(cache=True, nogil=True, inline="always")
+def _joins(c: int, following: int) -> bool:
+    """Whether two bytes after digits may go on the number: a point and a digit, separators and a digit."""
+    if c == 46:
+        return _is_digit(following)
+    if c >= 128:
+        return True
+    return (c == 32 or c == 45 or c == 40 or c == 41) and (
+        _is_digit(following) or following == 32 or following == 40 or following == 41 or following == 45
+    )
 
 
-@numba.njit(f"void({BYTES}, int64, int64[:, ::1])", cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
+def _plain_until(data: Any, begin: int, at: int, end: int) -> int:
+    """The end of a digit run or colon that is nothing we look for, told cheaply as most are; 0 for a closer look."""
+    c = data[at]
+    stop = at
+    if _is_digit(c):
+        while stop < end and _is_digit(data[stop]):
+            stop += 1
+        few = stop - at < 10 and not (at > begin and data[at - 1] == 43)
+        return stop if few and (stop + 1 >= end or not _joins(data[stop], data[stop + 1])) else 0
+    if c == 58 and (at - 4 < begin or not _is_hex(data[at - 1]) or not _is_hex(data[at - 4])):
+        return at + 1
+    return 0
+
+
+@numba.njit(FOUR, cache=True, nogil=True)
+def _sign(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]:
+    """What begins at a digit or stands around an '@' or a colon: start, stop, kind or 0, where to go on."""
+    c = data[at]
+    if c == 64:
+        return _email(data, begin, at, end)
+    if c == 58:
+        return _ipv6(data, begin, at, end)
+    if _digit_bytes(data, at, end):
+        return _run(data, begin, at, end)
+    return 0, 0, 0, at + 1
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _head_of_letters(data: Any, first: int, last: int, heads: Any) -> int:
+    """The first keyword (+ 1) of the bucket for a word: by three letters, or two and none."""
+    if last - first < 2:
+        return 0
+    third = (data[first + 2] | 32) - 97 if last - first > 2 else 26
+    return np.int64(heads[(((data[first] | 32) - 97) * 26 + (data[first + 1] | 32) - 97) * 27 + third])
+
+
+@numba.njit(f"void({BYTES}, int64, {ROWS})", cache=True, nogil=True)
 def _to_characters(data: Any, begin: int, rows: Any) -> None:
     """Turn the byte offsets (columns 1 and 2) of one text's candidates into character offsets."""
     at, chars = begin, 0
@@ -356,25 +399,60 @@ def _to_characters(data: Any, begin: int, rows: Any) -> None:
         rows[r, 1], rows[r, 2] = chars, chars + length
 
 
-@numba.njit(f"int64({BYTES}, {OFFSETS}, {TABLES}, int64[:, ::1])", cache=True, nogil=True)
+TABLES = f"Tuple(({BYTES}, {HEADS}, {OFFSETS}, {HEADS}, {FLAGS}, {KEYS}))"
+
+
+@numba.njit(f"int64({BYTES}, UniTuple(int64, 3), {TABLES}, {ROWS}, int64)", cache=True, nogil=True)
+def _scan_text(data: Any, place: Any, tables: Any, found: Any, count: int) -> int:
+    """Note the candidates of one text (its number, begin and end): the new count."""
+    text, begin, end = place
+    sorts, letters, lengths, chars, plates, keys = tables
+    at = begin
+    while at < end:
+        sort = sorts[data[at]]
+        if sort == OTHER:
+            at += 1
+        elif sort == LETTER:
+            first = at
+            at += 1
+            while at < end and sorts[data[at]] == LETTER:
+                at += 1
+            head = _head_of_letters(data, first, at, letters)
+            # The length spares a call for nine words of ten that begin like a keyword.
+            if head and lengths[head - 1] >> min(at - first, 31) & 1 and (first == begin or data[first - 1] != 95):
+                count = _words(data, (text, begin, end, first, head), keys, found, count)
+        elif sort == CJK and at + 2 < end:
+            point = (data[at] & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)
+            if plates[point] and _is_plate(data, at, end):
+                count = _note(found, count, (text, at, at + 3, PLATE))
+            if chars[point]:
+                count = _words(data, (text, begin, end, at, np.int64(chars[point])), keys, found, count)
+            at += 3
+        else:
+            plain = _plain_until(data, begin, at, end)
+            if plain:
+                at = plain
+                continue
+            start, stop, kind, at = _sign(data, begin, at, end)
+            count = _note(found, count, (text, start, stop, kind))
+    return int(count)
+
+
+@numba.njit(f"int64({BYTES}, {OFFSETS}, {TABLES}, {ROWS})", cache=True, nogil=True)
 def scan(data: Any, offsets: Any, tables: Any, found: Any) -> int:
     """Fill `found` with (text, start, stop, kind), offsets in characters; returns how many there are.
 
     When there are more than `found` has rows, its content is incomplete: call again with as many rows.
-    tables: sort of each byte (256), first keyword (number + 1) by two letters (676) and by character (65536), the
-    keywords' bytes, their offsets from 0, their (kind, condition, 1 when the next keyword begins alike), and the
-    characters that begin a plate.
+    tables: the sort of each byte (256); the first keyword (number + 1) by three letters (26 * 26 * 27); by keyword
+    the lengths of first words in its bucket, as bits; the first keyword by character (65536); the characters that
+    begin a plate; and the keywords: their bytes, their offsets from 0, and their (kind, condition, 1 when the next
+    keyword is of the same bucket).
     """
     count = 0
-    sorts = tables[0]
     for text in range(len(offsets) - 1):
         begin, end = offsets[text], offsets[text + 1]
-        first, at = count, begin
-        while at < end:
-            if sorts[data[at]] == OTHER:
-                at += 1
-            else:
-                at, count = _place(data, (text, begin, end, at), tables, found, count)
+        first = count
+        count = _scan_text(data, (text, begin, end), tables, found, count)
         if first < count <= len(found):
             _to_characters(data, begin, found[first:count])
-    return count
+    return int(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,10 +53,8 @@ def external(params: Gliner, project_dir: Path) -> dict[str, str]:
 @cache
 def _model(folder: str) -> Any:
     require("guard", "gliner")
-    from gliner import GLiNER
-
     try:
-        return GLiNER.from_pretrained(folder, local_files_only=True)
+        return import_module("gliner").GLiNER.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError("guard.recogniser_model", use="gliner", path=folder, problem=error) from error
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.guard.spans import PiiType, Span
 
 
 class Presidio(Params):
-    """Recognisers of presidio-analyzer by class name, run without its NLP pipeline; they match patterns and checksums."""
+    """Recognisers of presidio-analyzer by class name, run without its NLP pipeline: patterns, checksums."""
 
     use: Literal["presidio"] = "presidio"
     recognizers: tuple[str, ...] = Field(
@@ -44,11 +46,7 @@ def external(params: Presidio, project_dir: Path) -> dict[str, str]:
 
 def _recognizer(name: str, params: Presidio) -> Any:
     require("guard", "presidio_analyzer")
-    from presidio_analyzer import predefined_recognizers
-
-    from inhouse.core.errors import UserError
-
-    kind = getattr(predefined_recognizers, name, None)
+    kind = getattr(import_module("presidio_analyzer.predefined_recognizers"), name, None)
     if kind is None:
         raise UserError("guard.recogniser_name", use="presidio", name=name)
     return kind(supported_language=params.language)
