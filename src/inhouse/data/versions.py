@@ -124,7 +124,7 @@ def _extended(store: Store, path: Path, records: Sequence[Artifact]) -> list[str
 def _known(path: Path) -> list[str]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):  # a damaged list costs numbers, never data
+    except (OSError, ValueError):  # a list that is lost or damaged costs numbers, never data
         return []
 
 
