@@ -136,6 +136,15 @@ def test_grammar_keeps_the_words_to_be_kept(tmp_path: Path) -> None:
         ("She told her friends.", "He told his friends."),
         ("I trust her completely.", "I trust him completely."),
         ("I love her friendly dog.", "I love his friendly dog."),
+        (
+            "I met her last week and her last friend two days ago.",
+            "I met him last week and his last friend two days ago.",
+        ),
+        ("We met her 3 days ago.", "We met him 3 days ago."),
+        ("Go to her home and call her back.", "Go to his home and call him back."),
+        ("Everyone brings his or her bag for him or her.", "Everyone brings her or his bag for her or him."),
+        ("He kissed her goodbye; her then husband left.", "She kissed him goodbye; his then wife left."),
+        ("We know her better.", "We know him better."),
         ("Mrs. Lee and Mr. Ray", "Mr. Lee and Ms. Ray"),
         ("Miss Lee", "Mr Lee"),
         ("5 ms on MS DOS", "5 ms on MS DOS"),
@@ -161,7 +170,16 @@ def test_gender_is_exchanged_where_a_person_is_meant(text: str, wanted: str, tmp
 
 @pytest.mark.parametrize(
     "text",
-    ["He gave her flowers.", "It made her career.", "They elected her president.", "I trust her newly built car."],
+    [
+        "He gave her flowers.",
+        "It made her career.",
+        "They elected her president.",
+        "I trust her newly built car.",
+        'He met her "friend".',
+        "She hurt her back.",
+        "He examined her and his nurse.",
+        "I know her better half.",
+    ],
 )
 def test_row_whose_meaning_decides_the_pronoun_gets_no_copy(text: str, tmp_path: Path) -> None:
     assert grow("counterfactual", pieces_of([[("user", text)]]), tmp_path).is_empty()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from truth_mojibake import SENTENCES
 
+from inhouse.core.messages import known
 from inhouse.data.kernels import gopher, kinds
 from inhouse.data.kernels.buffers import flat
 from inhouse.data.lexicons import word_lists
@@ -214,6 +215,7 @@ def test_prose_breaks_no_rule(code: str) -> None:
 def test_symbol_rules_name_what_is_wrong(text: str, wanted: str | None) -> None:
     params = symbols.Symbols(min_letters=0.6 if wanted == "few_letters" else 0.1)
     assert reason(symbols, params, text) == wanted
+    assert wanted is None or known(f"data.reason.{wanted}")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,7 @@ def test_symbol_rules_name_what_is_wrong(text: str, wanted: str | None) -> None:
 def test_repetition_rules_name_what_repeats(text: str, wanted: str | None) -> None:
     found = reason(repetition, repetition.Repetition(), text)
     assert found is not None if wanted == "any" else found == wanted
+    assert found is None or known(f"data.reason.{found}")
 
 
 def test_rules_set_to_null_are_not_applied() -> None:

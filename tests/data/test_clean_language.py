@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from truth_mojibake import SENTENCES
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import known
 from inhouse.data.operators import language
 from inhouse.data.operators.around import Around
 from inhouse.data.operators.language import Language, drop_reason, external, measure
@@ -84,11 +85,13 @@ def test_language_of_a_sample_agrees_with_the_full_text_of_package_documentation
 )
 def test_language_keeps_what_is_wanted(text: str, keep: tuple[str, ...], wanted: str | None) -> None:
     assert reasons([text], keep=keep, at_least=0.2) == [wanted]
+    assert wanted is None or known(f"data.reason.{wanted}")
 
 
 def test_language_below_the_confidence_is_dropped_and_short_texts_only_when_strict() -> None:
     mixed = "Der Hund und the dog et le chien y el perro ed il cane"
     assert reasons([mixed], keep=(figures([mixed])["code"][0],), at_least=0.99) == ["language_unsure"]
+    assert known("data.reason.language_unsure")
     assert reasons(["Guten Tag", "12"], keep=("zh",)) == [None, None]
     assert reasons(["Guten Tag", "12"], keep=("zh",), strict=True) == ["other_language", "other_language"]
 

@@ -11,6 +11,7 @@ import pytest
 
 from inhouse.core import plugins
 from inhouse.core.errors import MissingExtra, UserError
+from inhouse.core.messages import known
 from inhouse.data.operators import perplexity
 from inhouse.data.operators.around import Around
 from inhouse.data.operators.perplexity import Perplexity, drop_reason, external, measure
@@ -62,11 +63,13 @@ def test_perplexity_does_not_depend_on_neighbours(tiny_llama: Path) -> None:
 def test_perplexity_out_of_range_is_dropped_and_unknown_is_kept() -> None:
     frame = pl.DataFrame({"perplexity": [2.0, 50.0, 900.0, None], "tokens": [9, 9, 9, 0]})
     found = [
-        drop_reason(frame, Perplexity(model=Path("m"), **limits)).to_list() for limits in ({}, {"min": 5, "max": 99})
+        drop_reason(frame, Perplexity(model=Path("m"), **limits)).to_list()
+        for limits in ({}, {"min_perplexity": 5, "max_perplexity": 99})
     ]
     assert found == [[None] * 4, ["low_perplexity", None, "high_perplexity", None]]
+    assert all(known(f"data.reason.{code}_perplexity") for code in ("low", "high"))
     with pytest.raises(ValueError, match="nothing is at least"):
-        Perplexity(model=Path("m"), min=9, max=2)
+        Perplexity(model=Path("m"), min_perplexity=9, max_perplexity=2)
 
 
 def test_perplexity_model_is_part_of_the_recipe(tiny_llama: Path, tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_label_section_labels_rows_and_writes_a_source(desk: Desk) -> None:
     ]
 
 
+def test_label_section_leaves_the_recipe_of_the_dataset_alone(desk: Desk) -> None:
+    from inhouse.flow.plan import pipeline
+    from inhouse.flow.project import load, schema
+
+    data = {"sources": ["rows.jsonl"]}
+    without = pipeline(load(desk.project(data=data)))
+    assert pipeline(load(desk.project(data=data, label={"rules": RULES}))) == without
+    assert "label" in schema()["properties"] and "KeywordRule" in schema()["$defs"]
+
+
 def test_label_takes_what_it_is_not_told_from_the_data_section(desk: Desk) -> None:
     desk.rows([{"body": "refund", "desk": "refund"}, {"body": "a parcel", "desk": None}], "other.jsonl")
     shape = {"use": "classification", "labels": ["refund", "delivery"], "text_column": "body", "label_column": "desk"}

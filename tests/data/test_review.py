@@ -199,6 +199,17 @@ def test_file_that_another_process_keeps_locked_is_named(tmp_path: Path, monkeyp
         assert code_of(lambda: open_file(tmp_path)) == "review.busy"
 
 
+def test_disputed_tasks_are_those_whose_state_says_so(engine: Engine) -> None:
+    queues.add_tasks(engine, QUEUE, [task(str(n), priority=n % 3) for n in range(9)], 2)
+    for n in range(8):
+        say(engine, "ann", **{str(n): "spam"})
+        if n > 1:
+            say(engine, "bob", **{str(n): "ham" if n % 2 else "spam"})
+    queues.adjudicate(engine, QUEUE, text_id("7"), "eve", "ham")
+    expected = [t for t in queues.all_tasks(engine, QUEUE) if t.state == "disputed"]
+    assert queues.disputed_tasks(engine, QUEUE) == expected and len(expected) == 2
+
+
 # Figures
 
 

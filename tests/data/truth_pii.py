@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905 (tables of words and forms)
 """Texts with personal data at known places, in both languages, and traps without any; by seed.
 
 Written without the detectors: check digits, formats and word lists are its own.
@@ -11,16 +12,90 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 PER_KIND = 240
-AREAS = ["110105", "310115", "440305", "330106", "510107", "420111", "610113", "320508", "350203", "210202", "500103", "650102"]
-SURNAMES = list("王李张刘陈杨黄赵吴周徐孙马朱胡郭何林高梁郑罗宋谢唐韩曹许邓萧冯曾程蔡彭潘袁于董余苏叶吕魏蒋田杜丁沈姜范江傅钟卢汪戴崔任陆廖姚方金邱夏谭韦贾邹石熊孟秦阎薛侯雷白龙段郝孔邵史毛常万顾赖武康贺严尹钱施牛洪龚")
+AREAS = [
+    "110105",
+    "310115",
+    "440305",
+    "330106",
+    "510107",
+    "420111",
+    "610113",
+    "320508",
+    "350203",
+    "210202",
+    "500103",
+    "650102",
+]
+SURNAMES = list(
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林高梁郑罗宋谢唐韩曹许邓萧冯曾程蔡彭潘袁于董余苏叶吕魏蒋田杜丁沈姜范江傅钟卢汪戴崔任陆廖姚方金邱夏谭韦贾邹石熊孟秦阎薛侯雷白龙段郝孔邵史毛常万顾赖武康贺严尹钱施牛洪龚"
+)
 SURNAMES += ["欧阳", "上官", "司马", "诸葛"]
-GIVEN = list("伟芳娜秀敏静丽强磊军洋勇艳杰娟涛明超霞平刚桂文辉玲红梅建国华志林海波玉萍晓东宇浩鹏飞斌博佳雪琴倩婷颖慧莉洁云莲真雅荣爱香月莺媛瑞凡嘉琼珍龙成康星天达安中进有和彪诚先震振思群豪心邦承乐绍松善厚庆友裕河哲亮政谦亨奇轮翰朗伯宏言若鸣朋梓涵子轩欣怡诗琪雨泽晨")
+GIVEN = list(
+    "伟芳娜秀敏静丽强磊军洋勇艳杰娟涛明超霞平刚桂文辉玲红梅建国华志林海波玉萍晓东宇浩鹏飞斌博佳雪琴倩婷颖慧莉洁云莲真雅荣爱香月莺媛瑞凡嘉琼珍龙成康星天达安中进有和彪诚先震振思群豪心邦承乐绍松善厚庆友裕河哲亮政谦亨奇轮翰朗伯宏言若鸣朋梓涵子轩欣怡诗琪雨泽晨"
+)
 FIRST = "James Mary John Patricia Robert Jennifer Michael Linda William Elizabeth David Barbara Richard Susan Joseph Sarah Thomas Karen Emma Daniel Olivia Wei Priya Ahmed".split()
 LAST = "Smith Johnson Williams Brown Jones Garcia Miller Davis Rodriguez Wilson Anderson Taylor Moore Jackson Martin Lee Thompson White Harris Clark Lewis Zhang Patel O'Brien".split()
-PLACES = ["北京市海淀区", "北京市朝阳区", "上海市浦东新区", "上海市徐汇区", "广东省深圳市南山区", "广东省广州市天河区", "浙江省杭州市西湖区", "江苏省苏州市吴中区", "四川省成都市武侯区", "湖北省武汉市洪山区", "陕西省西安市雁塔区", "福建省厦门市思明区", "山东省青岛市市南区", "重庆市渝中区", "湖南省长沙市岳麓区", "辽宁省大连市中山区", "天津市和平区", "河南省郑州市金水区", "云南省昆明市五华区", "广西壮族自治区南宁市青秀区"]
-ROADS = ["中山路", "人民路", "解放大道", "建设路", "和平街", "学院路", "科技园南路", "文三路", "长江东路", "金水大街", "幸福巷", "光华路", "龙华中路", "花园街", "望京西路"]
-STREETS = ["Maple Street", "Oak Avenue", "Washington Boulevard", "Elm Road", "Sunset Drive", "Park Lane", "Lake Shore Drive", "King's Road", "5th Avenue", "Martin Luther King Blvd", "Cedar Ct", "N. Main St"]
-CITIES = ["Springfield, IL 62704", "Austin, TX 78701", "Portland, OR 97205", "Boston, MA 02108", "Denver, CO 80203-1234", "Seattle, WA"]
+PLACES = [
+    "北京市海淀区",
+    "北京市朝阳区",
+    "上海市浦东新区",
+    "上海市徐汇区",
+    "广东省深圳市南山区",
+    "广东省广州市天河区",
+    "浙江省杭州市西湖区",
+    "江苏省苏州市吴中区",
+    "四川省成都市武侯区",
+    "湖北省武汉市洪山区",
+    "陕西省西安市雁塔区",
+    "福建省厦门市思明区",
+    "山东省青岛市市南区",
+    "重庆市渝中区",
+    "湖南省长沙市岳麓区",
+    "辽宁省大连市中山区",
+    "天津市和平区",
+    "河南省郑州市金水区",
+    "云南省昆明市五华区",
+    "广西壮族自治区南宁市青秀区",
+]
+ROADS = [
+    "中山路",
+    "人民路",
+    "解放大道",
+    "建设路",
+    "和平街",
+    "学院路",
+    "科技园南路",
+    "文三路",
+    "长江东路",
+    "金水大街",
+    "幸福巷",
+    "光华路",
+    "龙华中路",
+    "花园街",
+    "望京西路",
+]
+STREETS = [
+    "Maple Street",
+    "Oak Avenue",
+    "Washington Boulevard",
+    "Elm Road",
+    "Sunset Drive",
+    "Park Lane",
+    "Lake Shore Drive",
+    "King's Road",
+    "5th Avenue",
+    "Martin Luther King Blvd",
+    "Cedar Ct",
+    "N. Main St",
+]
+CITIES = [
+    "Springfield, IL 62704",
+    "Austin, TX 78701",
+    "Portland, OR 97205",
+    "Boston, MA 02108",
+    "Denver, CO 80203-1234",
+    "Seattle, WA",
+]
 
 
 @dataclass(frozen=True)
@@ -39,7 +114,9 @@ def resident_id(r: random.Random) -> str:
     body = f"{r.choice(AREAS)}{day:%Y%m%d}{r.randrange(1000):03d}"
     weights = [7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2]
     check = "10X98765432"[sum(int(d) * w for d, w in zip(body, weights, strict=True)) % 11]
-    return r.choice([body + check, body + check, body + check, body + check.lower(), f"{body[:6]} {body[6:14]} {body[14:]}{check}"])
+    return r.choice(
+        [body + check, body + check, body + check, body + check.lower(), f"{body[:6]} {body[6:14]} {body[14:]}{check}"]
+    )
 
 
 def old_resident_id(r: random.Random) -> str:
@@ -56,7 +133,21 @@ def with_luhn(body: str) -> str:
 
 
 def bank_card(r: random.Random) -> str:
-    first, size = r.choice([("622202", 19), ("621700", 19), ("622588", 16), ("4", 16), ("4", 13), ("5" + r.choice("12345"), 16), ("37", 15), ("6011", 16), ("3528", 16), ("6225", 17), ("6228", 18)])
+    first, size = r.choice(
+        [
+            ("622202", 19),
+            ("621700", 19),
+            ("622588", 16),
+            ("4", 16),
+            ("4", 13),
+            ("5" + r.choice("12345"), 16),
+            ("37", 15),
+            ("6011", 16),
+            ("3528", 16),
+            ("6225", 17),
+            ("6228", 18),
+        ]
+    )
     number = with_luhn(first + "".join(r.choice("0123456789") for _ in range(size - len(first) - 1)))
     form = r.randrange(3)
     if form == 0 or size == 13:
@@ -76,32 +167,96 @@ def mobile(r: random.Random) -> str:
 def landline(r: random.Random) -> str:
     area = r.choice(["010", "021", "020", "0755", "0571", "025", "028", "027", "0532", "0592"])
     n = f"{r.randrange(2, 9)}{r.randrange(10**7):07d}"
-    return r.choice([f"{area}-{n}", f"({area}){n}", f"（{area}）{n}", f"{area} {n}", f"{area}-{n[:4]}-{n[4:]}", f"{area}{n}"])
+    return r.choice(
+        [f"{area}-{n}", f"({area}){n}", f"（{area}）{n}", f"{area} {n}", f"{area}-{n[:4]}-{n[4:]}", f"{area}{n}"]
+    )
 
 
 def american(r: random.Random) -> str:
-    a, b, c = f"{r.randrange(2, 10)}{r.randrange(100):02d}", f"{r.randrange(2, 10)}{r.randrange(100):02d}", f"{r.randrange(10**4):04d}"
-    return r.choice([f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"{a}.{b}.{c}", f"+1 {a} {b} {c}", f"+1-{a}-{b}-{c}", f"1-{a}-{b}-{c}", f"+1 ({a}) {b}-{c}"])
+    a, b, c = (
+        f"{r.randrange(2, 10)}{r.randrange(100):02d}",
+        f"{r.randrange(2, 10)}{r.randrange(100):02d}",
+        f"{r.randrange(10**4):04d}",
+    )
+    return r.choice(
+        [
+            f"({a}) {b}-{c}",
+            f"{a}-{b}-{c}",
+            f"{a}.{b}.{c}",
+            f"+1 {a} {b} {c}",
+            f"+1-{a}-{b}-{c}",
+            f"1-{a}-{b}-{c}",
+            f"+1 ({a}) {b}-{c}",
+        ]
+    )
 
 
 def international(r: random.Random) -> str:
     n = "".join(r.choice("123456789") for _ in range(10))
-    return r.choice([f"+44 20 {n[:4]} {n[4:8]}", f"+44 7{n[:3]} {n[3:9]}", f"+49 30 {n[:8]}", f"+33 1 {n[:2]} {n[2:4]} {n[4:6]} {n[6:8]}", f"+81-3-{n[:4]}-{n[4:8]}", f"+91 {n[:5]} {n[5:]}", f"+852 {n[:4]} {n[4:8]}", f"+61 2 {n[:4]} {n[4:8]}", f"+65{n[:8]}", f"+7 ({n[:3]}) {n[3:6]}-{n[6:8]}-{n[8:]}"])
+    return r.choice(
+        [
+            f"+44 20 {n[:4]} {n[4:8]}",
+            f"+44 7{n[:3]} {n[3:9]}",
+            f"+49 30 {n[:8]}",
+            f"+33 1 {n[:2]} {n[2:4]} {n[4:6]} {n[6:8]}",
+            f"+81-3-{n[:4]}-{n[4:8]}",
+            f"+91 {n[:5]} {n[5:]}",
+            f"+852 {n[:4]} {n[4:8]}",
+            f"+61 2 {n[:4]} {n[4:8]}",
+            f"+65{n[:8]}",
+            f"+7 ({n[:3]}) {n[3:6]}-{n[6:8]}-{n[8:]}",
+        ]
+    )
 
 
 def email(r: random.Random) -> str:
-    user = r.choice([r.choice(FIRST).lower() + "." + r.choice(LAST).lower().replace("'", ""), f"user_{r.randrange(1000)}", str(r.randrange(10**5, 10**10)), f"a{r.randrange(99)}+news", f"Info-{r.randrange(9)}"])
-    return user + "@" + r.choice(["gmail.com", "qq.com", "163.com", "mail.company.co.uk", "tsinghua.edu.cn", "sub.domain.org", "startup.io", "uni-muenchen.de", "foxmail.com", "corp.example-inc.com"])
+    user = r.choice(
+        [
+            r.choice(FIRST).lower() + "." + r.choice(LAST).lower().replace("'", ""),
+            f"user_{r.randrange(1000)}",
+            str(r.randrange(10**5, 10**10)),
+            f"a{r.randrange(99)}+news",
+            f"Info-{r.randrange(9)}",
+        ]
+    )
+    return (
+        user
+        + "@"
+        + r.choice(
+            [
+                "gmail.com",
+                "qq.com",
+                "163.com",
+                "mail.company.co.uk",
+                "tsinghua.edu.cn",
+                "sub.domain.org",
+                "startup.io",
+                "uni-muenchen.de",
+                "foxmail.com",
+                "corp.example-inc.com",
+            ]
+        )
+    )
 
 
 def ipv4(r: random.Random) -> str:
-    return ".".join(str(n) for n in (r.choice([8, 10, 39, 58, 101, 114, 172, 192, 203, 218]), r.randrange(10, 256), r.randrange(256), r.randrange(1, 255)))
+    return ".".join(
+        str(n)
+        for n in (
+            r.choice([8, 10, 39, 58, 101, 114, 172, 192, 203, 218]),
+            r.randrange(10, 256),
+            r.randrange(256),
+            r.randrange(1, 255),
+        )
+    )
 
 
 def ipv6(r: random.Random) -> str:
     g = [f"{r.randrange(1, 65536):x}" for _ in range(8)]
     g[0] = r.choice(["2001", "2400", "240e", "2a02", "fe80"])
-    return r.choice([":".join(g), f"{g[0]}:{g[1]}::{g[2]}", f"{g[0]}:{g[1]}:{g[2]}::{g[3]}:{g[4]}", f"{g[0]}::{g[2]}".upper()])
+    return r.choice(
+        [":".join(g), f"{g[0]}:{g[1]}::{g[2]}", f"{g[0]}:{g[1]}:{g[2]}::{g[3]}:{g[4]}", f"{g[0]}::{g[2]}".upper()]
+    )
 
 
 def passport(r: random.Random) -> str:
@@ -116,13 +271,30 @@ def any_passport(r: random.Random) -> str:
 
 def plate(r: random.Random) -> str:
     head = r.choice("京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼") + r.choice("ABCDEFGHJK")
-    tail = r.choice([f"{r.randrange(10**5):05d}", f"{r.choice('ABCDEFGH')}{r.randrange(10**4):04d}", f"{r.randrange(10**3):03d}{r.choice('ABCD')}{r.choice('WXYZ')}", f"D{r.randrange(10**5):05d}", f"F{r.choice('ABC')}{r.randrange(10**4):04d}", f"{r.randrange(10**5):05d}D", f"{r.randrange(10**4):04d}学"])
+    tail = r.choice(
+        [
+            f"{r.randrange(10**5):05d}",
+            f"{r.choice('ABCDEFGH')}{r.randrange(10**4):04d}",
+            f"{r.randrange(10**3):03d}{r.choice('ABCD')}{r.choice('WXYZ')}",
+            f"D{r.randrange(10**5):05d}",
+            f"F{r.choice('ABC')}{r.randrange(10**4):04d}",
+            f"{r.randrange(10**5):05d}D",
+            f"{r.randrange(10**4):04d}学",
+        ]
+    )
     return head + r.choice(["", "", "·", " ", "-"]) + tail
 
 
 def wechat(r: random.Random) -> str:
     word = "".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randrange(4, 9)))
-    return r.choice([f"{word}_{r.randrange(1000):03d}", f"{word}{r.randrange(10**4):04d}", f"wxid_{word}{r.randrange(100):02d}", f"{word}-{r.randrange(10**4):04d}"])
+    return r.choice(
+        [
+            f"{word}_{r.randrange(1000):03d}",
+            f"{word}{r.randrange(10**4):04d}",
+            f"wxid_{word}{r.randrange(100):02d}",
+            f"{word}-{r.randrange(10**4):04d}",
+        ]
+    )
 
 
 def qq(r: random.Random) -> str:
@@ -134,41 +306,164 @@ def name_zh(r: random.Random) -> str:
 
 
 def name_en(r: random.Random) -> str:
-    return r.choice([f"{r.choice(FIRST)} {r.choice(LAST)}", f"{r.choice(FIRST)} {r.choice('ABCDEFGH')}. {r.choice(LAST)}"])
+    return r.choice(
+        [f"{r.choice(FIRST)} {r.choice(LAST)}", f"{r.choice(FIRST)} {r.choice('ABCDEFGH')}. {r.choice(LAST)}"]
+    )
 
 
 def address_zh(r: random.Random) -> str:
     house = f"{r.choice(ROADS)}{r.randrange(1, 999)}号"
-    tail = r.choice(["", f"{r.randrange(1, 30)}栋{r.randrange(101, 2900)}室", f"{r.randrange(1, 9)}号楼{r.randrange(1, 6)}单元{r.randrange(101, 999)}室", f"阳光小区{r.randrange(1, 20)}幢{r.randrange(101, 999)}", f"创新大厦{r.randrange(2, 30)}层"])
+    tail = r.choice(
+        [
+            "",
+            f"{r.randrange(1, 30)}栋{r.randrange(101, 2900)}室",
+            f"{r.randrange(1, 9)}号楼{r.randrange(1, 6)}单元{r.randrange(101, 999)}室",
+            f"阳光小区{r.randrange(1, 20)}幢{r.randrange(101, 999)}",
+            f"创新大厦{r.randrange(2, 30)}层",
+        ]
+    )
     return r.choice(PLACES) + house + tail
 
 
 def address_en(r: random.Random) -> str:
-    unit = r.choice(["", "", f", Apt {r.randrange(1, 99)}", f" Suite {r.randrange(100, 999)}", f", Unit {r.randrange(1, 20)}B"])
+    unit = r.choice(
+        ["", "", f", Apt {r.randrange(1, 99)}", f" Suite {r.randrange(100, 999)}", f", Unit {r.randrange(1, 20)}B"]
+    )
     return f"{r.randrange(1, 9999)} {r.choice(STREETS)}{unit}, {r.choice(CITIES)}"
 
 
-PHONE_ZH = ["我的手机号是{}，请尽快联系", "联系电话：{}", "请拨打{}咨询", "电话{}转张老师", "客户预留号码为{}。", "{}（微信同号）", "发货前请联系{}谢谢", "有事打{}！", "手机:{},备用", "尾款问题致电 {} 处理"]
-PHONE_EN = ["Call me at {} tomorrow.", "My phone number is {}.", "Phone: {}", "You can reach him on {}, thanks", "Tel. {} (office)", "Please text {} when done.", "contact: {}", "Mobile {}; leave a message", "<td>{}</td> is her number", "fax {} or mail"]
-ID_ZH = ["身份证号码：{}", "他的身份证是{}，已核验", "证件号{}的客户", "公民身份号码{}。", "张先生（{}）已实名", "实名信息{}通过"]
-ID_EN = ["Chinese ID {} was verified", "Resident identity card no. {}.", "ID number: {}", "her national id is {}, see file", "document {} (PRC)"]
-CARD_ZH = ["银行卡号：{}", "请转账到{}，户名见下", "卡号{}已冻结", "信用卡 {} 的账单", "我的储蓄卡是{}。", "收款账号：{}（招商银行）"]
-CARD_EN = ["My card number is {}.", "Card: {} exp 12/27", "charged to {} yesterday", "credit card {} was declined", "pay with {}, please", "Visa {} on file"]
+PHONE_ZH = [
+    "我的手机号是{}，请尽快联系",
+    "联系电话：{}",
+    "请拨打{}咨询",
+    "电话{}转张老师",
+    "客户预留号码为{}。",
+    "{}（微信同号）",
+    "发货前请联系{}谢谢",
+    "有事打{}！",
+    "手机:{},备用",
+    "尾款问题致电 {} 处理",
+]
+PHONE_EN = [
+    "Call me at {} tomorrow.",
+    "My phone number is {}.",
+    "Phone: {}",
+    "You can reach him on {}, thanks",
+    "Tel. {} (office)",
+    "Please text {} when done.",
+    "contact: {}",
+    "Mobile {}; leave a message",
+    "<td>{}</td> is her number",
+    "fax {} or mail",
+]
+ID_ZH = [
+    "身份证号码：{}",
+    "他的身份证是{}，已核验",
+    "证件号{}的客户",
+    "公民身份号码{}。",
+    "张先生（{}）已实名",
+    "实名信息{}通过",
+]
+ID_EN = [
+    "Chinese ID {} was verified",
+    "Resident identity card no. {}.",
+    "ID number: {}",
+    "her national id is {}, see file",
+    "document {} (PRC)",
+]
+CARD_ZH = [
+    "银行卡号：{}",
+    "请转账到{}，户名见下",
+    "卡号{}已冻结",
+    "信用卡 {} 的账单",
+    "我的储蓄卡是{}。",
+    "收款账号：{}（招商银行）",
+]
+CARD_EN = [
+    "My card number is {}.",
+    "Card: {} exp 12/27",
+    "charged to {} yesterday",
+    "credit card {} was declined",
+    "pay with {}, please",
+    "Visa {} on file",
+]
 MAIL_ZH = ["邮箱：{}", "请发送至{}谢谢", "我的邮箱是{}，请查收", "联系{}。", "（{}）", "邮件{}已退回"]
 MAIL_EN = ["Email: {}", "write to {}.", "<{}> wrote:", "mailto:{}", "contact {} for help", "cc {}; bcc none"]
 IP_ZH = ["来自IP{}的访问", "服务器地址：{}", "登录IP为{}，异常", "主机 {} 已下线", "他用{}登录", "请求来源 {}。"]
-IP_EN = ["Login from {} failed", "client IP: {}", "host {} is down", "ping {}", "http://{}/index", "{} - - [10/Oct/2024]"]
+IP_EN = [
+    "Login from {} failed",
+    "client IP: {}",
+    "host {} is down",
+    "ping {}",
+    "http://{}/index",
+    "{} - - [10/Oct/2024]",
+]
 PASS_ZH = ["护照号码：{}", "护照号{}", "持护照{}入境", "护照：{}，有效", "护照编号为{}。", "中国护照 {}"]
-PASS_EN = ["Passport No. {}", "passport number: {}", "Passport: {}", "her passport is {}.", "passport {} was issued", "Passport # {}"]
+PASS_EN = [
+    "Passport No. {}",
+    "passport number: {}",
+    "Passport: {}",
+    "her passport is {}.",
+    "passport {} was issued",
+    "Passport # {}",
+]
 PLATE_ZH = ["车牌{}的车主请挪车", "车牌号：{}", "一辆{}逆行", "驾驶{}小型轿车", "号牌为{}。", "（{}）违停"]
-PLATE_EN = ["The car with plate {} left.", "License plate: {}", "vehicle {} was towed", "plate no. {};", "a Tesla ({}) parked", "Registration {}"]
+PLATE_EN = [
+    "The car with plate {} left.",
+    "License plate: {}",
+    "vehicle {} was towed",
+    "plate no. {};",
+    "a Tesla ({}) parked",
+    "Registration {}",
+]
 WX_ZH = ["微信：{}", "加我微信{}", "微信号{}，备注来意", "微信号：{}", "加微信 {} 进群", "WX: {}", "微信是{}"]
 WX_EN = ["WeChat: {}", "WeChat ID: {}", "my WeChat is {}", "add me on WeChat {}", "wechat id {}", "Weixin: {}"]
 QQ_ZH = ["QQ：{}", "加QQ{}", "QQ号{}", "我的QQ是{}", "QQ群：{}", "qq:{}", "扣扣{}"]
 QQ_EN = ["QQ: {}", "my QQ is {}", "QQ number {}", "add QQ {} please", "QQ ID: {}"]
-NAME_ZH = ["姓名：{}", "患者{}，男，45岁", "联系人：{}", "我叫{}，来自外地", "收件人{}，电话见下", "请{}先生签字", "{}女士您好", "申请人：{}（签字）", "原告{}诉被告", "客户{}于昨日投诉", "{}，女，1985年出生", "法定代表人：{}。", "本人{}，现申请", "{}教授的讲座"]
-NAME_EN = ["My name is {}.", "Name: {}", "Mr. {} called", "Dear {},", "Patient: {}", "Dr. {} will see you", "Ms. {} left early", "Full name: {}", "Sincerely,\n{}", "From: {} <x", "Customer: {}", "Contact: {}, ext", "Mrs {} signed", "Prof. {} wrote"]
-ADDR_ZH = ["地址：{}", "收货地址：{}。", "我住在{}", "请寄到{}，谢谢", "家住{}的居民", "公司位于{}", "现住址为{}，电话", "户籍：{}", "快递送到{}就行", "案发地在{}附近"]
+NAME_ZH = [
+    "姓名：{}",
+    "患者{}，男，45岁",
+    "联系人：{}",
+    "我叫{}，来自外地",
+    "收件人{}，电话见下",
+    "请{}先生签字",
+    "{}女士您好",
+    "申请人：{}（签字）",
+    "原告{}诉被告",
+    "客户{}于昨日投诉",
+    "{}，女，1985年出生",
+    "法定代表人：{}。",
+    "本人{}，现申请",
+    "{}教授的讲座",
+]
+NAME_EN = [
+    "My name is {}.",
+    "Name: {}",
+    "Mr. {} called",
+    "Dear {},",
+    "Patient: {}",
+    "Dr. {} will see you",
+    "Ms. {} left early",
+    "Full name: {}",
+    "Sincerely,\n{}",
+    "From: {} <x",
+    "Customer: {}",
+    "Contact: {}, ext",
+    "Mrs {} signed",
+    "Prof. {} wrote",
+]
+ADDR_ZH = [
+    "地址：{}",
+    "收货地址：{}。",
+    "我住在{}",
+    "请寄到{}，谢谢",
+    "家住{}的居民",
+    "公司位于{}",
+    "现住址为{}，电话",
+    "户籍：{}",
+    "快递送到{}就行",
+    "案发地在{}附近",
+]
 ADDR_EN = ["Address: {}", "I live at {}.", "Ship to {} please", "Our office is at {}", "send it to {}.", "born at {}"]
 
 Maker = Callable[[random.Random], str]
@@ -186,8 +481,14 @@ KINDS: list[tuple[str, str, Maker, list[str]]] = [
     ("name", "zh", name_zh, NAME_ZH), ("name", "en", name_en, NAME_EN),
     ("address", "zh", address_zh, ADDR_ZH), ("address", "en", address_en, ADDR_EN),
 ]  # fmt: skip
-BEFORE = {"zh": ["", "昨天下午的记录。", "备注：", "以下内容由客服整理，", "【工单】"], "en": ["", "Note: ", "As discussed yesterday. ", "FYI - ", "Hello,\n"]}
-AFTER = {"zh": ["", "。", "，请核实", "\n下一条", "；其他略"], "en": ["", " Thanks.", "\nnext line", " (see above)", " - end"]}
+BEFORE = {
+    "zh": ["", "昨天下午的记录。", "备注：", "以下内容由客服整理，", "【工单】"],
+    "en": ["", "Note: ", "As discussed yesterday. ", "FYI - ", "Hello,\n"],
+}
+AFTER = {
+    "zh": ["", "。", "，请核实", "\n下一条", "；其他略"],
+    "en": ["", " Thanks.", "\nnext line", " (see above)", " - end"],
+}
 
 
 def planted(seed: int = 1) -> Iterator[Planted]:
@@ -198,7 +499,9 @@ def planted(seed: int = 1) -> Iterator[Planted]:
             value = make(r)
             before, after = contexts[n % len(contexts)].split("{}")
             lead = r.choice(BEFORE[language]) + before
-            yield Planted(lead + value + after + r.choice(AFTER[language]), len(lead), len(lead) + len(value), type, language)
+            yield Planted(
+                lead + value + after + r.choice(AFTER[language]), len(lead), len(lead) + len(value), type, language
+            )
 
 
 def _spoil(number: str, r: random.Random) -> str:
@@ -246,8 +549,28 @@ def traps(seed: int = 3) -> Iterator[tuple[str, str]]:
             yield kind, make()
 
 
-HARD_NAMES_ZH = ["昨天{}打电话来投诉", "据{}介绍，项目进展顺利", "会议由{}主持", "{}说他不来了", "我和{}是大学同学", "这份报告是{}写的", "感谢{}的帮助", "{}同志主持会议", "导师是{}", "抄送：{}、行政部"]
-HARD_NAMES_EN = ["Yesterday {} called to complain.", "I met {} at the station.", "{} said he would not come.", "Thanks to {} for the help", "Ask {} about the report", "cc: {}", "{}, aged 45, was found", "The report was written by {}."]
+HARD_NAMES_ZH = [
+    "昨天{}打电话来投诉",
+    "据{}介绍，项目进展顺利",
+    "会议由{}主持",
+    "{}说他不来了",
+    "我和{}是大学同学",
+    "这份报告是{}写的",
+    "感谢{}的帮助",
+    "{}同志主持会议",
+    "导师是{}",
+    "抄送：{}、行政部",
+]
+HARD_NAMES_EN = [
+    "Yesterday {} called to complain.",
+    "I met {} at the station.",
+    "{} said he would not come.",
+    "Thanks to {} for the help",
+    "Ask {} about the report",
+    "cc: {}",
+    "{}, aged 45, was found",
+    "The report was written by {}.",
+]
 HARD_ADDR_ZH = ["我家在{}那边", "快递放{}门口", "搬到{}去了", "{}着火了"]
 HARD_ADDR_EN = ["We moved from {} last year", "fire at {} overnight", "pick me up, {}"]
 
@@ -257,10 +580,23 @@ def hard(seed: int = 4) -> Iterator[Planted]:
     r = random.Random(seed)
 
     def short_zh(r: random.Random) -> str:
-        return r.choice([f"{r.choice(ROADS)}{r.randrange(1, 999)}号", f"翠苑小区{r.randrange(1, 30)}栋{r.randrange(101, 999)}", f"{r.choice(PLACES)[-3:]}{r.choice(ROADS)}{r.randrange(1, 99)}弄{r.randrange(1, 40)}号", f"{r.choice(PLACES)}黄花镇长红村{r.randrange(1, 12)}组"])
+        return r.choice(
+            [
+                f"{r.choice(ROADS)}{r.randrange(1, 999)}号",
+                f"翠苑小区{r.randrange(1, 30)}栋{r.randrange(101, 999)}",
+                f"{r.choice(PLACES)[-3:]}{r.choice(ROADS)}{r.randrange(1, 99)}弄{r.randrange(1, 40)}号",
+                f"{r.choice(PLACES)}黄花镇长红村{r.randrange(1, 12)}组",
+            ]
+        )
 
     def short_en(r: random.Random) -> str:
-        return r.choice([f"{r.randrange(1, 999)} {r.choice(STREETS)}", f"Flat {r.randrange(1, 20)}, {r.randrange(1, 200)} High Street, London", f"{r.randrange(1, 999)} {r.choice(STREETS).lower()}"])
+        return r.choice(
+            [
+                f"{r.randrange(1, 999)} {r.choice(STREETS)}",
+                f"Flat {r.randrange(1, 20)}, {r.randrange(1, 200)} High Street, London",
+                f"{r.randrange(1, 999)} {r.choice(STREETS).lower()}",
+            ]
+        )
 
     sets: list[tuple[str, str, Maker, list[str]]] = [("name", "zh", name_zh, HARD_NAMES_ZH), ("name", "en", name_en, HARD_NAMES_EN), ("address", "zh", short_zh, HARD_ADDR_ZH), ("address", "en", short_en, HARD_ADDR_EN)]  # fmt: skip
     for type, language, make, contexts in sets:

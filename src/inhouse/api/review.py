@@ -208,7 +208,7 @@ class Desk:
 
     def disputed(self) -> list[Task]:
         """The texts whose reviewers disagree."""
-        return [task for task in queues.all_tasks(self.engine, self.queue) if task.state == "disputed"]
+        return queues.disputed_tasks(self.engine, self.queue)
 
     def left(self) -> int:
         """How many texts are not decided yet."""

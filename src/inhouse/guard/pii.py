@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Offsets = NDArray[np.int64]
 
 Finder = Callable[[str, int, int], list[Span]]
-ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK = 0, 1, 2, 3  # as in kernels/scan.py
+# As in kernels/scan.py.
+ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK, AFTER_POST_OFFICE = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ RULES = (
         "pkwy highway hwy circle cir close crescent row alley trail broadway plaza gardens grove hill mews",
         AFTER_HOUSE_NUMBER,
     ),
-    Rule(addresses.find_box, ("address",), "box"),
+    Rule(addresses.find_box, ("address",), "box", AFTER_POST_OFFICE),
 )
 
 

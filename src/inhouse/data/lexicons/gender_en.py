@@ -6,15 +6,15 @@ from inhouse.data.augment import Word, listed
 
 # After an object (told her that …): what cannot begin the thing that somebody has.
 AFTER_OBJECT = listed(
-    "a about above after again ago alone along although always among an and any anymore anyone anything anyway"
-    " are as at away back be because been before behind being below beside between both but by can could did do"
-    " does down during each either else enough ever every everything for from had has have he her here herself"
-    " hers him himself his home how i if in inside instead into is it its just later like may me might mine more"
-    " much must my near neither never no nor not nothing now of off on once onto or our out outside over please"
-    " quite rather she should since so some someone something soon still than that the their them then there these"
-    " they this those though through to today together tomorrow tonight too toward towards twice under unless"
-    " until up us very was we well were what whatever when whenever where whether which while who whom whose why"
-    " will with within without would yesterday yet you your"
+    "a abroad about above after again ago aside alone along although always among an and any anymore anyone"
+    " anything anyway are as at away back be because been before behind being below beside between both but by can"
+    " could did do does down during each either else enough ever every everything for forever forward from goodbye"
+    " had has have he her here herself hers him himself his home how i if in inside instead into is it its just"
+    " later like may me might mine more much must my near neither never no nor not nothing now of off on once onto"
+    " or our out outside over please quite rather she should since so some someone something soon still than that"
+    " the their them then there these they this those though through to today together tomorrow tonight too toward"
+    " towards twice under unless until up us very was we well were what whatever when whenever where whether which"
+    " while who whom whose why will with within without would yesterday yet you your"
 )
 # The same after what is his, which adverbs and adjectives may still describe (his once happy home).
 AFTER_HIS = AFTER_OBJECT - listed(
@@ -25,7 +25,8 @@ AFTER_HIS = AFTER_OBJECT - listed(
 CAUSES = listed(
     "let lets letting make makes made making help helps helped helping see sees saw seen seeing watch watched"
     " watching hear heard hearing feel felt notice noticed keep keeps kept keeping find finds found finding leave"
-    " left leaving consider considered call calls called calling drive drove get got getting have had want wanted"
+    " left leaving consider considered call calls called calling drive drive drives driving drove get got getting"
+    " have had want wanted"
 )
 # Verbs that take a person and a thing: gave her money.
 GIVES = listed(
@@ -49,15 +50,34 @@ NO_ADVERB = listed(
 BARE = listed(
     "go be know do take leave come see get say stop stay feel become understand realize believe think talk speak"
     " sing dance walk run cry laugh smile sleep eat drink start finish begin enter open close write read study"
-    " learn grow happy sad angry nervous proud tired sick busy safe calm comfortable uncomfortable famous rich"
-    " popular unhappy interesting attractive responsible awake company waiting working talking crying sleeping"
-    " laughing"
+    " learn grow happy sad crazy mad angry nervous proud tired sick busy safe calm comfortable uncomfortable"
+    " famous rich popular unhappy interesting attractive responsible awake company waiting working talking crying"
+    " sleeping laughing"
+)
+
+
+# Where the next word alone does not tell: in her home, take her home; on her back, call her back.
+PLACES = listed("home back inside outside past right")
+BEFORE_A_PLACE = listed("to in at from of on near around into behind through by for with under over against")
+ADVERBS = listed("then now once still much very late more most less well")
+SPANS = listed(
+    "second seconds minute minutes hour hours day days week weeks weekend month months year years decade decades"
+    " night time times evening morning summer winter spring monday tuesday wednesday thursday friday saturday"
+    " sunday"
+)
+DAYS = listed("monday tuesday wednesday thursday friday saturday sunday better first")
+COUNTS = listed("last next two three four five six seven eight nine ten several many few")
+OF_SOMEBODY = listed("my your his her its our their")
+VERBS_BACK = listed(
+    "call calls called bring brings brought take takes took taken get gets got want wants send sent pay paid"
 )
 
 
 def of_her(word: Word) -> str | None:
     """him or his for `her`; None when only the meaning could tell."""
-    before, after = (word.before or "").lower(), (word.after or "").lower()
+    before, after, beyond = ((near or "").lower() for near in (word.before, word.after, word.beyond))
+    if (sure := _by_two_words(before, after, beyond)) is not None:
+        return sure or None
     if not after or after in AFTER_OBJECT:
         return "him"
     if after in HERS:
@@ -71,7 +91,26 @@ def of_her(word: Word) -> str | None:
     return "his"
 
 
+def _by_two_words(before: str, after: str, beyond: str) -> str | None:
+    """him or his where a second word tells, "" where even that does not; None where it is not needed."""
+    if after in ("and", "or") and beyond in OF_SOMEBODY:
+        return "his" if after == "or" else ""  # her or his bag; saw her and his mother
+    if after in ADVERBS and beyond in HERS:
+        return "his"  # her then husband
+    if beyond in SPANS and (after in COUNTS or after.isdigit()):
+        return "him"  # met her last week, two days ago
+    if after in DAYS:
+        return "" if beyond else "him"
+    if after not in PLACES:
+        return None
+    if before in BEFORE_A_PLACE:
+        return "his"
+    return "him" if before in VERBS_BACK else ""
+
+
 def of_his(word: Word) -> str:
     """her before the thing that he has, else hers."""
-    after = (word.after or "").lower()
+    after, beyond = (word.after or "").lower(), (word.beyond or "").lower()
+    if after in ("and", "or") and beyond in OF_SOMEBODY:
+        return "her"
     return "hers" if not after or after in AFTER_HIS else "her"

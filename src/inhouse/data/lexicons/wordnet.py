@@ -57,7 +57,7 @@ class Lexicon:
 
 @cache
 def bundled() -> Lexicon:
-    """The table beside this file: words out of WordNet 3.0 whose synonyms a person has read one by one."""
+    """The table beside this file: words out of WordNet 3.0 whose synonyms were reviewed one by one."""
     lines = (Path(__file__).parent / "en_synonyms.tsv").read_text(encoding="utf-8").splitlines()
     return parsed(line for line in lines if not line.startswith("#"))
 

@@ -37,6 +37,8 @@ SURNAMED_TITLES = {"先生": "女士", "女士": "先生", "小姐": "先生", "
 # Words of the dictionary that begin so (男士服装) are of that gender too.
 BEGINNINGS = {"男士": "女士", "女士": "男士", "男性": "女性", "女性": "男性"}
 
+OPENS = re.compile(r" [\"“'‘(\[*_]")
+
 Edit = tuple[int, int, str]
 Renamed = Mapping[str, str]
 
@@ -151,6 +153,8 @@ def _english_term(text: str, word: Word, base: str) -> str | None:
         if named or (this in ("sir", "madam") and after[:1].isupper()):
             return None
     if this in ("her", "his", "him", "hers"):
+        if this in ("her", "his") and OPENS.match(text, word.end):
+            raise Unsure  # her "friend", his (late) wife: the thing is there, behind a sign
         return _pronoun(word, this)
     return terms("en").other.get(this)
 

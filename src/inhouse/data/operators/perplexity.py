@@ -30,14 +30,18 @@ class Perplexity(Params):
 
     use: Literal["perplexity"] = "perplexity"
     model: Path = Field(description="folder of a causal model in Hugging Face format, relative to the project file")
-    min: float | None = Field(None, ge=1, description="lower ones are dropped: repetition, boilerplate")
-    max: float | None = Field(None, ge=1, description="higher ones are dropped: noise, broken text")
+    min_perplexity: float | None = Field(None, ge=1, description="lower ones are dropped: repetition, boilerplate")
+    max_perplexity: float | None = Field(None, ge=1, description="higher ones are dropped: noise, broken text")
     max_tokens: int = Field(512, ge=8, description="tokens read of each document, from its beginning")
 
     @model_validator(mode="after")
     def _range_is_open(self) -> Perplexity:
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"nothing is at least {self.min} and at most {self.max}")
+        if (
+            self.min_perplexity is not None
+            and self.max_perplexity is not None
+            and self.min_perplexity > self.max_perplexity
+        ):
+            raise ValueError(f"nothing is at least {self.min_perplexity} and at most {self.max_perplexity}")
         return self
 
 
@@ -66,8 +70,8 @@ def drop_reason(figures: pl.DataFrame, params: Perplexity) -> pl.Series:
     import polars as pl
 
     value = pl.col("perplexity")
-    low = pl.lit(False) if params.min is None else value < params.min
-    high = pl.lit(False) if params.max is None else value > params.max
+    low = pl.lit(False) if params.min_perplexity is None else value < params.min_perplexity
+    high = pl.lit(False) if params.max_perplexity is None else value > params.max_perplexity
     reason = pl.when(low).then(pl.lit("low_perplexity")).when(high).then(pl.lit("high_perplexity"))
     return figures.with_columns(reason.alias("reason"))["reason"]
 

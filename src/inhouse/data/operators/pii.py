@@ -64,20 +64,20 @@ def change(pieces: pl.DataFrame, params: Pii, around: Around) -> tuple[pl.Series
     import polars as pl
 
     hide = _hide(params)
-    texts = pieces["text"].to_list()
-    found = _find(pieces["text"], texts, params, around.project_dir)
-    for number, spans in found.items():
-        texts[number] = _hidden(texts[number], spans, params, hide)
+    found = _find(pieces["text"], params, around.project_dir)
+    touched = sorted(found)
+    # Only texts that hold something become Python strings: most do not.
+    old = pieces["text"].gather(touched).to_list()
+    new = [_hidden(text, found[number], params, hide) for number, text in zip(touched, old, strict=True)]
+    changed = pieces["text"].scatter(touched, pl.Series(new, dtype=pl.String)) if touched else pieces["text"]
     notes = pl.DataFrame(
-        [(number, *span, params.action_of(span.type)) for number in sorted(found) for span in found[number]],
+        [(number, *span, params.action_of(span.type)) for number in touched for span in found[number]],
         schema={"at": pl.UInt32, "start": pl.UInt32, "end": pl.UInt32, "type": pl.String, "score": pl.Float64}
         | {"action": pl.String},
         orient="row",
     )
     where = pieces.select("row", "slot")[notes["at"]] if notes.height else pieces.select("row", "slot").clear()
-    return pl.Series("text", texts, dtype=pl.String), where.hstack(
-        notes.select("start", "end", "type", "action", "score")
-    )
+    return changed, where.hstack(notes.select("start", "end", "type", "action", "score"))
 
 
 def external(params: Pii, project_dir: Path) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _hidden(text: str, spans: list[Span], params: Pii, hide: Hide) -> str | None
     return "".join([*parts, text[last:]])
 
 
-def _find(column: pl.Series, texts: list[str], params: Pii, project_dir: Path) -> dict[int, list[Span]]:
+def _find(column: pl.Series, params: Pii, project_dir: Path) -> dict[int, list[Span]]:
     from inhouse.data.kernels.buffers import flat
     from inhouse.guard.pii import Wanted, find_all
 
@@ -145,7 +145,7 @@ def _find(column: pl.Series, texts: list[str], params: Pii, project_dir: Path) -
     found = find_all(*flat(column), wanted)
     for recogniser in params.recognisers:
         recognise = operator_of("recogniser", recogniser).function("recognise")
-        for number, spans in enumerate(recognise(texts, recogniser, project_dir)):
+        for number, spans in enumerate(recognise(column.fill_null("").to_list(), recogniser, project_dir)):
             more = [s for s in spans if s.type in wanted.types and s.score >= wanted.at_least]
             if more:
                 found[number] = settle([*found.get(number, []), *more])

@@ -74,7 +74,7 @@ class Synonyms(Copies):
         None,
         min_length=1,
         description="folder or URI with WordNet's database files (data.noun, …, cntlist.rev); absent: a built-in"
-        " selection out of WordNet 3.0 that a person has read",
+        " selection out of WordNet 3.0, reviewed pair by pair",
     )
     zh_lexicon: str | None = Field(
         None,

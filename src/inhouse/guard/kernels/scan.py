@@ -14,7 +14,7 @@ import numpy as np
 DIGITS, IPV4, EMAIL, IPV6, PLATE = 1, 2, 3, 4, 5
 MAX_GROUPS = 24
 # Conditions on what stands beside a keyword, tested here because the words alone are frequent.
-ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK = 0, 1, 2, 3
+ANYWHERE, AFTER_NUMBER, AFTER_HOUSE_NUMBER, BEFORE_MARK, AFTER_POST_OFFICE = 0, 1, 2, 3, 4
 DOTTED, OTHERWISE = 1, 2
 OTHER, LETTER, DIGIT, AT, COLON, CJK, WIDE = 0, 1, 2, 3, 4, 5, 6
 # 一二三四五六七八九十百零
@@ -259,15 +259,31 @@ def _names_street(data: Any, begin: int, at: int) -> bool:
 
 @numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
 def _has_mark(data: Any, at: int, end: int) -> bool:
-    """Whether a label ends at `at`: a colon, comma, equals sign or 's follows, or ' is', ' name'."""
-    if at >= end:
+    """Whether a label ends at `at`: 's, ' is', ' name', or a colon, comma or equals sign and a capital follows."""
+    if at + 2 >= end:
         return False
-    c = data[at]
-    if c == 32 and at + 1 < end:
-        c = data[at + 1]
+    c, mark = data[at], at
+    if c == 32:
+        mark = at + 1
+        c = data[mark]
         if c == 105 or c == 110 or c == 78:  # is, name, Name
-            return at + 2 < end and (data[at + 2] == 115 or data[at + 2] == 97)
-    return c == 58 or c == 44 or c == 61 or c == 39 or c == 0xEF
+            return bool(data[mark + 1] == 115 or data[mark + 1] == 97)
+    if c == 39 or c == 0xEF:
+        return True
+    if c != 58 and c != 44 and c != 61:
+        return False
+    i = mark + 1
+    while i < end and i - mark <= 7 and (data[i] == 32 or data[i] == 10 or data[i] == 9):
+        i += 1
+    return bool(i < end and (65 <= data[i] <= 90 or data[i] >= 0xC3))
+
+
+@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+def _after_post_office(data: Any, begin: int, at: int) -> bool:
+    """Whether 'O. ' or 'o ' stands before `at`, as in P.O. Box."""
+    if at - 3 < begin or data[at - 1] != 32:
+        return False
+    return bool(data[at - 2] == 46 or (data[at - 2] | 32) == 111)
 
 
 @numba.njit(f"boolean({BYTES}, UniTuple(int64, 4), int64, int64)", cache=True, nogil=True)
@@ -278,6 +294,8 @@ def _condition_holds(data: Any, place: Any, after: int, condition: int) -> bool:
         return True
     if condition == BEFORE_MARK:
         return bool(_has_mark(data, after, end))
+    if condition == AFTER_POST_OFFICE:
+        return bool(_after_post_office(data, begin, at))
     return bool(_after_number(data, begin, at) if condition == AFTER_NUMBER else _names_street(data, begin, at))
 
 
@@ -373,7 +391,7 @@ def _sign(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _head_of_letters(data: Any, first: int, last: int, heads: Any) -> int:
+def _head_of_letters(data: Any, first: int, last: int, heads: Any) -> Any:
     """The first keyword (+ 1) of the bucket for a word: by three letters, or two and none."""
     if last - first < 2:
         return 0

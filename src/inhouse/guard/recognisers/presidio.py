@@ -19,12 +19,13 @@ class Presidio(Params):
 
     use: Literal["presidio"] = "presidio"
     recognizers: tuple[str, ...] = Field(
-        ("EmailRecognizer", "CreditCardRecognizer", "IpRecognizer"),
+        ("CreditCardRecognizer", "IbanRecognizer", "IpRecognizer"),
         min_length=1,
-        description="classes of presidio_analyzer.predefined_recognizers that work on patterns",
+        description="classes of presidio_analyzer.predefined_recognizers that work on patterns; EmailRecognizer asks "
+        "the network for a list of domains",
     )
     entities: dict[str, PiiType] = Field(
-        {"EMAIL_ADDRESS": "email", "CREDIT_CARD": "bank_card", "IP_ADDRESS": "ipv4"},
+        {"CREDIT_CARD": "bank_card", "IBAN_CODE": "bank_card", "IP_ADDRESS": "ipv4"},
         description="which type a presidio entity counts as; entities not named are left out",
     )
     language: str = Field("en", description="language code that the recognisers are made for")

@@ -73,17 +73,18 @@ def add_tasks(engine: Engine, queue: Queue, tasks: Sequence[NewTask], needed: in
     with writing(engine) as connection:
         _put_queue(connection, queue)
         known = {row.task for row in connection.execute(_of_queue("tasks", queue.name))}
-        before = len(known)
-        for task in tasks:
+        new: list[dict[str, Any]] = []
+        for task in {task.id: task for task in tasks}.values():
             values = _values(task)
             if task.id in known:
                 where = (table.c.queue == queue.name) & (table.c.task == task.id)
                 connection.execute(update(table).where(where).values(values))
                 continue
             known.add(task.id)
-            row = {**values, "queue": queue.name, "task": task.id, "needed": needed}
-            connection.execute(insert(table).values(row))
-    return len(known) - before
+            new.append({**values, "queue": queue.name, "task": task.id, "needed": needed})
+        if new:
+            connection.execute(insert(table), new)
+    return len(new)
 
 
 def find_queue(engine: Engine, name: str | None) -> Queue:
@@ -107,6 +108,19 @@ def all_tasks(engine: Engine, queue: Queue) -> list[Task]:
     """Every text of a queue, by priority and id."""
     with reading(engine) as connection:
         return _tasks(connection, queue.name, None)
+
+
+def disputed_tasks(engine: Engine, queue: Queue) -> list[Task]:
+    """The texts that have their answers and no decision, by priority and id."""
+    from sqlalchemy import func, select
+
+    tasks, answers = _table("tasks"), _table("answers")
+    mine = (answers.c.queue == tasks.c.queue) & (answers.c.task == tasks.c.task)
+    answered = select(func.count()).select_from(answers).where(mine).correlate(tasks).scalar_subquery()
+    wanted = _of_queue("tasks", queue.name).where(tasks.c.label.is_(None), answered >= tasks.c.needed)
+    with reading(engine) as connection:
+        found = connection.execute(wanted.order_by(tasks.c.priority.desc(), tasks.c.task)).all()
+        return [_tasks(connection, queue.name, row.task)[0] for row in found]
 
 
 def next_task(engine: Engine, queue: Queue, reviewer: str, skip: Collection[str] = ()) -> Task | None:
