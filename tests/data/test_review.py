@@ -309,6 +309,20 @@ def test_label_studio_round_trip_loses_nothing(
     assert to_studio(queue, after) == to_studio(queue, [*before][::-1])
 
 
+def test_label_studio_export_names_people_as_label_studio_accepts_them(engine: Engine) -> None:
+    # Its importer takes an annotator's number, {"email": …} or nothing; any other value fails the whole file.
+    queues.add_tasks(engine, QUEUE, [task("a", suggestion="ham")], 3)
+    for who in ("ann", "7", "bob@example.com"):
+        say(engine, who, a="spam")
+    [exported] = json.loads(to_studio(QUEUE, queues.all_tasks(engine, QUEUE)))
+    people = {one["reviewer"]: one.get("completed_by") for one in exported["annotations"]}
+    assert people == {"ann": None, "7": 7, "bob@example.com": {"email": "bob@example.com"}}
+    assert "completed_by" not in next(one for one in exported["annotations"] if one["reviewer"] == "ann")
+    assert exported["predictions"] == [
+        {"result": [{"from_name": "label", "to_name": "text", "type": "choices", "value": {"choices": ["ham"]}}]}
+    ]
+
+
 def studio(*tasks: dict[str, Any]) -> str:
     return json.dumps(list(tasks))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from inhouse.data.label.apply import json_line
 from inhouse.data.label.items import text_id
 from inhouse.data.label.review.queue import AGREEMENT, NewTask, Queue, Recorded, Task
 
+ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CONTROL, OBJECT = "label", "text"  # names of the controls in the labelling configuration
 
 
@@ -36,6 +38,7 @@ class Annotation(BaseModel):
     """One person's answer, or a model's prediction."""
 
     completed_by: int | str | dict[str, Any] | None = None
+    reviewer: str | None = None  # ours: Label Studio leaves it aside
     result: list[Result] = Field(default_factory=list)
     was_cancelled: bool = False
     ground_truth: bool = False
@@ -94,20 +97,28 @@ def studio_config(queue: Queue) -> str:
 
 def _studio(queue: Queue, task: Task, number: int) -> dict[str, Any]:
     asked = task.asked
-    annotations: list[dict[str, Any]] = [
-        {"completed_by": name, "result": [_result(queue, label)], "ground_truth": False} for name, label in task.answers
-    ]
-    if task.label is not None and task.decided_by != AGREEMENT:
-        verdict = {"completed_by": task.decided_by, "result": [_result(queue, task.label)], "ground_truth": True}
-        annotations.append(verdict)
+    annotations = [_annotation(queue, who, label, ground_truth=False) for who, label in task.answers]
+    if task.label is not None and task.decided_by not in (None, AGREEMENT):
+        annotations.append(_annotation(queue, str(task.decided_by), task.label, ground_truth=True))
     predictions = []
     if asked.suggestion is not None:
         said = {"model_version": asked.suggested_by, "score": asked.score}
-        predictions.append({**said, "result": [_result(queue, asked.suggestion)]})
+        known = {name: value for name, value in said.items() if value is not None}
+        predictions.append({**known, "result": [_result(queue, asked.suggestion)]})
     data = {**asked.fields, queue.text_column: asked.text}
     if asked.given is not None:
         data[queue.label_column] = asked.given
     return {"id": number, "data": data, "annotations": annotations, "predictions": predictions}
+
+
+def _annotation(queue: Queue, who: str, label: str, *, ground_truth: bool) -> dict[str, Any]:
+    """One answer. Label Studio knows people by address or number and refuses a file that names them otherwise."""
+    person: dict[str, Any] = {"reviewer": who}
+    if ADDRESS.fullmatch(who):
+        person["completed_by"] = {"email": who}
+    elif who.isdecimal():
+        person["completed_by"] = int(who)
+    return {**person, "result": [_result(queue, label)], "ground_truth": ground_truth, "was_cancelled": False}
 
 
 def _result(queue: Queue, label: str) -> dict[str, Any]:
@@ -203,6 +214,8 @@ def _label_of(one: Annotation) -> str | None:
 
 def _who(one: Annotation, number: int) -> str:
     """A name for who annotated: exports give a number, an address, or an object that holds both."""
+    if one.reviewer:
+        return one.reviewer
     who = one.completed_by
     if isinstance(who, dict):
         who = who.get("email") or who.get("username") or who.get("id")
