@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,17 @@ from inhouse.data import stage, tasks
 from inhouse.data.settings import DataParams
 from inhouse.data.tasks import Crew, Finished, publish
 
-WORDS = "bank rate ship crude grain trade loan price cut rise week report 利率 下调 银行 货币 小麦 出口 原油 上涨".split()
+WORDS = re.findall(
+    r"\w+", "bank rate ship crude grain trade loan price cut rise week report 利率 下调 银行 货币 小麦 出口 原油 上涨"
+)
 DATA = {
     "sources": [{"from": "a.jsonl"}, {"from": "b.jsonl"}],
-    "steps": ["normalize_space", {"use": "length", "min_chars": 20}, "exact_dedup", {"use": "truncate", "max_chars": 90}],
+    "steps": [
+        "normalize_space",
+        {"use": "length", "min_chars": 20},
+        "exact_dedup",
+        {"use": "truncate", "max_chars": 90},
+    ],
     "shape": "text",
     "split": {"test": 0.1, "valid": 0.1},
     "mix": {"a": 2, "b": 1, "by": "chars", "short": "repeat", "epochs": 3},

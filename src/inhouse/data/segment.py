@@ -53,7 +53,7 @@ def _cut(runs: list[str], cache_dir: Path) -> list[list[str]]:
 @cache
 def _cutter(cache_dir: Path) -> Any:
     """jieba with its own dictionary, whose loaded form is kept in `cache_dir`."""
-    require("data", "jieba")
+    require("words", "jieba")
     import logging
 
     jieba = import_module("jieba")  # a package without types

@@ -56,7 +56,9 @@ class Version:
 def versions(store: Store) -> list[Version]:
     """Every dataset of the workspace, v1 first; a number is never given twice."""
     records = {r.id: r for r in _records(store) if r.kind == "dataset"}
-    order = _numbers(store, sorted(records.values(), key=lambda r: (r.created, r.id)))
+    # `created` counts whole seconds: of two made within one, the folder that was published first comes first
+    by_time = sorted(records.values(), key=lambda r: (r.created, store.path(r.id).stat().st_mtime_ns, r.id))
+    order = _numbers(store, by_time)
     numbered = [(f"v{number}", records.get(id_)) for number, id_ in enumerate(order, 1)]
     return [Version(name, record, store.path(record.id)) for name, record in numbered if record is not None]
 

@@ -84,7 +84,7 @@ def any_of(words: Iterable[str]) -> re.Pattern[str]:
 @cache
 def _tokenizer() -> Any:
     """jieba by its dictionary alone: words that it does not know are left in characters, never guessed."""
-    require("data", "jieba")
+    require("words", "jieba")
     import logging
 
     import jieba  # type: ignore[import-untyped,unused-ignore]

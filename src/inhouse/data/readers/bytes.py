@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from inhouse.core.plugins import require
 from inhouse.data import records
 from inhouse.data.records import Damaged, Span
 from inhouse.sources.archive import LARGEST_RATIO, SMALL_BYTES
 
-if TYPE_CHECKING:
-    from zstandard import ZstdDecompressionObj
-
 CHUNK = 1 << 20
 MAX_FILE_BYTES = 1 << 30  # of a document that has to be in memory as a whole
-# One zstd block of 4 bytes can unpack to 128 KB, so 4 KB of input never give more than 128 MB at once.
-ZSTD_CHUNK = 1 << 12
 PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
@@ -163,21 +159,25 @@ def _gunzip(f: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(f: BinaryIO) -> Iterator[bytes]:
-    require("data", "zstandard")
-    import zstandard
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        require("data", "backports")
+        from backports import zstd
 
-    frame: ZstdDecompressionObj | None = None
-    packed = f.read(ZSTD_CHUNK)
-    while packed:
-        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+    frame: zstd.ZstdDecompressor | None = None
+    packed = f.read(CHUNK)
+    while packed or frame is not None:
+        frame = frame or zstd.ZstdDecompressor()
         try:
-            piece = frame.decompress(packed)
-        except zstandard.ZstdError as error:
+            piece = frame.decompress(packed, CHUNK)
+        except zstd.ZstdError as error:
             raise Damaged("damaged", str(error)) from None
         if piece:
             yield piece
-        packed = frame.unused_data if frame.eof else b""
-        frame = None if frame.eof else frame
-        packed = packed or f.read(ZSTD_CHUNK)
-    if frame is not None:  # zstandard itself says nothing when the last frame is cut short
-        raise Damaged("truncated", "the last Zstandard frame has no end")
+        if frame.eof:
+            packed, frame = frame.unused_data or f.read(CHUNK), None
+        elif not frame.needs_input:
+            packed = b""
+        elif not (packed := f.read(CHUNK)):
+            raise Damaged("truncated", "the last Zstandard frame has no end")

@@ -34,7 +34,7 @@ class DocxReader(Params):
 
 def read(path: Path, params: DocxReader) -> Iterator[Record | Reject]:
     """The document, or one reject when the file is damaged, encrypted or a zip bomb."""
-    require("data", "docx")
+    require("documents", "docx")
     try:
         if not whole(path):
             return

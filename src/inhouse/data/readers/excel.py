@@ -35,7 +35,7 @@ class ExcelReader(Params):
 
 def read(path: Path, params: ExcelReader) -> Iterator[Record | Reject]:
     """The rows of the sheet, in order; `line` is the row's number in Excel, blank rows are skipped."""
-    require("data", "fastexcel", "polars")
+    require("documents", "fastexcel", "polars")
     try:
         if not whole(path):
             return

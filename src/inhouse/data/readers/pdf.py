@@ -42,7 +42,7 @@ def read(path: Path, params: PdfReader) -> Iterator[Record | Reject]:
     the last line of a page are left out when they hold nothing but a page number (`7`, `- 7 -`, `Page 7 of 9`,
     `第 7 页`). An encrypted or damaged file is one reject, a damaged page of `per: page` too.
     """
-    require("data", "pypdfium2")
+    require("documents", "pypdfium2")
     import pypdfium2
 
     offset = 0
