@@ -128,7 +128,7 @@ def test_why_shows_parents_children_and_repeats(say: Say, tmp_path: Path) -> Non
 
 def test_diff_shows_a_few_ids_and_gives_programs_all(say: Say, tmp_path: Path) -> None:
     build(tmp_path)
-    change(tmp_path, "min_chars: 8", "min_chars: 38")
+    change(tmp_path, "min_chars: 8", "min_chars: 40")
     change(tmp_path, "{test: 0.25}", "{test: 0.5}")
     (tmp_path / "news.jsonl").write_text(
         (tmp_path / "news.jsonl").read_text() + '{"text": "one more row that is long enough"}\n'
