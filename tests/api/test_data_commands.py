@@ -138,7 +138,7 @@ def test_diff_shows_a_few_ids_and_gives_programs_all(say: Say, tmp_path: Path) -
     assert code == 0
     for words in (
         "content changed",
-        "steps.2.length.min_chars",
+        "02-length.min_chars",
         "only in v1: dropped by length (too short)",
         "moved from",
     ):

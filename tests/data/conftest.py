@@ -56,7 +56,7 @@ class Ran:
         return json.loads((self.out / "dataset.json").read_text(encoding="utf-8"))
 
     def bytes(self) -> dict[str, bytes]:
-        files = sorted(p for p in self.out.rglob("*") if p.is_file())
+        files = sorted(p for p in self.out.rglob("*") if p.is_file() and "measured" not in p.parts)
         return {p.relative_to(self.out).as_posix(): p.read_bytes() for p in files}
 
 

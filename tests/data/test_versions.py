@@ -302,8 +302,8 @@ def test_stricter_step_is_named_with_the_rows_it_took(space: Workspace) -> None:
     two = space.build(steps=["fix_text", {"use": "length", "min_chars": 20}])
     found = compare(one, two)
     assert changes(found) == {
-        "steps.2.length.min_chars": (3, 20),
-        "steps.1.fix_text": (None, two.record.params["steps"][0]),
+        "02-length.min_chars": (3, 20),
+        "01-fix_text": (None, two.record.params["steps"][0]),
     }
     (gone,) = found.only_first
     assert (gone.fate, gone.step, gone.reason, gone.told) == ("dropped", "length", "too_short", "too short")

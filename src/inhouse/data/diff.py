@@ -298,9 +298,9 @@ def _steps(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -
     for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if kind == "equal":
             for place in range(j_end - j):
-                yield from _differing(f"steps.{j + place + 1}.{after[j + place]}", old[i + place], new[j + place])
+                yield from _differing(f"{j + place + 1:02d}-{after[j + place]}", old[i + place], new[j + place])
             continue
         for place, step in enumerate(old[i:i_end], i + 1):
-            yield SettingChange(setting=f"steps.{place}.{step['use']}", first=dict(step))
+            yield SettingChange(setting=f"{place:02d}-{step['use']}", first=dict(step))
         for place, step in enumerate(new[j:j_end], j + 1):
-            yield SettingChange(setting=f"steps.{place}.{step['use']}", second=dict(step))
+            yield SettingChange(setting=f"{place:02d}-{step['use']}", second=dict(step))

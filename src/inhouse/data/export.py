@@ -108,10 +108,16 @@ def write_dvc(folder: Path) -> Path:
         "hash": "md5",
         "path": folder.absolute().name,
     }
-    pointer = folder.absolute().with_name(f"{folder.absolute().name}.dvc")
+    pointer = _beside(folder, "dvc")
     with disk_errors(pointer):
         pointer.write_text(yaml.safe_dump({"outs": [out]}, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return pointer
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """A file that is named after a folder and stands next to it."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}.{ending}")
 
 
 def _md5(path: Path) -> str:
@@ -158,7 +164,7 @@ def _columns(folder: Path) -> list[dict[str, Any]]:
 
 def write_mlflow(content: Mapping[str, Any], folder: Path) -> Path:
     """Write FOLDER.mlflow.json, beside the copy so that the copy's hash does not depend on it."""
-    path = folder.absolute().with_name(f"{folder.absolute().name}.mlflow.json")
+    path = _beside(folder, "mlflow.json")
     with disk_errors(path):
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path

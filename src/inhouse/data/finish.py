@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
 from inhouse.data.build import Built, Site, tracked, write_scratch
+from inhouse.data.lexicons.gender import balance
 from inhouse.data.parts import PARTS
 from inhouse.data.segments import Shard
 from inhouse.data.shapes import Understood as Shape
@@ -34,6 +35,7 @@ class Form:
     labels: bool
     tools: bool
     children: bool
+    gender: bool  # whether words for men and women are counted, before and after augmentation
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def form_of(built: Built) -> Form:
         labels=any(frame["labels"].item() for frame in found),
         tools=any(frame["tools"].item() for frame in found),
         children=built.index["parent"].null_count() < built.index.height,
+        gender=any(step.use == "counterfactual" for step in built.params.steps),  # type: ignore[attr-defined]
     )
 
 
@@ -106,6 +109,8 @@ def _table_tasks(built: Built, index: pl.DataFrame, form: Form, site: Site) -> I
 
 def write_one(task: TableTask) -> Finished:
     """Write one table, and beside it the length and a hash of every row's text."""
+    import polars as pl
+
     if done := finished(task.folder):
         return done
     with publish(task.folder) as (out, result):
@@ -113,6 +118,10 @@ def write_one(task: TableTask) -> Finished:
         write_table(_table(batch, copies, task.form), out / task.name)
         write_frame(measured(batch), out / "measured.arrow")
         result.update(part=task.part, name=task.name, rows=int(copies.sum()))
+        if task.form.gender:
+            docs = batch.docs()
+            original = docs.filter(pl.col("parent").is_null())
+            result["gender"] = {"before": balance(original).to_dicts(), "after": balance(docs).to_dicts()}
     return finished(task.folder)  # type: ignore[return-value]
 
 

@@ -16,11 +16,11 @@ from inhouse.core.plugins import operator_of
 from inhouse.core.protocols import Context, Made
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
-from inhouse.data import beside
+from inhouse.data import beside, card, versions
 from inhouse.data.build import SMALL, Built, Site, build, split_of
-from inhouse.data.card import card
 from inhouse.data.finish import write_tables
 from inhouse.data.operators.around import Around
+from inhouse.data.portrait import lengths_of, portrait
 from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes.document import TextShape
@@ -28,6 +28,7 @@ from inhouse.data.source import Located, external_of, locate, strictest
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
+from inhouse.dataset import FACTS
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
@@ -97,8 +98,10 @@ def write(result: Result, out: Path) -> None:
     for table in result.tables:
         link(table.folder / table.facts["name"], out / table.facts["name"])
     beside.write(result.built, out)
-    (out / "dataset.json").write_text(json.dumps(result.facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card(result.facts), encoding="utf-8")
+    facts = {**result.facts, **portrait(out, lengths_of(result.tables))}
+    (out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    card.write(facts, out)
+    versions.write_measured(versions.measured(result.built, result.tables), out)
 
 
 def link(source: Path, target: Path) -> None:

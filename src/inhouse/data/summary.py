@@ -13,6 +13,7 @@ from inhouse.core.rows import Part
 from inhouse.data.batch import read_frame
 from inhouse.data.build import Built, SourceRead
 from inhouse.data.finish import sampled_texts, test_texts_in_train
+from inhouse.data.lexicons.gender import shares, skew
 from inhouse.data.parts import PARTS
 from inhouse.data.segments import SHAPE_STEP
 from inhouse.data.shapes.classification import ClassificationShape
@@ -46,6 +47,7 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
         "labels_per_part": {part: _label_counts(measured, part, labels) for part in PARTS if labels},
         "rejected": {"total": built.rejected, "reasons": _counted(json.loads(r)["reason"] for r in built.rejects())},
         "dropped": _dropped(built),
+        "gender": _gender(tables),
         "test_texts_in_train": test_texts_in_train(tables),
         "lengths": {part: found for part in PARTS if (found := _lengths(measured, part))},
         "scripts": _scripts(built),
@@ -55,6 +57,19 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
         "split": None if built.params.split is None else built.params.split.model_dump(mode="json"),
         "seed": built.seed,
     }
+
+
+def _gender(tables: Sequence[Finished]) -> dict[str, Any] | None:
+    """Words for men and women in the training part by label, before and after augmentation; None when not counted."""
+    import polars as pl
+
+    found: dict[str, Any] = {}
+    counted = [t.facts["gender"] for t in tables if t.facts["part"] == "train" and "gender" in t.facts]
+    for when in ("before", "after") if counted else ():
+        frame = pl.concat([pl.DataFrame(item[when]) for item in counted])
+        table = shares(frame.group_by("label").agg(pl.col("rows", "male", "female").sum()))
+        found[when] = {"labels": table.to_dicts(), "skew": skew(table)}
+    return found or None
 
 
 def _measured(tables: Sequence[Finished]) -> pl.DataFrame:

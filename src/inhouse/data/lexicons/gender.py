@@ -75,10 +75,16 @@ def balance(docs: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     counted = docs.select("label", *[_count(gender).alias(gender) for gender in OTHER])
-    summed = counted.group_by("label").agg(pl.len().alias("rows"), pl.col("male", "female").sum())
+    return shares(counted.group_by("label").agg(pl.len().alias("rows"), pl.col("male", "female").sum()))
+
+
+def shares(counts: pl.DataFrame) -> pl.DataFrame:
+    """The counts (label, rows, male, female) with male_share, by label."""
+    import polars as pl
+
     total = pl.col("male") + pl.col("female")
     share = pl.when(total > 0).then(pl.col("male") / total).alias("male_share")
-    return summed.with_columns(share).sort("label", nulls_last=True)
+    return counts.with_columns(share).sort("label", nulls_last=True)
 
 
 def skew(table: pl.DataFrame) -> float | None:
