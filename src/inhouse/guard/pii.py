@@ -181,7 +181,9 @@ def find_all(data: Bytes, offsets: Offsets, wanted: Wanted = EVERYTHING) -> dict
             _keep(found, last, text, spans, wanted)
             last, spans = number, []
             text = data[offsets[number] : offsets[number + 1]].tobytes().decode()
-        spans += rule.find(text, start, stop)
+        inside = spans and spans[-1].type in rule.types and spans[-1].start <= start and stop <= spans[-1].end
+        if not inside:  # the room number of an address that its house number found
+            spans += rule.find(text, start, stop)
     _keep(found, last, text, spans, wanted)
     return found
 
