@@ -3,8 +3,8 @@
     python peer_datatrove.py INPUT_FOLDER WORK_FOLDER WORKERS WORDS [minhash | pii]
 
 INPUT_FOLDER holds one .jsonl per worker. WORDS: `english`, the tokenizer that datatrove takes unless told otherwise
-(spaCy), or `whitespace`, its cheapest; or another language's code. Thresholds are wide, so that nearly every document
-passes through every step. The last argument runs that step alone. What is kept lies in WORK_FOLDER/out.
+(spaCy), `whitespace`, which splits at white space, or another language's code. Thresholds are wide, so that nearly
+every document passes through every step. The last argument runs that step alone. What is kept lies in WORK_FOLDER/out.
 """
 
 from __future__ import annotations

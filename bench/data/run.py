@@ -75,7 +75,7 @@ def juicer(tokenization: str) -> Command:
 
 
 def datatrove(words: str) -> Command:
-    """datatrove with its default tokenizer (spaCy's for English) or its cheapest (white space)."""
+    """datatrove with its default tokenizer (spaCy's for English) or with words split at white space."""
 
     def command(place: Place) -> tuple[list[str], dict[str, str]]:
         peer = place.work / "peers" / "datatrove"

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from sklearn.metrics import cohen_kappa_score
 
 from inhouse.core.agreement import agreement, wilson
-from inhouse.core.errors import UserError
+from inhouse.core.errors import MissingExtra, UserError
 from inhouse.core.plugins import operators
 from inhouse.core.run import Events
 from inhouse.data.label.apply import label_rows, write_labelled
+from inhouse.data.label.errors import FindErrors, find_errors
 from inhouse.data.label.items import Item, Items, labels_of, text_id
 from inhouse.data.label.model import Place, checked_rows
 from inhouse.data.label.settings import LabelParams
@@ -259,6 +260,19 @@ def test_labelling_without_rules_or_labels_is_refused(made: LabelParams, code: s
     with pytest.raises(UserError) as raised:
         label_rows(Items((item("x"),), 0), made, place)
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize("package", ["polars", "sklearn"])
+def test_labelling_without_its_packages_says_what_to_install(
+    package: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == package else object())
+    with pytest.raises(MissingExtra) as raised:
+        if package == "polars":
+            label_rows(Items((item("x"),), 0), params(keyword("a", "x")), place)
+        else:
+            find_errors([item("x", "a")], FindErrors(), Events())
+    assert raised.value.exit_code == 4 and "pip install" in str(raised.value)
 
 
 # The model

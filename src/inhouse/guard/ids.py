@@ -18,8 +18,8 @@ PLATE = (
 )
 PLATE_FOREIGN = r"(?i)(?:\s(?:number|no\.?|#))?\s?(?:[:：]|is|was|)\s{0,2}([A-Z0-9]{2,4}[ -]?[A-Z0-9]{2,5})"
 WECHAT = (
-    r"(?i)(?:号码|号|账号|帐号|id|\s?(?:id|number|account|handle|name))?"
-    r"(\s?[:：=]|\s?(?:是|为|is)|\s?[(（]|)\s{0,2}([A-Za-z][A-Za-z0-9_-]{5,19})"
+    r"(?i)(?:号码|号|账号|帐号|\s?(?:id|number|account|handle|name)\b)?"
+    r"(\s?[:：=]|\s?(?:是|为|is\b)|\s?[(（]|)\s{0,2}([A-Za-z][A-Za-z0-9_-]{5,19})"
 )
 QQ = (
     r"(?i)(?:号码|号|群号|群|账号|帐号|\s?(?:id|number|account|no\.?))?(?:\s?[:：=]|\s?(?:是|为|is)|\s?[(（]|)\s{0,2}"

@@ -81,7 +81,7 @@ def find_before_title(text: str, start: int, stop: int) -> list[Span]:
 
 def _whole_name(found: str) -> bool:
     size, _ = chinese_name(found, True)
-    return size == len(found) and _given(found[1:] if size < 4 else found[2:])
+    return size == len(found) and _given(found[2 if found[:2] in words("compound") else 1 :])
 
 
 def find_beside_gender(text: str, start: int, stop: int) -> list[Span]:

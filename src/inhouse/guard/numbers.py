@@ -164,7 +164,7 @@ def classify(part: Part) -> Verdict:
         return None
     if a_card and not an_id:
         return _bank_card(part)
-    return _phone(part) or _old_resident_id(part) or _bank_card(part)
+    return _phone(part) or _old_resident_id(part) or (None if an_id else _bank_card(part))
 
 
 def resident_id_check(first_17: str) -> str:

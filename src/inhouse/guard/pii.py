@@ -171,7 +171,7 @@ def candidates(data: Bytes, offsets: Offsets) -> NDArray[np.int64]:
 def find_all(data: Bytes, offsets: Offsets, wanted: Wanted = EVERYTHING) -> dict[int, list[Span]]:
     """The spans of every text that has any, by its number. Texts lie in `data` as UTF-8, text n at offsets[n:n+2]."""
     found: dict[int, list[Span]] = {}
-    last, text = -1, ""
+    last, text, judge = -1, "", 0  # judge: the rule that found the span found last
     spans: list[Span] = []
     for number, start, stop, kind in candidates(data, offsets).tolist():
         rule = RULES[kind - 1]
@@ -179,9 +179,13 @@ def find_all(data: Bytes, offsets: Offsets, wanted: Wanted = EVERYTHING) -> dict
             continue
         if number != last:
             _keep(found, last, text, spans, wanted)
-            last, spans = number, []
+            last, spans, judge = number, [], 0
             text = data[offsets[number] : offsets[number + 1]].tobytes().decode()
-        spans += rule.find(text, start, stop)
+        if judge == kind and spans and spans[-1].start <= start and stop <= spans[-1].end:
+            continue  # the room number of an address that its house number found
+        if more := rule.find(text, start, stop):
+            spans += more
+            judge = kind
     _keep(found, last, text, spans, wanted)
     return found
 

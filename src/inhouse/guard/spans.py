@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
@@ -33,22 +34,10 @@ class Span(NamedTuple):
 
 def settle(spans: Iterable[Span]) -> list[Span]:
     """Spans that do not overlap, in order: of those that do, the surest stays, then the longest, then the first."""
-    settled: list[Span] = []
-    cluster: list[Span] = []
-    reach = 0
-    for span in sorted(set(spans)):
-        if span.start >= reach:
-            settled += _settle_cluster(cluster)
-            cluster = []
-        cluster.append(span)
-        reach = max(reach, span.end)
-    return settled + _settle_cluster(cluster)
-
-
-def _settle_cluster(spans: list[Span]) -> list[Span]:
-    """Settle spans of which each overlaps its neighbour: few, where a text may hold many."""
     kept: list[Span] = []
-    for span in sorted(spans, key=lambda s: (-s.score, s.start - s.end, s.start, s.type)):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return sorted(kept)
+    for span in sorted(set(spans), key=lambda s: (-s.score, s.start - s.end, s.start, s.type)):
+        at = bisect(kept, span)
+        clear = (at == 0 or kept[at - 1].end <= span.start) and (at == len(kept) or span.end <= kept[at].start)
+        if clear:
+            kept.insert(at, span)
+    return kept

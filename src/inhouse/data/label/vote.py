@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.agreement import wilson
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
-from inhouse.core.plugins import operator_of
+from inhouse.core.plugins import operator_of, require
 from inhouse.core.run import Events
 from inhouse.data.label.items import Item, columns_of, frame_of
 from inhouse.data.label.settings import LabelParams
@@ -51,6 +51,7 @@ class Voted:
 
 def vote(items: Sequence[Item], labels: Sequence[str], params: LabelParams, events: Events) -> Voted:
     """Ask every rule about every row. Raises label.unknown_vote for a label that does not exist."""
+    require("data", "polars")
     columns: list[list[str | None]] = [[] for _ in params.rules]
     known = columns_of(items)
     for start in range(0, len(items), BATCH):

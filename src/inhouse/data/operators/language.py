@@ -43,7 +43,9 @@ class Language(Params):
 
     use: Literal["language"] = "language"
     keep: tuple[str, ...] = Field(("zh", "en"), min_length=1, description="ISO 639 codes kept; zh-hans, zh-hant")
-    at_least: float = Field(0.65, ge=0, le=1, description="confidence below which a document is dropped")
+    # Measured on 3,905 technical documents: 0.65 loses 30 % of those in the right language, for code among prose lowers
+    # the confidence; and samples and full texts are judged alike in 98.8 % at 0.3, in 86 % at 0.65.
+    at_least: float = Field(0.3, ge=0, le=1, description="confidence below which a document is dropped")
     sample_chars: int | None = Field(
         1000, ge=100, description="characters read of each document, fewer when they leave no doubt; null: all of it"
     )

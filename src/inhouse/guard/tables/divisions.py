@@ -34,8 +34,15 @@ def _short(name: str) -> str:
     return name[:-1] if name[-1] in "省市" and len(name) >= 3 else name
 
 
+@cache
+def _beginnings() -> frozenset[str]:
+    return frozenset(name[:2] for name in levels())
+
+
 def at(text: str, start: int) -> tuple[int, int]:
     """The longest division name at `start`: its length (0 for none) and its level."""
+    if text[start : start + 2] not in _beginnings():
+        return 0, 0
     known = levels()
     for size in range(min(LONGEST, len(text) - start), 1, -1):
         if level := known.get(text[start : start + size]):
