@@ -67,7 +67,7 @@ def test_load_missing_key_points_at_the_file(tmp_path: Path) -> None:
 
 
 def test_load_unknown_operator_suggests_a_near_one(tmp_path: Path) -> None:
-    path = write(tmp_path, "name: a\nsteps:\n  - normalize\n  - lenght\n")
+    path = write(tmp_path, "name: a\nsteps:\n  - normalize_space\n  - lenght\n")
     with pytest.raises(UserError) as caught:
         load_project(path, Sample)
     assert caught.value.facts["line"] == 4 and "did you mean 'length'" in str(caught.value)
@@ -88,8 +88,8 @@ def test_load_malformed_operator_says_what_is_wrong(tmp_path: Path, steps: str, 
 
 
 def test_load_operator_by_name_equals_mapping(tmp_path: Path) -> None:
-    short = load_project(write(tmp_path, "name: a\nsteps: [normalize]\n"), Sample)
-    long = load_project(write(tmp_path, "name: a\nsteps: [{use: normalize}]\n"), Sample)
+    short = load_project(write(tmp_path, "name: a\nsteps: [normalize_space]\n"), Sample)
+    long = load_project(write(tmp_path, "name: a\nsteps: [{use: normalize_space}]\n"), Sample)
     assert short == long
     assert Sample(name="a", steps=short.steps) == short
 
@@ -117,18 +117,18 @@ def test_load_other_encoding_is_refused(tmp_path: Path) -> None:
 
 
 def test_override_sets_nested_value_and_reads_numbers(tmp_path: Path) -> None:
-    path = write(tmp_path, "name: a\nsteps: [normalize, length]\n")
+    path = write(tmp_path, "name: a\nsteps: [normalize_space, length]\n")
     project = load_project(path, Sample, ["train.learning_rate=2e-4", "steps.1.min_words=3", "name=b"][:1])
     assert project.train.learning_rate == 2e-4
-    changed = load_project(path, Sample, ["steps.1=normalize", "name=b"])
+    changed = load_project(path, Sample, ["steps.1=normalize_space", "name=b"])
     assert changed.name == "b" and changed.steps[0] == changed.steps[1]
 
 
 @pytest.mark.parametrize(
-    "override", ["train", "=3", "steps.9=normalize", "name.x.y=1", "steps.x=1", "name=[", "name=&a [*a]"]
+    "override", ["train", "=3", "steps.9=normalize_space", "name.x.y=1", "steps.x=1", "name=[", "name=&a [*a]"]
 )
 def test_override_that_fits_nothing_is_refused(tmp_path: Path, override: str) -> None:
-    path = write(tmp_path, "name: a\nsteps: [normalize]\n")
+    path = write(tmp_path, "name: a\nsteps: [normalize_space]\n")
     with pytest.raises(UserError) as caught:
         load_project(path, Sample, [override])
     assert caught.value.code == "project.override"
@@ -154,7 +154,7 @@ def test_load_runaway_alias_or_repeated_key_is_refused(tmp_path: Path, text: str
 
 
 def test_load_shared_alias_is_read(tmp_path: Path) -> None:
-    text = "name: a\nsteps: [&s {use: normalize}, *s]\n? [1]\n: 2\n"
+    text = "name: a\nsteps: [&s {use: normalize_space}, *s]\n? [1]\n: 2\n"
     with pytest.raises(UserError, match="unhashable"):
         load_project(write(tmp_path, text), Sample)
     project = load_project(write(tmp_path, text.partition("?")[0]), Sample)

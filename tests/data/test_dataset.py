@@ -82,7 +82,13 @@ messy = st.lists(
 )
 LOOSE = {
     "fail_above": 1.0,
-    "steps": ["normalize", {"use": "length", "max_chars": 4}, "exact_dedup", {"use": "balance", "per_label": 3}],
+    "steps": [
+        "fix_text",
+        "normalize_space",
+        {"use": "length", "max_chars": 4},
+        "exact_dedup",
+        {"use": "balance", "per_label": 3},
+    ],
     "shape": {"use": "classification", "labels": ["x", "y"]},
 }
 ANCHORS = {
@@ -136,7 +142,7 @@ def test_dropped_duplicate_names_the_row_that_stays(folder: Any) -> None:
     (test,) = ran.rows("test")
     (gone,) = ran.dropped()
     assert gone | {"id": ""} == {
-        "id": "", "source": "a", "file": "a.jsonl", "offset": 3, "step": "exact_dedup", "number": 2,
+        "id": "", "source": "a", "file": "a.jsonl", "offset": 3, "step": "exact_dedup", "number": 3,
         "reason": "duplicate_of_test", "kept": test["id"],
     }  # fmt: skip
 
@@ -145,7 +151,7 @@ def test_test_text_left_in_train_is_told(folder: Any) -> None:
     folder.jsonl("a.jsonl", PROMPTS)
     folder.jsonl("t.jsonl", PROMPTS[:1])
     sources = [{"from": "a.jsonl", "part": "train"}, {"from": "t.jsonl", "part": "test"}]
-    ran = folder.run({"sources": sources, "steps": ["normalize"]})
+    ran = folder.run({"sources": sources, "steps": ["fix_text", "normalize_space"]})
     assert ran.facts["test_texts_in_train"] == 1
     assert "data.test_text_in_train" in ran.notes
 

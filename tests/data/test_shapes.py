@@ -70,7 +70,11 @@ def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
         {"role": "tool", "content": "sunny", "tool_call_id": "1"},
         assistant("Sunny."),
     ]
-    ran = build(folder, {"messages": turns, "tools": [{"type": "function"}]}, steps=["normalize", "exact_dedup"])
+    ran = build(
+        folder,
+        {"messages": turns, "tools": [{"type": "function"}]},
+        steps=["fix_text", "normalize_space", "exact_dedup"],
+    )
     (row,) = ran.rows("train")
     assert row["messages"][1] == {"role": "assistant", "tool_calls": [call]}
     assert row["messages"][2:] == turns[2:]

@@ -20,7 +20,7 @@ seed: 3
 model: {{base: {base}, licence: Apache-2.0}}
 data:
   sources: [{{name: news, from: news.csv, licence: Apache-2.0, allowed_use: any}}]
-  steps: [normalize, exact_dedup]
+  steps: [normalize_space, exact_dedup]
   split: {{test: 0.3}}
   shape: {{use: classification, labels: [money, grain], prompt: "Desk?\\n{{text}}"}}
 train:

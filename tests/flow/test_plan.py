@@ -97,7 +97,7 @@ def test_recipe_changes_with_params_inputs_and_seed_only() -> None:
 def test_operators_are_found_wherever_they_stand_in_params() -> None:
     assert EXAMPLE.data is not None
     found = {name.rpartition(".")[2] for name, _ in operator_versions(EXAMPLE.data)}
-    assert {"csv", "normalize", "truncate", "length", "exact_dedup", "balance"} <= found
+    assert {"csv", "normalize_space", "truncate", "length", "exact_dedup", "balance"} <= found
 
 
 def test_schema_describes_every_section_and_operator() -> None:

@@ -49,7 +49,7 @@ def why(result: Why, console: Console) -> None:
     if result.original is not None:
         _texts(text("cell.data.original"), tuple(result.original.items()), console)
     elif result.missing:
-        console.print(f"[dim]{text(f'cell.data.{result.missing}')}[/]")
+        console.print(f"[dim]{escape(text(f'cell.data.{result.missing}', dataset=result.dataset))}[/]")
 
 
 def _place(row: RowText) -> str:

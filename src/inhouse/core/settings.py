@@ -63,6 +63,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def leave_parallelism_to_processes() -> None:
+    """Let polars use one thread in this process; call it before polars is imported."""
+    os.environ["POLARS_MAX_THREADS"] = "1"
+
+
 def child_environment(offline: bool) -> dict[str, str]:
     """The environment for a child process: this one, the language kept, hubs switched off when offline."""
     env = dict(os.environ)

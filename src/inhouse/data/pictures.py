@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -21,6 +22,7 @@ BAR, LOST, INK, FAINT = "#2f6db3", "#c9503c", "#22272e", "#8b949e"
 FAMILY = "system-ui, 'Segoe UI', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', sans-serif"
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 PLOT_HEIGHT = 110
+LAST_ROOM = 60  # pixels that the last number of an axis needs
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _plot(found: Any, part: str, top: int) -> str:
             drawn.append(_text(x + step / 2, base - tall - 5, f"{count / total:.0%}", FAINT, "middle"))
         if _is_round(edges[place]):
             drawn.append(_text(x, base + 16, _short(edges[place]), FAINT, "middle"))
-    if not any(_is_round(edge) for edge in edges[-3:-1]):  # or the two would touch
+    if not any(_is_round(edge) for edge in edges[-1 - ceil(LAST_ROOM / step) : -1]):  # or the two would touch
         drawn.append(_text(right, base + 16, _short(edges[-1]), FAINT, "end"))
     drawn.append(f'<line x1="{left}" y1="{base}" x2="{right}" y2="{base}" stroke="{FAINT}"/>\n')
     return "".join(drawn)

@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from inhouse.core.params import OneOf, Params
 from inhouse.data.mix import MixParams
 from inhouse.data.operators.exact_dedup import ExactDedup
-from inhouse.data.operators.normalize import Normalize
+from inhouse.data.operators.fix_text import FixText
+from inhouse.data.operators.leaks import Leaks
+from inhouse.data.operators.normalize_space import NormalizeSpace
 from inhouse.data.shapes import AutoShape, Shape
 from inhouse.data.source import SourceParams
 from inhouse.data.split import SplitParams
@@ -20,7 +22,7 @@ class DataParams(Params):
 
     sources: tuple[SourceParams, ...] = Field(min_length=1, description="files, folders, globs and URIs")
     steps: tuple[Annotated[Params, OneOf("cleaner")], ...] = Field(
-        (Normalize(), ExactDedup()), description="cleaning steps, in order"
+        (FixText(), NormalizeSpace(), ExactDedup(), Leaks()), description="cleaning steps, in order"
     )
     shape: Shape = Field(AutoShape(), description="how columns become a conversation")
     split: SplitParams | None = Field(

@@ -19,6 +19,7 @@ from inhouse.core.errors import InhouseError, UserError, from_dict
 from inhouse.core.messages import language, use_language
 from inhouse.core.plugins import require
 from inhouse.core.run import Events, die_with_parent
+from inhouse.core.settings import leave_parallelism_to_processes
 
 Engine = Literal["local", "ray"]
 RESULT = "result.json"
@@ -145,7 +146,7 @@ def _ordered(waiting: dict[Future[Any], int], events: Events) -> Iterator[Finish
 def _begin(parent: int, spoken: str) -> None:
     """Prepare a worker: it ends with its parent, and leaves parallelism to the processes."""
     die_with_parent(parent)
-    os.environ["POLARS_MAX_THREADS"] = "1"  # read by polars when it is first imported, which is later
+    leave_parallelism_to_processes()
     use_language(spoken)
 
 
