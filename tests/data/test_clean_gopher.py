@@ -69,18 +69,17 @@ def slow_symbols(text: str) -> dict[str, int]:
     }
 
 
-def phrases(text: str) -> tuple[list[str], int, str]:
-    """Words, how many stand for one of the rules, and what joins them."""
+def is_wide(text: str) -> bool:
     wide, letters = sum(c in WIDE for c in text), sum(c.isalpha() for c in text)
-    return pieces(text), (2 if wide and wide * 10 >= letters * 3 else 1), "\0"
+    return wide > 0 and wide * 10 >= letters * 3
 
 
-def slow_top(words: list[str], length: int) -> int:
+def slow_top(words: list[str], length: int, glue: str) -> int:
     grams = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
     if not grams or grams.most_common(1)[0][1] < 2:
         return 0
     gram, times = grams.most_common(1)[0]
-    return times * sum(map(len, gram))
+    return times * len(glue.join(gram))
 
 
 def slow_again(words: list[str], length: int) -> int:
@@ -95,7 +94,11 @@ def slow_again(words: list[str], length: int) -> int:
     return chars
 
 
-def slow_twice(items: list[tuple[tuple[str, ...], int]]) -> tuple[int, int]:
+def alike(line: str) -> str:
+    return line.rstrip().replace("\t", " ")
+
+
+def slow_twice(items: list[tuple[Any, int]]) -> tuple[int, int]:
     seen, found, chars = set(), 0, 0
     for key, size in items:
         if key in seen:
@@ -105,7 +108,7 @@ def slow_twice(items: list[tuple[tuple[str, ...], int]]) -> tuple[int, int]:
 
 
 def slow_repetition(text: str) -> list[int]:
-    words, unit, _ = phrases(text)
+    words, unit, glue = pieces(text), (2 if is_wide(text) else 1), ("" if is_wide(text) else " ")
     parts: list[list[str]] = [[]]
     for line in text.split("\n"):
         if line.strip():
@@ -113,11 +116,10 @@ def slow_repetition(text: str) -> list[int]:
         elif parts[-1]:
             parts.append([])
     parts = [part for part in parts if part]
-    lines = slow_twice([(tuple(pieces(line)), len(line)) for part in parts for line in part])
-    whole = [(tuple(tuple(pieces(line)) for line in part), len("\n".join(part))) for part in parts]
-    paragraphs = slow_twice([(key, size) for key, size in whole])
+    lines = slow_twice([(alike(line), len(line)) for part in parts for line in part])
+    paragraphs = slow_twice([(tuple(map(alike, part)), len("\n".join(part))) for part in parts])
     head = [len(text), len(words), sum(map(len, parts)), *lines, len(parts), *paragraphs]
-    top = [slow_top(words, n * unit) for n in (2, 3, 4)]
+    top = [slow_top(words, n * unit, glue) for n in (2, 3, 4)]
     return head + top + [slow_again(words, n * unit) for n in (5, 6, 7, 8, 9, 10)]
 
 

@@ -115,19 +115,19 @@ def _tables() -> tuple[Any, ...]:
         for w in rule.words.split()
     )
     letters, chars = np.zeros(26 * 26 * 27, np.uint16), np.zeros(65536, np.uint16)
-    rows, lengths = np.zeros((len(entries), 3), np.int64), np.zeros(len(entries), np.int64)
+    rows, hints = np.zeros((len(entries), 3), np.int64), np.zeros(len(entries), np.uint64)
     for n, ((of_letters, place), word, kind, condition) in enumerate(entries):
         more = n + 1 < len(entries) and entries[n + 1][0] == (of_letters, place)
         rows[n] = kind, condition, more
         heads = letters if of_letters else chars
         heads[place] = heads[place] or n + 1
-        lengths[heads[place] - 1] |= 1 << len(word.split()[0])
+        hints[heads[place] - 1] |= np.uint64(_hint(word))
     joined = b"".join(word for _, word, _, _ in entries)
     ends = np.cumsum([0] + [len(word) for _, word, _, _ in entries], dtype=np.int64)
     plates = np.zeros(65536, np.bool_)
     for c in "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领":
         plates[ord(c)] = True
-    return _sorts(), letters, lengths, chars, plates, (np.frombuffer(joined, np.uint8), ends, rows)
+    return _sorts(), letters, hints.view(np.int64), chars, plates, (np.frombuffer(joined, np.uint8), ends, rows)
 
 
 def _bucket(word: bytes) -> tuple[bool, int]:
@@ -136,6 +136,13 @@ def _bucket(word: bytes) -> tuple[bool, int]:
         return False, ord(word.decode()[0])
     first, second, third = (*(c - 97 for c in word[:3]), 26)[:3]
     return True, (first * 26 + second) * 27 + third
+
+
+def _hint(word: bytes) -> int:
+    """What tells a keyword from others of its bucket: the length of its first word, or its second character's end."""
+    if word[0] < 128:
+        return 1 << len(word.split()[0])
+    return 1 << (word[5] & 63) if len(word) >= 6 else (1 << 64) - 1
 
 
 def _sorts() -> Bytes:

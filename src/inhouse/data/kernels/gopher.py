@@ -275,13 +275,13 @@ def cleared(table: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
     return part
 
 
-@numba.njit(f"void({WORK}, int64, int64, int64[::1])", cache=True, nogil=True)
-def add_word(work: NDArray[np.int64], key: Key, size: int, row: NDArray[np.int64]) -> None:
-    """Append a word to the list of words, the hashes and sizes of its beginnings, and the present line."""
+@numba.njit(f"void({WORK}, int64, int64, int64, int64[::1])", cache=True, nogil=True)
+def add_word(work: NDArray[np.int64], key: Key, size: int, column: int, row: NDArray[np.int64]) -> None:
+    """Append a word to the hashes and sizes of the text's beginnings, and with its column to the present line."""
     number, line = row[WORD_COUNT], row[LINE_COUNT]
     work[PREFIX, number + 1] = work[PREFIX, number] * PRIME + key
     work[SIZES, number + 1] = work[SIZES, number] + size
-    work[LINE_HASH, line] = work[LINE_HASH, line] * PRIME + key
+    work[LINE_HASH, line] = work[LINE_HASH, line] * PRIME + (key ^ (column * SEED))
     row[WORD_COUNT] = number + 1
 
 
@@ -321,11 +321,12 @@ def read_words(
             key = (key ^ code) * PRIME
             size += 1
         else:
+            column = row[REP_CHARS] - line_start
             if size:
-                add_word(work, key, size, row)
+                add_word(work, key, size, column - size, row)
             key, size = SEED, 0
             if kind >= WIDE:
-                add_word(work, (SEED ^ code) * PRIME, 1, row)
+                add_word(work, (SEED ^ code) * PRIME, 1, column, row)
             elif code == 10:
                 end_line(work, row[REP_CHARS] - line_start, row[WORD_COUNT] == words_before, row)
                 line_start, words_before = row[REP_CHARS] + 1, row[WORD_COUNT]
@@ -365,9 +366,10 @@ def power_of(length: int) -> Key:
     return power
 
 
-@numba.njit(f"int64({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
-def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> int:
-    """Characters in the most frequent `length` words, the first of them if several are; 0 when none occurs twice.
+@numba.njit(f"UniTuple(int64, 2)({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
+def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> tuple[int, int]:
+    """Characters in the most frequent `length` words (the first of them if several are), and how often they occur; 0
+    of both when none occurs twice.
 
     Only places where row RUNS says that enough runs of `base` words are repeated can matter (0: all of them). Leaves
     in RUNS how many places from here on begin `length` words that are repeated.
@@ -397,7 +399,9 @@ def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDAr
         place = work[PLACES, first]
         run = run + 1 if place >= 0 and table[place, 1] > 1 else 0
         work[RUNS, first] = run
-    return most * (work[SIZES, best + length] - work[SIZES, best]) if best >= 0 else 0
+    if best < 0:
+        return 0, 0
+    return most * (work[SIZES, best + length] - work[SIZES, best]), most
 
 
 @numba.njit(f"int64({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
@@ -422,25 +426,28 @@ def again(work: NDArray[np.int64], count: int, length: int, base: int, table: ND
     return chars
 
 
+@numba.njit("boolean(int64, int64)", cache=True, nogil=True)
+def is_wide(wide: int, letters: int) -> bool:
+    """Whether a text is written without spaces between words: at least 3 of 10 letters are Han or kana."""
+    return wide * 10 >= (wide + letters) * 3 and wide > 0
+
+
 @numba.njit(f"void({WORK}, int64, {WORK}, int64[::1])", cache=True, nogil=True)
-def judge(work: NDArray[np.int64], unit: int, table: NDArray[np.int64], row: NDArray[np.int64]) -> None:
-    """Fill `row` with what repeats; a word of the rules is `unit` words here."""
+def judge(work: NDArray[np.int64], wide_unit: int, table: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+    """Fill `row` with what repeats. In text without spaces `wide_unit` words stand for a word of the rules."""
+    wide = is_wide(row[REP_WIDE], row[REP_LETTERS])
+    unit = wide_unit if wide else 1
     count = row[WORD_COUNT]
     row[LINE_TWICE], row[LINE_CHARS] = twice(work, LINE_HASH, row[LINE_COUNT], table)
     row[PART_TWICE], row[PART_CHARS] = twice(work, PART_HASH, row[PART_COUNT], table)
     work[RUNS, :count] = 0
     base = 0
     for column, words in enumerate((2, 3, 4)):
-        row[TOP_2 + column] = top(work, count, words * unit, base, table)
+        chars, times = top(work, count, words * unit, base, table)
+        row[TOP_2 + column] = chars + (0 if wide else times * (words - 1))  # with the spaces between the words
         base = words * unit
     for column, words in enumerate((5, 6, 7, 8, 9, 10)):
         row[AGAIN_5 + column] = again(work, count, words * unit, base, table)
-
-
-@numba.njit("boolean(int64, int64)", cache=True, nogil=True)
-def is_wide(wide: int, letters: int) -> bool:
-    """Whether a text is written without spaces between words: at least 3 of 10 letters are Han or kana."""
-    return wide * 10 >= (wide + letters) * 3 and wide > 0
 
 
 @numba.njit(f"{WORK}({BYTES}, {OFFSETS}, {BYTES}, int64)", cache=True, nogil=True)
@@ -466,5 +473,5 @@ def repeats(
             end -= 1
         row = figures[doc]
         read_words(data[offsets[doc] : end], kinds, work, row)
-        judge(work, wide_unit if is_wide(row[REP_WIDE], row[REP_LETTERS]) else 1, table, row)
+        judge(work, wide_unit, table, row)
     return figures

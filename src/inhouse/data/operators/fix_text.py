@@ -71,8 +71,8 @@ def change(pieces: pl.DataFrame, params: FixText, around: Around) -> tuple[pl.Se
 
     texts = pieces["text"].clone()  # scatter writes in place
     fixed = [""] * len(texts)
-    for gate, repair in _steps(params):
-        found = [(place, *repair(text)) for place, text in _those(texts, gate)]
+    for places, gate, repair in _steps(texts, params):
+        found = [(places[at], *repair(text)) for at, text in _those(texts.gather(places), gate)]
         found = [item for item in found if item[2]]
         if found:
             texts.scatter([place for place, _, _ in found], [text for _, text, _ in found])
@@ -119,16 +119,24 @@ Gate = Callable[["pl.Series"], "pl.Series"]
 Repair = Callable[[str], tuple[str, str]]  # the new text, and codes of what was done to it ("" = nothing)
 
 
-def _steps(params: FixText) -> Iterator[tuple[Gate, Repair]]:
-    """What to look for in which order, and what mends it. Decodings come first: their traces are control characters."""
+def _steps(texts: pl.Series, params: FixText) -> Iterator[tuple[pl.Series, Gate, Repair]]:
+    """Where to look for what in which order, and what mends it; `texts` change between the steps.
+
+    Decodings come before control characters, which are their traces. One search for both spares clean texts the rest.
+    """
+    import polars as pl
+
+    everywhere = pl.int_range(len(texts), eager=True)
     if params.html_entities:
-        yield (lambda texts: texts.str.contains(ENTITY)), _repair_entities
+        yield everywhere, (lambda texts: texts.str.contains(ENTITY)), _repair_entities
+    either = f"{SUSPECT}|{badness_pattern()}" if params.encoding else SUSPECT
+    dirty = texts.str.contains(either).fill_null(False).arg_true()
     if params.encoding:
-        yield _beyond_ascii(suspects), _repair_encoding
-    yield (lambda texts: texts.str.contains(SUSPECT)), _repair_characters
-    yield _beyond_ascii(_decomposed), _compose
+        yield dirty, _beyond_ascii(suspects), _repair_encoding
+    yield dirty, (lambda texts: texts.str.contains(SUSPECT)), _repair_characters
+    yield everywhere, _beyond_ascii(_decomposed), _compose
     if params.width == "half":
-        yield _beyond_ascii(lambda texts: texts.str.contains(FULL_WIDTH)), _half_width
+        yield everywhere, _beyond_ascii(lambda texts: texts.str.contains(FULL_WIDTH)), _half_width
 
 
 def _those(texts: pl.Series, gate: Gate) -> Iterator[tuple[int, str]]:

@@ -47,8 +47,8 @@ def measure(docs: pl.DataFrame, params: Repetition, around: Around) -> pl.DataFr
     """The share that each rule judges, in the order of the settings.
 
     As datatrove 0.10 defines them, but: words are what stands between white space (there: a tokeniser's), the most
-    frequent words count from their second occurrence on (there, any 4 words fill a document of 5), lines and
-    paragraphs are equal when their words are, and blank ones do not count.
+    frequent words count from their second occurrence on (there, any 4 words fill a document of 5), and blank lines do
+    not count. Tabs and spaces are the same; Han characters are not joined by spaces.
     """
     require("data", "numba")
     import polars as pl

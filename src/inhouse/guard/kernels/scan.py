@@ -424,7 +424,7 @@ TABLES = f"Tuple(({BYTES}, {HEADS}, {OFFSETS}, {HEADS}, {FLAGS}, {KEYS}))"
 def _scan_text(data: Any, place: Any, tables: Any, found: Any, count: int) -> int:
     """Note the candidates of one text (its number, begin and end): the new count."""
     text, begin, end = place
-    sorts, letters, lengths, chars, plates, keys = tables
+    sorts, letters, hints, chars, plates, keys = tables
     at = begin
     while at < end:
         sort = sorts[data[at]]
@@ -436,15 +436,16 @@ def _scan_text(data: Any, place: Any, tables: Any, found: Any, count: int) -> in
             while at < end and sorts[data[at]] == LETTER:
                 at += 1
             head = _head_of_letters(data, first, at, letters)
-            # The length spares a call for nine words of ten that begin like a keyword.
-            if head and lengths[head - 1] >> min(at - first, 31) & 1 and (first == begin or data[first - 1] != 95):
+            # The hint spares a call for nine words of ten that begin like a keyword.
+            if head and hints[head - 1] >> min(at - first, 31) & 1 and (first == begin or data[first - 1] != 95):
                 count = _words(data, (text, begin, end, first, head), keys, found, count)
         elif sort == CJK and at + 2 < end:
             point = (data[at] & 15) << 12 | (data[at + 1] & 63) << 6 | (data[at + 2] & 63)
             if plates[point] and _is_plate(data, at, end):
                 count = _note(found, count, (text, at, at + 3, PLATE))
-            if chars[point]:
-                count = _words(data, (text, begin, end, at, np.int64(chars[point])), keys, found, count)
+            head = np.int64(chars[point])
+            if head and (at + 5 >= end or hints[head - 1] >> (data[at + 5] & 63) & 1):
+                count = _words(data, (text, begin, end, at, head), keys, found, count)
             at += 3
         else:
             plain = _plain_until(data, begin, at, end)
@@ -461,10 +462,10 @@ def scan(data: Any, offsets: Any, tables: Any, found: Any) -> int:
     """Fill `found` with (text, start, stop, kind), offsets in characters; returns how many there are.
 
     When there are more than `found` has rows, its content is incomplete: call again with as many rows.
-    tables: the sort of each byte (256); the first keyword (number + 1) by three letters (26 * 26 * 27); by keyword
-    the lengths of first words in its bucket, as bits; the first keyword by character (65536); the characters that
-    begin a plate; and the keywords: their bytes, their offsets from 0, and their (kind, condition, 1 when the next
-    keyword is of the same bucket).
+    tables: the sort of each byte (256); the first keyword (number + 1) by three letters (26 * 26 * 27); by first
+    keyword a hint of its bucket as bits, the lengths of first words or the last six bits of second characters; the
+    first keyword by character (65536); the characters that begin a plate; and the keywords: their bytes, their
+    offsets from 0, and their (kind, condition, 1 when the next keyword is of the same bucket).
     """
     count = 0
     for text in range(len(offsets) - 1):
