@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from inhouse.cli.main import main
 from inhouse.core import store
+from inhouse.core.plugins import operators
 from inhouse.core.run import Events
 from inhouse.data import tasks
+from inhouse.data.settings import DataParams
 from inhouse.flow.plan import pipeline
 from inhouse.flow.project import load
 from inhouse.flow.runner import Run
 from inhouse.flow.runner import run as run_nodes
 
+ROOT = Path(__file__).parents[2]
 PROJECT = """
 version: 1
 name: tiny
@@ -177,3 +182,22 @@ def test_export_writes_a_copy_and_pointers(say: Say, tmp_path: Path) -> None:
     assert code == 2 and "not empty" in complaint
     found = json.loads(say("export", "v1", "two", "--json")[1])
     assert found["dvc"] is None and "train-00000.parquet" in found["files"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_page_on_data_shows_settings_that_are_valid(language: str) -> None:
+    page = (ROOT / "docs" / language / "data.md").read_text("utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        DataParams.model_validate(yaml.safe_load(block)["data"])
+    shown = set()
+    for line in re.findall(r"^\| `?(?:\.|\{use|\w+`).*$", page, re.M):
+        for setting in re.findall(r"`(\{use: .*?\})`", line):
+            value = yaml.safe_load(setting)
+            kind = "reader" if value["use"] in operators("reader") else "cleaner"
+            operators(kind)[value["use"]].params.model_validate(value)
+            shown.add(value["use"])
+        shown |= {name for name in re.findall(r"`(\w+)`", line) if name in operators("cleaner") | operators("reader")}
+    assert set(operators("reader")) <= shown | {"jsonl"}
+    assert set(operators("cleaner")) - {"normalize"} <= shown

@@ -125,8 +125,8 @@ def difference(result: Difference, console: Console) -> None:
     moves = [
         (text("cell.data.same"), f"{result.same:,}", ""),
         *([(text("cell.data.renumbered"), f"{result.renumbered:,}", "")] if result.renumbered else []),
-        *_gone_rows(text("cell.data.only", name=result.first), result.only_first),
-        *_gone_rows(text("cell.data.only", name=result.second), result.only_second),
+        *_gone_rows(result.first, result.only_first),
+        *_gone_rows(result.second, result.only_second),
         *_changed_rows(result),
     ]
     table(console, text("cell.data.became"), f">{text('cell.rows')}", text("cell.data.samples"), rows=moves)
@@ -136,10 +136,10 @@ def _setting(value: object) -> str:
     return "—" if value is None else _value(value)
 
 
-def _gone_rows(title: str, found: Sequence[Gone]) -> Iterator[tuple[str, str, str]]:
+def _gone_rows(name: str, found: Sequence[Gone]) -> Iterator[tuple[str, str, str]]:
     for gone in found:
-        words = text(f"cell.data.fate_{gone.fate}", step=gone.step or "", reason=gone.told or "")
-        yield f"{title}: {words}", f"{gone.count:,}", _sample(gone)
+        fate = text(f"cell.data.fate_{gone.fate}", step=gone.step or "", reason=gone.told or "")
+        yield text("cell.data.only", name=name, fate=fate), f"{gone.count:,}", _sample(gone)
 
 
 def _changed_rows(result: Difference) -> Iterator[tuple[str, str, str]]:
