@@ -79,6 +79,7 @@ class Built:
     index: pl.DataFrame
     dropped: pl.DataFrame
     passes: tuple[tuple[Finished, ...], ...] = field(default=())
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)  # what a step tells of all rows, by its label
 
     @property
     def read(self) -> int:
@@ -239,6 +240,9 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
         rows, given = found if isinstance(found, tuple) else (found, None)
         more = _second_look(built, step, rows, given, site)
         decided = decide(emitted, step.params, around, more)
+        if "report" in vars(step.operator.module):
+            told = step.operator.function("report")(emitted, step.params, around, more)
+            built = replace(built, reports={**built.reports, step.label: told})
     else:
         decided = decide(emitted, step.params, around)
     gone = decided.filter(pl.col("reason").is_not_null())

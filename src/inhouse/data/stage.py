@@ -23,6 +23,7 @@ from inhouse.data.operators.around import Around
 from inhouse.data.portrait import lengths_of, portrait
 from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
+from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
 from inhouse.data.source import Located, external_of, locate, strictest
 from inhouse.data.summary import summary
@@ -122,6 +123,10 @@ def _tell(result: Result, events: Events) -> None:
             events.note("data.rejected", source=name, rejected=source.rejected, read=source.read)
         if source.tools:
             events.note("data.tools_ignored", source=name, rows=source.tools)
+    if not isinstance(result.built.params.shape, ClassificationShape):
+        for operator in (operator_of("cleaner", step) for step in result.built.params.steps):
+            if "NOTE" in vars(operator.module):
+                events.note(operator.function("NOTE"))
     if leaked := result.facts["test_texts_in_train"]:
         events.note("data.test_text_in_train", rows=leaked)
 

@@ -48,6 +48,7 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
         "rejected": {"total": built.rejected, "reasons": _counted(json.loads(r)["reason"] for r in built.rejects())},
         "dropped": _dropped(built),
         "gender": _gender(tables),
+        "reports": built.reports,
         "test_texts_in_train": test_texts_in_train(tables),
         "lengths": {part: found for part in PARTS if (found := _lengths(measured, part))},
         "scripts": _scripts(built),

@@ -9,11 +9,14 @@ thresholds can be tried again without the texts.
 `reduce`: `emit(docs, params, around) -> DataFrame` gives what the decision needs, by row and never the text itself;
 `decide(emitted, params, around) -> DataFrame` (row, reason, kept and, where it moves rows, part) names the rows to
 drop, and the row kept instead. With `ask(emitted, params, around) -> Series` it may see the documents of some rows
-again: `emit_more(docs, params, around) -> DataFrame`, which `decide` then gets as a fourth argument.
+again: `emit_more(docs, params, around) -> DataFrame`, which `decide` then gets as a fourth argument; `ask` may return a
+frame besides, which every `emit_more` then gets as a fourth argument. `report(emitted, params, around, more) -> dict`
+tells something of all rows, for dataset.json.
 `expand`: `expand(pieces, params, around) -> DataFrame` (parent, child, slot, name, text, answer): new rows made from
 rows of the training part.
 
 All but `decide` see one batch at a time and know nothing of the others, so batches may run anywhere. `decide` sees all
 rows sorted by id and must not depend on their order. An operator may also have `external(params, project_dir)`, the
-fingerprints of files that it reads, and `warm()`, which compiles its inner loops.
+fingerprints of files that it reads, MEASURED_BY, the names of settings that figures depend on, and NOTE, the code of
+a remark that is shown unless the dataset is for classification.
 """

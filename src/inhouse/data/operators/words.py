@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 SHAPE = "map"
 REMOVED = "no_words"
 # A model that writes text would learn to leave out punctuation and stop words: the build says so by this note.
-WARN_FOR_CHAT = True
 NOTE = "data.words_for_classifiers"
 
 
