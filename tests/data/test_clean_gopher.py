@@ -166,8 +166,6 @@ def test_repetition_of_a_huge_document_is_judged_by_its_beginning(monkeypatch: p
 
 
 def test_kernels_without_compiling_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    symbols.warm()
-    repetition.warm()
     stops = gopher.stop_table(tuple(word_lists("function_words").values()))
     for module in (kinds, gopher):
         for name, member in vars(module).copy().items():

@@ -33,7 +33,6 @@ def cut(text: str, answer: bool = False, **limits: Any) -> str:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(TEXT, max_size=16), max_size=5))
 def test_length_agrees_with_counting_by_hand(texts: list[str]) -> None:
-    length.warm()
     found = figures(texts)
     assert found["words"].to_list() == [len(text.split()) for text in texts]
     assert found["chars"].to_list() == [len(text) for text in texts]

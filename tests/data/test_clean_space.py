@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from inhouse.data.kernels import space
 from inhouse.data.operators.around import Around
-from inhouse.data.operators.normalize_space import NormalizeSpace, change, warm
+from inhouse.data.operators.normalize_space import NormalizeSpace, change
 
 AROUND = Around(0, Path("."), Path("."), True)
 PUNCTUATION = "，。！？；：、“”‘’（）《》【】—…·～％＋－０１２ＡＢ"
@@ -81,7 +81,6 @@ def test_normalize_space_leaves_its_input_and_null_alone() -> None:
 
 
 def test_tidy_without_compiling_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    warm()
     for name in ("space_at", "easy_run", "run_at", "write_blanks", "write_run", "tidy_text"):
         monkeypatch.setattr(space, name, getattr(space, name).py_func)
     texts = [

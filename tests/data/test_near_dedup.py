@@ -164,7 +164,6 @@ def test_near_dedup_leaves_texts_shorter_than_a_run_to_exact_dedup(text: str) ->
 
 def test_near_dedup_of_no_rows_decides_nothing() -> None:
     assert decided(frame([])).schema == decided(frame([LETTERS, LETTERS])).schema
-    near_dedup.warm()
 
 
 # bands

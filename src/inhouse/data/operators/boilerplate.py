@@ -100,10 +100,3 @@ def _lines(docs: pl.DataFrame, params: Boilerplate) -> pl.DataFrame:
     starts = offsets[found[:, 0]]
     columns = {"doc": found[:, 0], "key": found[:, 1], "chars": found[:, 2], "place": found[:, 3] - starts}
     return pl.DataFrame(columns, schema_overrides={"doc": pl.UInt32})
-
-
-def warm() -> None:
-    """Compile the inner loop."""
-    from inhouse.data.kernels import lines
-
-    assert lines.line_keys.signatures

@@ -148,11 +148,6 @@ def decide(emitted: pl.DataFrame, params: Leaks, around: Around, more: pl.DataFr
     return found
 
 
-def warm() -> None:
-    """Compile the inner loops."""
-    import inhouse.data.kernels.ngrams  # noqa: F401
-
-
 def _described(texts: pl.Series, params: Leaks) -> pl.DataFrame:
     """What stands for an evaluation text: grams (distinct), bands and sketch (null where texts are too short)."""
     require("data", "numba")

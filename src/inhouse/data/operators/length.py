@@ -59,10 +59,3 @@ def drop_reason(figures: pl.DataFrame, params: Length) -> pl.Series:
         long |= chars > params.max_chars
     reason = pl.when(short).then(pl.lit("too_short")).when(long).then(pl.lit("too_long"))
     return figures.with_columns(reason.alias("reason"))["reason"]
-
-
-def warm() -> None:
-    """Compile the inner loop."""
-    from inhouse.data.kernels import space
-
-    assert space.count_words.signatures

@@ -71,11 +71,6 @@ def decide(emitted: pl.DataFrame, params: NearDedup, around: Around, more: pl.Da
     return _moved(found) if grouping else _dropped(found)
 
 
-def warm() -> None:
-    """Compile the inner loops."""
-    import inhouse.data.kernels.minhash  # noqa: F401
-
-
 def _stated(docs: pl.DataFrame) -> pl.Series:
     import polars as pl
 

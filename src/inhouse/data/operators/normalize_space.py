@@ -41,10 +41,3 @@ def change(pieces: pl.DataFrame, params: NormalizeSpace, around: Around) -> pl.S
         return texts
     new = [out[start : start + size].tobytes() for start, size in zip(offsets[places], lengths[places], strict=True)]
     return texts.clone().scatter(places, pl.Series(new, dtype=pl.Binary).cast(pl.String))
-
-
-def warm() -> None:
-    """Compile the inner loop."""
-    from inhouse.data.kernels import space
-
-    assert space.tidy_texts.signatures

@@ -93,13 +93,6 @@ def external(params: Pii, project_dir: Path) -> dict[str, str]:
     return found
 
 
-def warm() -> None:
-    """Compile the pass over bytes."""
-    from inhouse.guard.pii import find
-
-    find("")
-
-
 def _replaces(params: Pii) -> bool:
     return any(params.action_of(type) == "replace" for type in params.types)
 

@@ -96,10 +96,3 @@ def drop_reason(figures: pl.DataFrame, params: Repetition) -> pl.Series:
         if limit is not None
     ]
     return figures.with_columns(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason"))["reason"]
-
-
-def warm() -> None:
-    """Compile the inner loops."""
-    from inhouse.data.kernels import gopher
-
-    assert gopher.repeats.signatures

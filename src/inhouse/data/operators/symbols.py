@@ -126,10 +126,3 @@ def drop_reason(figures: pl.DataFrame, params: Symbols) -> pl.Series:
         if limit is not None
     ]
     return figures.with_columns(pl.coalesce(*found, pl.lit(None, pl.String)).alias("reason"))["reason"]
-
-
-def warm() -> None:
-    """Compile the inner loop."""
-    from inhouse.data.kernels import gopher
-
-    assert gopher.made_of.signatures
