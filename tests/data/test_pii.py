@@ -232,7 +232,3 @@ def test_replace_without_a_key_says_how_to_make_one(around: Around, monkeypatch:
     with pytest.raises(UserError, match="INHOUSE_PII_KEY"):
         change([TEXT], around, actions={"phone": "replace"})
     assert operators("cleaner")["pii"].function("external")(pii(), Path()) == {}
-
-
-def test_compiling_ahead_needs_no_text() -> None:
-    operators("cleaner")["pii"].function("warm")()
