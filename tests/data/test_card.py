@@ -220,3 +220,11 @@ def test_card_lets_no_label_break_its_tables(facts: dict[str, Any]) -> None:
         {**facts, "labels": names, "labels_per_part": {p: dict.fromkeys(names, 1) for p in ("train", "test")}}
     )
     assert "| a\\|b | 1 | 1 |" in told and "&lt;script>" in told and "| two lines | 1 | 1 |" in told
+
+
+def test_card_has_the_numbers_of_reports_and_none_of_their_words(facts: dict[str, Any]) -> None:
+    reports = {"02-rare_words": {"words": 12000, "rare": 7, "rarest": {"Mrs-Smith-1970": 1}}, "03-x": {"only": "text"}}
+    told = card.card({**facts, "reports": reports})
+    assert "- `02-rare_words`: words 12,000, rare 7\n" in told and "各步骤的统计" in told
+    assert "Mrs-Smith-1970" not in told and "03-x" not in told
+    assert "What steps counted" not in card.card(facts)

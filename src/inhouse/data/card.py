@@ -42,6 +42,7 @@ def _card(facts: Mapping[str, Any], language: Language, pictures: Sequence[str])
         "mix": _mix(facts, language),
         "made": _made(facts, language),
         "gone": _gone(facts, language),
+        "reports": _reports(facts),
         "sources": _sources(facts, language),
         "not_for": _not_for(facts, language),
         "split": _split(facts, language),
@@ -191,6 +192,16 @@ def _gone(facts: Mapping[str, Any], language: Language) -> str:
         return _word("none", language)
     table = _table([_word("step", language), _word("reason", language), _word("rows", language)], body)
     return f"{table}\n\n{_word('files', language)}"
+
+
+def _reports(facts: Mapping[str, Any]) -> str:
+    """Numbers that steps counted over all rows. Words and lines they name stay in dataset.json: they are text of rows."""
+    lines = []
+    for step, told in facts.get("reports", {}).items():
+        numbers = [f"{name} {value:,}" for name, value in told.items() if isinstance(value, int | float)]
+        if numbers:
+            lines.append(f"- `{step}`: {', '.join(numbers)}")
+    return "\n".join(lines)
 
 
 def _sources(facts: Mapping[str, Any], language: Language) -> str:
