@@ -195,7 +195,7 @@ def _gone(facts: Mapping[str, Any], language: Language) -> str:
 
 
 def _reports(facts: Mapping[str, Any]) -> str:
-    """Numbers that steps counted over all rows. Words and lines they name stay in dataset.json: they are text of rows."""
+    """Numbers that steps counted over all rows; the words and lines they name are text of rows and stay out."""
     lines = []
     for step, told in facts.get("reports", {}).items():
         numbers = [f"{name} {value:,}" for name, value in told.items() if isinstance(value, int | float)]
