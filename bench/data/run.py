@@ -183,7 +183,7 @@ def kept(out: Path, log: Path) -> int:
     if (out / "workspace").exists():
         text = log.read_text(encoding="utf-8")
         facts = json.loads(text[text.index("{") :])["facts"]
-        return int(next(iter(facts.values()))["rows"])
+        return sum(next(iter(facts.values()))["rows"].values())
     files = [out / "kept.jsonl"] if (out / "kept.jsonl").exists() else sorted((out / "out").glob("*.jsonl"))
     return sum(len(file.read_bytes().splitlines()) for file in files)
 
