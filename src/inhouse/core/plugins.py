@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -106,12 +107,10 @@ def _trees(name: str, path: Path) -> dict[str, ast.Module]:
 
 
 def _source_of(name: str) -> Path | None:
-    """The file of a module; None for a name that is none."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # a name inside a module
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
+    """The file of a module, without importing it; None for a name that is none."""
+    root, *below = name.split(".")
+    place = Path(str(sys.modules[root].__file__)).parent.joinpath(*below)
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

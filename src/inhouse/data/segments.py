@@ -116,7 +116,12 @@ def pass_shard(task: PassTask) -> Finished:
             write_frame(emitted, out / f"{step.label}.emitted.arrow")
         write_frame(walk.gone(), out / "dropped.arrow")
         write_frame(batch.rows.select("row", "part", "parent"), out / "rows.arrow")
-        result.update(rewritten=walk.rewritten, bytes=int(batch.pieces["text"].str.len_bytes().sum()), steps=walk.times)
+        result.update(
+            rewritten=walk.rewritten,
+            made=walk.made,
+            bytes=int(batch.pieces["text"].str.len_bytes().sum()),
+            steps=walk.times,
+        )
     return finished(task.folder)  # type: ignore[return-value]
 
 
@@ -127,6 +132,7 @@ class _Walk:
         self.task = task
         self.out = out
         self.rewritten = False
+        self.made = 0
         self.dropped: list[pl.DataFrame] = []
         self.times: dict[str, float] = {}
 
@@ -169,7 +175,9 @@ class _Walk:
         if born.is_empty():
             return batch
         self.rewritten = True
-        return with_children(batch, born, step.place)
+        after = with_children(batch, born, step.place)
+        self.made += after.rows.height - batch.rows.height
+        return after
 
     def blank(self, batch: Batch) -> Batch:
         """Drop rows of which the steps left a text blank: there is nothing to ask or nothing to answer."""

@@ -40,7 +40,7 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "read": built.read,
-        "made": built.index["parent"].drop_nulls().len(),
+        "made": sum(done.facts["made"] for passed in built.passes for done in passed),
         "rows": {part: sum(t.facts["rows"] for t in tables if t.facts["part"] == part) for part in PARTS},
         "tables": {t.facts["name"]: t.facts["rows"] for t in tables},
         "labels": labels,
