@@ -73,7 +73,7 @@ def test_build_in_other_shards_gives_the_same_bytes(sources: Any) -> None:
     facts = json.loads(whole["dataset.json"])
     repeats = sum(facts["rows"].values()) - (facts["read"] - facts["rejected"]["total"] - facts["dropped"]["total"])
     mixed = {source["name"]: source for source in facts["mix"]["sources"]}
-    assert repeats == sum(source["copies"] - source["available_rows"] for source in mixed.values())
+    assert repeats == sum(source["copies"] - source["rows"] for source in mixed.values())
     assert mixed["a"]["achieved"] == pytest.approx(2 / 3, abs=0.02)
     assert {"train-00000.parquet", "figures/02-length.parquet", "dropped.parquet", "rejected.jsonl"} <= set(whole)
 

@@ -226,14 +226,14 @@ def test_rows_that_a_mix_repeats_or_leaves_out_are_told(space: Workspace) -> Non
     shares = {"a": 1, "b": 1, "by": "rows"}
     made = space.build(sources=sources, mix=shares, split=None)
     fates = [space.why(made, f"a:{n}") for n in range(30)]
-    assert sorted(why.fate for why in fates) == ["kept"] * 4 + ["left_out"] * 26
+    assert sorted(why.step or "" for why in fates) == [""] * 4 + ["mix"] * 26
     assert all(why.original is not None for why in fates)
     with pytest.raises(UserError):
         space.why(made, "a:30")
     figures = space.build(sources=sources, mix=shares, split=None, steps=[{"use": "length", "min_chars": 3}])
-    left = next(why for n in range(30) if (why := space.why(figures, f"a:{n}")).fate == "left_out")
+    left = next(why for n in range(30) if (why := space.why(figures, f"a:{n}")).step == "mix")
     assert left.row.id and left.traces[0].figures["chars"] > 3
-    assert space.why(figures, left.row.id).fate == "left_out"
+    assert space.why(figures, left.row.id).reason == "not_in_mix"
     again = space.build(sources=sources, mix={**shares, "short": "repeat", "epochs": 4}, split=None)
     assert space.why(again, "b:0").copies == 4
     assert space.why(again, f"{space.why(again, 'b:0').row.id}#3").row.offset == 0
@@ -384,7 +384,7 @@ def test_rows_of_mix_and_augmentation_that_only_one_has_are_told(space: Workspac
         sources=["a.jsonl", "b.jsonl"], mix={"a": 1, "b": 1, "by": "rows", "short": "repeat", "epochs": 2}
     )
     found = compare(whole, mixed)
-    assert [g.fate for g in found.only_first] == ["left_out"] and not found.only_second
+    assert [(g.fate, g.step) for g in found.only_first] == [("dropped", "mix")] and not found.only_second
     assert changes(found)["mix"][0] is None
     more = compare(whole, space.build(sources=["a.jsonl", "b.jsonl"], steps=["counterfactual"]))
     assert [g.fate for g in more.only_second] == ["not_made"] and not more.only_first

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_CHARS = 600  # of a text that is shown; --json has the whole
 SHOWN_ID = 8  # characters of an id: `data why` takes as few as 4
-COLOURS = {"kept": "green", "dropped": "red", "rejected": "red", "left_out": "yellow"}
+COLOURS = {"kept": "green", "dropped": "red", "rejected": "red"}
 
 
 def datasets(result: Versions, console: Console) -> None:
@@ -67,11 +67,9 @@ def _fate(result: Why) -> str:
         return text("cell.data.kept", part=result.row.part) + label
     if result.fate == "dropped":
         return text("cell.data.dropped", number=result.number, step=result.step, reason=result.told)
-    if result.fate == "rejected":
-        detail = f" ({result.detail})" if result.detail else ""
-        line = "-" if result.line is None else str(result.line)
-        return text("cell.data.rejected", line=line, reason=f"{result.told}{detail}") + f"  {result.excerpt}".rstrip()
-    return text("cell.data.left_out")
+    detail = f" ({result.detail})" if result.detail else ""
+    line = "-" if result.line is None else str(result.line)
+    return text("cell.data.rejected", line=line, reason=f"{result.told}{detail}") + f"  {result.excerpt}".rstrip()
 
 
 def _relations(result: Why) -> Iterator[str]:

@@ -9,7 +9,7 @@ from inhouse.core.plugins import operator_of
 from inhouse.data.batch import read_frame
 from inhouse.data.build import Built
 from inhouse.data.finish import hexadecimal
-from inhouse.data.segments import SHAPE_STEP, Step
+from inhouse.data.segments import MIX_STEP, SHAPE_STEP, Step
 from inhouse.dataset import write_table
 
 if TYPE_CHECKING:
@@ -42,17 +42,17 @@ def write(built: Built, out: Path) -> None:
 
 
 def dropped_table(built: Built) -> pl.DataFrame:
-    """Every dropped row: id, source, file, offset, step, number (place from 1; 0: the finished row was blank), reason,
+    """Every dropped row: id, source, file, offset, step, number (place from 1; 0: no step of the project), reason,
     kept (id of the row that stays instead)."""
     import polars as pl
 
     names = {place: operator_of("cleaner", step).name for place, step in enumerate(built.params.steps)}
-    names[SHAPE_STEP] = "shape"
+    names |= {SHAPE_STEP: "shape", MIX_STEP: "mix"}
     found = built.dropped.sort("source", "file", "offset", "row")
     return found.select(
         hexadecimal(found["row"]).alias("id"), "source", "file", "offset",
         pl.col("step").replace_strict(names, return_dtype=pl.String).alias("step"),
-        (pl.col("step") + 1).alias("number"), "reason", hexadecimal(found["kept"]).alias("kept"),
+        (pl.col("step") + 1).clip(0).alias("number"), "reason", hexadecimal(found["kept"]).alias("kept"),
     )  # fmt: skip
 
 

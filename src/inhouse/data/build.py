@@ -252,7 +252,7 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
         moved = moved.select("row", pl.col("part").cast(pl.Enum(PARTS)).alias("new"))
         index = index.join(moved, on="row", how="left", maintain_order="left")
         index = index.with_columns(pl.coalesce("new", "part").alias("part")).drop("new")
-    return replace(built, index=index, dropped=pl.concat([built.dropped, _places(built, gone, step.place)]))
+    return replace(built, index=index, dropped=pl.concat([built.dropped, places(built, gone, step.place)]))
 
 
 def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
@@ -290,7 +290,7 @@ def _second_look(built: Built, step: Step, rows: pl.Series, given: pl.DataFrame 
     return pl.concat(frames).sort("row", maintain_order=True)
 
 
-def _places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:
+def places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:
     """Dropped rows with where they came from, which only the shards know."""
     import polars as pl
 

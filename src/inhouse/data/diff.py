@@ -50,11 +50,11 @@ class Ids(Frozen):
 class Gone(Ids):
     """Rows of one version that the other does not have, for one reason.
 
-    `fate`: dropped (by `step`, because of `reason`), rejected, source_removed, left_out (by a mix), not_made (by
+    `fate`: dropped (by `step`, because of `reason`), rejected, source_removed, not_made (by
     augmentation), or not_read: the source's content differs, and the row's place in it holds something else or nothing.
     """
 
-    fate: Literal["dropped", "rejected", "source_removed", "left_out", "not_made", "not_read"]
+    fate: Literal["dropped", "rejected", "source_removed", "not_made", "not_read"]
     step: str | None = None
     reason: str | None = None
     told: str | None = Field(None, description="the reason in words")
@@ -119,8 +119,8 @@ def compare(first: Version, second: Version) -> Difference:
         rows={part: (before["rows"].get(part, 0), after["rows"].get(part, 0)) for part in PARTS},
         same=int((same_text & same_label & same_part).sum()),
         renumbered=int((matched["id"] != matched["id_2"]).sum()),
-        only_first=tuple(_gone(one, second, _same_content(before, after))),
-        only_second=tuple(_gone(two, first, _same_content(before, after))),
+        only_first=tuple(_gone(one, second)),
+        only_second=tuple(_gone(two, first)),
         text_changed=_ids(matched.filter(~same_text)["id_2"]),
         label_changed=_ids(matched.filter(~same_label)["id_2"]),
         moved=tuple(
@@ -212,13 +212,7 @@ def _turns(frame: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     return frame.sort(*PLACE, "id").with_columns(turn=pl.int_range(pl.len()).over(among))
 
 
-def _same_content(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of sources that hold the same in both."""
-    contents = [{(s["name"], s["content"]) for s in facts["sources"]} for facts in (before, after)]
-    return sorted(name for name, _ in contents[0] & contents[1])
-
-
-def _gone(rows: pl.DataFrame, other: Version, unchanged: Sequence[str]) -> Iterator[Gone]:
+def _gone(rows: pl.DataFrame, other: Version) -> Iterator[Gone]:
     """Rows that the other version does not have, by what became of them there."""
     import polars as pl
 
@@ -241,7 +235,6 @@ def _gone(rows: pl.DataFrame, other: Version, unchanged: Sequence[str]) -> Itera
         .when(own & pl.col("rejected").is_not_null()).then(pl.lit("rejected"))
         .when(~pl.col("source").is_in(names)).then(pl.lit("source_removed"))
         .when(~own).then(pl.lit("not_made"))
-        .when(pl.col("source").is_in(unchanged)).then(pl.lit("left_out"))
         .otherwise(pl.lit("not_read"))
     )  # fmt: skip
     found = found.with_columns(fate=fate).with_columns(

@@ -68,7 +68,7 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
         index = index.with_columns(copies=pl.lit(1, pl.UInt32))
     else:
         index = index.join(copies, on="row", how="left", maintain_order="left")
-        index = index.with_columns(pl.col("copies").fill_null(1)).filter(pl.col("copies") > 0)
+        index = index.with_columns(pl.col("copies").fill_null(1))
     tasks = list(_table_tasks(built, index, form, site))
     size = sum(shard.megabytes for shard in built.shards) / max(len(tasks), 1)
     return list(tracked(site, write_one, tasks, [size] * len(tasks), "write"))

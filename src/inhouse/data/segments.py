@@ -18,7 +18,8 @@ from inhouse.data.tasks import Finished, finished, publish
 if TYPE_CHECKING:
     import polars as pl
 
-SHAPE_STEP = -1  # the place of the build itself among the steps that drop rows
+# The places of what drops rows without being a step of the project: a row that came out blank, and the mix.
+SHAPE_STEP, MIX_STEP = -1, -2
 
 
 @dataclass(frozen=True)

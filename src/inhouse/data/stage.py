@@ -89,9 +89,10 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
         site = Site(context.scratch, crew, around, shard_bytes)
         built = build(params, located, site)
         refuse_unusable(built)
-        copies, mix = (None, None) if params.mix is None else mixed(built, params.mix, site)
-        tables = write_tables(built, copies, site)
-    return Result(built, tables, {**summary(built, tables), "mix": mix})
+        mix = None if params.mix is None else mixed(built, params.mix, site)
+        built = mix.built if mix else built
+        tables = write_tables(built, mix.copies if mix else None, site)
+    return Result(built, tables, {**summary(built, tables), "mix": mix and mix.report})
 
 
 def write(result: Result, out: Path) -> None:

@@ -15,7 +15,7 @@ from inhouse.data.build import Built, SourceRead
 from inhouse.data.finish import sampled_texts, test_texts_in_train
 from inhouse.data.lexicons.gender import shares, skew
 from inhouse.data.parts import PARTS
-from inhouse.data.segments import SHAPE_STEP
+from inhouse.data.segments import MIX_STEP, SHAPE_STEP
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.source import strictest
 from inhouse.data.tasks import Finished
@@ -103,7 +103,8 @@ def _dropped(built: Built) -> dict[str, Any]:
     for place, reason, count in built.dropped.group_by("step", "reason").len().sort("step", "reason").iter_rows():
         counts.setdefault(place, {})[reason] = count
     names = [(place, operator_of("cleaner", step).name) for place, step in enumerate(built.params.steps)]
-    reasons = [{"step": name, "reasons": counts.get(place, {})} for place, name in [*names, (SHAPE_STEP, "shape")]]
+    names += [(SHAPE_STEP, "shape"), *([(MIX_STEP, "mix")] if built.params.mix else [])]
+    reasons = [{"step": name, "reasons": counts.get(place, {})} for place, name in names]
     return {"total": built.dropped.height, "steps": reasons}
 
 

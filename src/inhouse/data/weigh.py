@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.data.batch import read_frame, write_frame
-from inhouse.data.build import Built, Site, by_shard, tracked, write_scratch
+from inhouse.data.build import Built, Site, by_shard, places, tracked, write_scratch
 from inhouse.data.mix import MixParams, mix, report, tokens_of
-from inhouse.data.segments import Shard
+from inhouse.data.segments import MIX_STEP, Shard
 from inhouse.data.tasks import Finished, finished, publish
 
 if TYPE_CHECKING:
@@ -42,8 +42,17 @@ def weigh_shard(task: WeighTask) -> Finished:
     return finished(task.folder)  # type: ignore[return-value]
 
 
-def mixed(built: Built, params: MixParams, site: Site) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """How often each row of the training part is written (row, copies), and what the mix became. Raises data.mix_*."""
+@dataclass(frozen=True)
+class Mixed:
+    """A build less the rows that the mix leaves out, how often the others are written, and what the mix became."""
+
+    built: Built
+    copies: pl.DataFrame  # row, copies u32; the training part
+    report: dict[str, Any]
+
+
+def mixed(built: Built, params: MixParams, site: Site) -> Mixed:
+    """Choose the rows of the training part. Raises data.mix_*."""
     import polars as pl
 
     folder = site.folder / "mix"
@@ -56,4 +65,10 @@ def mixed(built: Built, params: MixParams, site: Site) -> tuple[pl.DataFrame, di
     weighed = tracked(site, weigh_shard, tasks, [task.shard.megabytes for task in tasks], "mix")
     rows = pl.concat([read_frame(result.folder / "sizes.arrow") for result in weighed]).sort("row")
     copies = mix(rows, params, site.around.seed)
-    return copies, report(rows, copies, params).model_dump(mode="json")
+    out = copies.filter(pl.col("copies") == 0).select("row", reason=pl.lit("not_in_mix"), kept=pl.lit(None, pl.UInt64))
+    left = replace(
+        built,
+        index=built.index.join(out, on="row", how="anti", maintain_order="left"),
+        dropped=pl.concat([built.dropped, places(built, out, MIX_STEP)]),
+    )
+    return Mixed(left, copies, report(rows, copies, params).model_dump(mode="json"))

@@ -27,7 +27,7 @@ from inhouse.dataset import part_files
 if TYPE_CHECKING:
     import polars as pl
 
-Fate = Literal["kept", "dropped", "rejected", "left_out"]
+Fate = Literal["kept", "dropped", "rejected"]
 ID = re.compile(r"[0-9a-f]{1,16}(#\d+)?")
 SHORTEST = 4
 SHOWN = 8  # rows that an error names
@@ -106,8 +106,7 @@ def explain(version: Version, name: str, context: Context) -> Why:
     require("data", "polars")
     facts = version.facts
     asked = _parsed(version, name, facts)
-    found = _kept(version, asked) or _dropped(version, asked, facts) or _rejected(version, asked)
-    why = found or _left_out(version, asked, facts, context)
+    why = _kept(version, asked) or _dropped(version, asked, facts) or _rejected(version, asked)
     if why is None:
         sources = ", ".join(source["name"] for source in facts["sources"])
         raise UserError("data.row_unknown", name=version.name, row=name, least=SHORTEST, sources=sources)
@@ -265,23 +264,6 @@ def rejects(folder: Path) -> Iterator[dict[str, Any]]:
 def _is_at(item: dict[str, Any], asked: _Asked) -> bool:
     here = item["source"] == asked.source and item["offset"] == asked.offset
     return here and asked.file in (None, item["file"])
-
-
-def _left_out(version: Version, asked: _Asked, facts: dict[str, Any], context: Context) -> Why | None:
-    """A row that came through all steps and was not chosen by the mix: the steps' figures or its source know it."""
-    import polars as pl
-
-    if not facts.get("mix"):
-        return None
-    place = {"source": asked.source, "file": asked.file or "", "offset": asked.offset} if asked.source else {}
-    wanted = pl.col("id").str.starts_with(asked.id) if asked.id else pl.col("id").is_in(sorted(_ids_at(asked, facts)))
-    for path in sorted((version.folder / FIGURES).glob("*.parquet")):
-        found = pl.scan_parquet(path).select("id").filter(wanted).collect()
-        if found.height == 1:
-            return Why(dataset=version.name, fate="left_out", row=RowText(id=found["id"][0], **place))
-    row = RowText(id="", **place)
-    there = asked.source and _original(version, row, facts, context)[0] is not None
-    return Why(dataset=version.name, fate="left_out", row=row) if there else None
 
 
 def traces(folder: Path, facts: dict[str, Any], row: str) -> Iterator[Trace]:
