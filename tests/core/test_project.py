@@ -124,6 +124,12 @@ def test_override_sets_nested_value_and_reads_numbers(tmp_path: Path) -> None:
     assert changed.name == "b" and changed.steps[0] == changed.steps[1]
 
 
+def test_override_reaches_into_an_operator_in_its_short_form(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nsteps: [length, {use: truncate, max_words: 9}]\n")
+    changed = load_project(path, Sample, ["steps.0.min_words=3", "steps.1.max_words=5"])
+    assert [step.model_dump(exclude_defaults=True) for step in changed.steps] == [{"min_words": 3}, {"max_words": 5}]
+
+
 @pytest.mark.parametrize(
     "override", ["train", "=3", "steps.9=normalize_space", "name.x.y=1", "steps.x=1", "name=[", "name=&a [*a]"]
 )

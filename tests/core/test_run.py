@@ -269,3 +269,10 @@ def test_operator_names_equal_their_files() -> None:
     for kind in plugins.FOLDERS:
         for name, operator in operators(kind).items():
             assert operator.module.__name__.rpartition(".")[2] == name
+
+
+def test_row_is_a_question_and_its_answer() -> None:
+    turns = [Message(role="user", content="你好\u2028x"), Message(role="assistant", content="a")]
+    row = Row(id="00ff", source="s", offset=3, messages=turns)
+    assert row.answer == "a" and row.prompt == turns[:1]
+    assert row.prompt[0].as_dict() == {"role": "user", "content": "你好\u2028x"}
