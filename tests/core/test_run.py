@@ -15,6 +15,7 @@ import pytest
 from inhouse.core import messages, plugins, run
 from inhouse.core.errors import Cancelled, GateFailed, InhouseError, MissingExtra, UserError, from_dict
 from inhouse.core.plugins import operator_of, operators, require, source_digest
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events, peak_memory, reset_peak_memory
 from inhouse.core.settings import child_environment, settings, usable_cores
 
