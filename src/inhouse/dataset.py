@@ -37,14 +37,6 @@ def read_rows(folder: Path, part: Part) -> Iterator[Row]:
             yield _row(fields)
 
 
-def count_rows(folder: Path, part: Part) -> int:
-    """How many rows a part has, from the tables' footers."""
-    require("data", "polars")
-    import polars as pl
-
-    return sum(int(pl.scan_parquet(path).select(pl.len()).collect().item()) for path in part_files(folder, part))
-
-
 def write_rows(folder: Path, part: Part, rows: Sequence[Row]) -> int:
     """Write the rows of a part as one table; returns how many."""
     require("data", "polars")
