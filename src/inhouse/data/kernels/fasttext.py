@@ -24,8 +24,8 @@ OPENS, CLOSES = np.uint8(60), np.uint8(62)  # < and > stand around each word
 LABEL = np.frombuffer(b"__label__", np.uint8)
 BLOCK = 48  # buckets that share a number of 64 bits
 LOG_FLOOR = 1e-5  # added to what a logarithm is taken of
-# Words are cut in portions; their sums are remembered until there are so many, which take about 2 MB.
-PORTION, KNOWN, SLOTS = 4096, 1 << 14, 1 << 16
+# Words are cut in portions; their sums are remembered until there are so many, which take 3 MB.
+PORTION, KNOWN, SLOTS = 4096, 1 << 15, 1 << 16
 BEGIN, END, HASH, TEXT = range(4)  # columns of words
 ROWS, ROW = 2, 3  # columns of known words besides BEGIN and END: how many rows are in the sum, the row of the word
 NO_ROW, LABELS, LINE_END = -1, -2, -3  # instead of a row: for other words, for labels, for </s>, which ends a text
@@ -184,7 +184,7 @@ def row_of(kept: NDArray[np.uint64], value: np.uint32, none: int) -> int:
     ones = (ones + (ones >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     ones = (ones * np.uint64(0x0101010101010101)) >> np.uint64(56)
     row = np.int64(entry >> np.uint64(BLOCK)) + np.int64(ones)
-    return row if (entry >> place) & np.uint64(1) else none
+    return int(row if (entry >> place) & np.uint64(1) else none)
 
 
 @numba.njit(f"int64({FLOATS}, {KEPT}, {BYTES}, UniTuple(int64, 3), {SUMS})", cache=True, nogil=True)
@@ -293,7 +293,7 @@ def best_label(
         left[count, 1] = score + np.float32(math.log(right + LOG_FLOOR))
         left[count + 1, 1] = score + np.float32(math.log(np.float32(1 - right) + LOG_FLOOR))
         count += 2
-    return best, best_score
+    return float(best), float(best_score)
 
 
 @numba.njit(f"void({SUMS}, {FLOATS}, {TABLE}, float64[:, ::1])", cache=True, nogil=True)

@@ -54,7 +54,7 @@ class File:
 
 class Dictionary(NamedTuple):
     words: list[bytes]  # words by number, then labels
-    count: int  # of words
+    size: int  # how many words
     counts: list[int]  # of the labels in the training data
     kept: NDArray[np.int32]  # (n-grams, 2): bucket, row behind the words
 
@@ -71,10 +71,10 @@ def read_model(path: Path) -> tuple[Model, list[str]]:
     _check_settings(file)
     words = _dictionary(file)
     rows = _input(file)
-    need(len(rows) == words.count + len(words.kept), "its parts do not fit together")
-    output = _output(file, len(words.words) - words.count)
+    need(len(rows) == words.size + len(words.kept), "its parts do not fit together")
+    output = _output(file, len(words.words) - words.size)
     need(file.at == len(file.data), "it is longer than it should be")
-    labels = [word.removeprefix(LABEL).decode("utf-8", "replace") for word in words.words[words.count :]]
+    labels = [word.removeprefix(LABEL).decode("utf-8", "replace") for word in words.words[words.size :]]
     return _model(words, rows, output), labels
 
 
@@ -102,7 +102,7 @@ def _dictionary(file: File) -> Dictionary:
     kept = file.array("<i4", 2 * pruned).reshape(-1, 2)
     need(pruned < 1 << 64 - BLOCK and len(np.unique(kept[:, 0])) == pruned, "its n-grams make no sense")
     need(bool(np.array_equal(np.sort(kept[:, 1]), np.arange(pruned))), "its n-grams make no sense")
-    need(pruned == 0 or 0 <= kept[:, 0].min() and kept[:, 0].max() < BUCKETS, "its n-grams make no sense")
+    need(bool(((kept[:, 0] >= 0) & (kept[:, 0] < BUCKETS)).all()), "its n-grams make no sense")
     return Dictionary(words, count, counts, kept)
 
 
@@ -174,8 +174,8 @@ def _model(words: Dictionary, rows: NDArray[np.float32], output: NDArray[np.floa
     np.bitwise_or.at(kept, blocks, np.uint64(1) << bits)
     begins = np.cumsum([0, *map(len, words.words)])
     spelling = np.frombuffer(b"".join(words.words), np.uint8)
-    ranked = [rows[words.count :][places], rows[: words.count], np.zeros((1, DIM), np.float32)]
-    table = word_table(spelling, _fixed(begins[: words.count + 1]), len(buckets))
+    ranked = [rows[words.size :][places], rows[: words.size], np.zeros((1, DIM), np.float32)]
+    table = word_table(spelling, _fixed(begins[: words.size + 1]), len(buckets))
     arrays = (np.concatenate(ranked), kept, table, spelling, rows[0], output, children)
     return Model(*map(_fixed, arrays))
 
