@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -14,6 +16,8 @@ from truth_mojibake import SENTENCES
 
 from inhouse.core.errors import UserError
 from inhouse.core.messages import known
+from inhouse.data.kernels import scripts
+from inhouse.data.kernels.buffers import flat
 from inhouse.data.operators import language
 from inhouse.data.operators.around import Around
 from inhouse.data.operators.language import Language, drop_reason, external, measure
@@ -21,6 +25,7 @@ from inhouse.data.operators.language import Language, drop_reason, external, mea
 AROUND = Around(0, Path("."), Path("."), True)
 TRADITIONAL = "今天天氣很好，我們一起去公園散步吧。請把檔案儲存為這種編碼，否則會出現亂碼。"
 CANTONESE = "佢哋喺度做緊乜嘢呀？我哋今日唔去返工，聽日先至去啦。"
+HAN = frozenset(map(chr, range(0x4E00, 0xA000)))
 
 
 def figures(texts: list[str], **params: Any) -> pl.DataFrame:
@@ -45,11 +50,11 @@ def long_texts(count: int, seed: int) -> list[tuple[str, str]]:
     return made
 
 
-def test_language_of_long_texts_is_found_from_a_sample() -> None:
+def test_language_of_long_texts_is_found_from_them_and_from_a_sample() -> None:
     made = long_texts(100, seed=3)
     found = figures([text for _, text in made])
     assert [code.split("-")[0] for code in found["code"]] == [code for code, _ in made]
-    assert found["code"].equals(figures([text for _, text in made], sample_chars=None)["code"])
+    assert found["code"].equals(figures([text for _, text in made], sample_chars=1000)["code"])
     assert not found["short"].any()
     assert found["confidence"].is_between(0.3, 1).all()
 
@@ -61,7 +66,7 @@ def test_language_of_a_sample_agrees_with_the_full_text_of_package_documentation
     paths += [path.locate() for name in names for path in files(name) or [] if path.name == "METADATA"]
     texts = [text for path in paths if len(text := Path(path).read_text("utf-8", errors="replace")[:40_000]) > 2000]
     assert len(texts) >= 10
-    full, sample = figures(texts, sample_chars=None), figures(texts)
+    full, sample = figures(texts), figures(texts, sample_chars=1000)
     assert (full["code"] == sample["code"]).mean() >= 0.985
 
 
@@ -102,8 +107,34 @@ def test_language_without_letters_is_undetermined() -> None:
     assert found["short"].all()
 
 
+def test_letters_are_counted_as_regular_expressions_do() -> None:
+    letters, syllables = re.compile(r"[^\W\d_]"), re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff]")
+    texts = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x34000), *range(0x34000, 0x110000, 50))]
+    texts += ["", "a1_é", "12 我们", "x" * 50]
+    wanted = [min(len(letters.findall(text)) + 2 * len(syllables.findall(text)), 30) for text in texts]
+    data, offsets = flat(pl.Series(texts))
+    found = scripts.count_letters(data, offsets, scripts.weights(), 30)
+    assert np.minimum(found, 30).tolist() == wanted
+    some = np.append(offsets[:0x3200:50], offsets[-4:])
+    slow = scripts.count_letters.py_func(data, some, scripts.weights(), 30)
+    assert np.array_equal(slow, scripts.count_letters(data, some, scripts.weights(), 30))
+
+
+def test_chinese_characters_of_one_script_are_counted() -> None:
+    def only(text: str, encoding: str, other: str) -> int:
+        return sum(bool(c.encode(encoding, "ignore")) and not c.encode(other, "ignore") for c in text if c in HAN)
+
+    texts = [TRADITIONAL, CANTONESE, *SENTENCES["zh"], "", "abc é 😀", "中", "\u9fff\U00020000", "国国國"]
+    data, offsets = flat(pl.Series(texts))
+    found = scripts.lean(data, offsets, scripts.sides())
+    assert found.tolist() == [only(text, "gb2312", "big5") - only(text, "big5", "gb2312") for text in texts]
+    assert np.array_equal(scripts.lean.py_func(data, offsets, scripts.sides()), found)
+
+
 def test_language_does_not_depend_on_the_batch() -> None:
     texts = [text for _, text in long_texts(10, seed=4)] + ["", "kurz"]
+    sample = figures(texts, sample_chars=500)
+    assert sample.equals(pl.concat([figures([text], sample_chars=500) for text in texts]))
     whole = figures(texts)
     assert whole.equals(pl.concat([figures([text]) for text in texts]))
     assert figures([]).schema == whole.schema
@@ -119,14 +150,16 @@ def test_language_model_is_part_of_the_recipe_and_its_loss_is_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert len(external(Language(), Path("."))["lid.176.ftz"]) == 64
+    whole = language._model_file().read_bytes()
     monkeypatch.setattr(language, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"lid\.176\.ftz") as error:
         external(Language(), tmp_path)
     assert error.value.code == "data.no_language_model"
     broken = tmp_path / "lid.176.ftz"
-    broken.write_bytes(b"not a model")
     monkeypatch.setattr(language, "_model_file", lambda: broken)
-    language._model.cache_clear()
-    with pytest.raises(UserError, match="missing or damaged"):
-        figures(["Some text that has enough letters."])
+    for data in (b"not a model", whole[:-1], whole.replace(b"__label__de\0", b"__label__xx\0")):
+        broken.write_bytes(data)
+        language._model.cache_clear()
+        with pytest.raises(UserError, match="missing or damaged"):
+            figures(["Some text that has enough letters."])
     language._model.cache_clear()

@@ -19,7 +19,7 @@ LABEL = b"__label__"
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL, SUPERVISED = 1, 3
 CENTROIDS = 256
-MOST = 10_000_000  # words, rows or n-grams: more are a damaged file
+MOST = 10_000_000  # words, rows, n-grams, and size of numbers: more is a damaged file
 
 
 class BadModel(ValueError):
@@ -123,7 +123,7 @@ def _decoded(file: File, codes: NDArray[np.uint8], width: int) -> NDArray[np.flo
     need(found == width and parts == codes.shape[1] and 1 <= each <= width, "its codes make no sense")
     need(1 <= last <= each and (parts - 1) * each + last == width, "its codes make no sense")
     centroids = file.array("<f4", width * CENTROIDS)
-    need(bool(np.isfinite(centroids).all()), "its codes make no sense")
+    need(_sane(centroids), "its codes make no sense")
     rows = np.empty((len(codes), width), np.float32)
     for part in range(parts):
         begin, size = part * each, last if part == parts - 1 else each
@@ -132,12 +132,17 @@ def _decoded(file: File, codes: NDArray[np.uint8], width: int) -> NDArray[np.flo
     return rows
 
 
+def _sane(numbers: NDArray[np.float32]) -> bool:
+    """Whether no number is infinite or so large that sums could become so."""
+    return bool((np.abs(numbers) < MOST).all())
+
+
 def _output(file: File, labels: int) -> NDArray[np.float32]:
     """The matrix of the tree's inner nodes, whose last row nothing uses."""
     quantised, count, width = file.numbers("?qq")
     need(not quantised and (count, width) == (labels, DIM), "its matrix makes no sense")
     output = file.array("<f4", count * width).reshape(count, width)
-    need(bool(np.isfinite(output).all()), "its matrix makes no sense")
+    need(_sane(output), "its matrix makes no sense")
     return output
 
 
