@@ -53,6 +53,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ask_same_question_again_is_answered_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with chat_server(echo) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
         assert ask(endpoint(server.url), question("hi"), cache=tmp_path) == "HI"
         assert ask(endpoint(server.url), question("hi"), cache=tmp_path) == "HI"
         assert ask(endpoint(server.url), question("hi"), cache=tmp_path, offline=True) == "HI"
@@ -64,6 +65,18 @@ def test_ask_same_question_again_is_answered_from_the_cache(tmp_path: Path, monk
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("house", 0, 20)
     assert first["messages"] == [{"role": "system", "content": "Label it."}, {"role": "user", "content": "hi"}]
     assert "secret" not in (tmp_path / "answers.db").read_bytes().decode("latin-1")
+
+
+@pytest.mark.parametrize("home", [None, "http://127.0.0.1:1/v1"])
+def test_ask_key_is_not_sent_to_an_address_of_the_project_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    if home:
+        monkeypatch.setenv("OPENAI_BASE_URL", home)
+    with chat_server(echo) as server:
+        ask(endpoint(server.url), question("hi"), cache=tmp_path)
+    assert server.seen[0]["key"] is None
 
 
 def test_ask_offline_without_a_kept_answer_opens_no_connection(tmp_path: Path) -> None:

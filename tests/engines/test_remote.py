@@ -95,6 +95,7 @@ def test_remote_answer_is_assembled_from_the_stream(monkeypatch: pytest.MonkeyPa
     body = stream(piece(""), piece("ea"), piece("rn"), piece(None, "length"), usage)
     ticks: list[int] = []
     with serving(send(200, body)) as (url, seen):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
         engine = open_model(endpoint(url))
         answers = engine.generate([PROMPT, PROMPT], 8, ticks.append)
         engine.close()
@@ -104,6 +105,14 @@ def test_remote_answer_is_assembled_from_the_stream(monkeypatch: pytest.MonkeyPa
     assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret"
     assert seen[0]["temperature"] == 0 and seen[0]["max_tokens"] == 8 and seen[0]["model"] == "house-model"
     assert seen[0]["messages"] == [{"role": "user", "content": "Which desk?"}]
+
+
+def test_remote_key_is_not_sent_to_an_address_it_was_not_set_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with serving(send(200, stream(piece("a", "stop")))) as (url, seen):
+        open_model(endpoint(url)).generate([PROMPT], 8, lambda done: None)
+    assert seen[0]["key"] is None
 
 
 def test_remote_endpoint_without_usage_counts_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

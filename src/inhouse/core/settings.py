@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+OPENAI = "https://api.openai.com/v1"
 TRUE = {"1", "true", "yes", "on"}
 
 
@@ -54,6 +55,18 @@ def settings() -> Settings:
         pii_key=env("INHOUSE_PII_KEY") or None,
         threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
     )
+
+
+def openai_headers(url: str) -> dict[str, str]:
+    """The user's key as HTTP headers, only for the address that it was set for: OPENAI_BASE_URL, absent OpenAI's own.
+
+    A project file, which others may have written, names addresses too, and must not send the key to them.
+    """
+    environment = settings()
+    home = environment.openai_base_url or OPENAI
+    if environment.openai_api_key and url.rstrip("/") == home.rstrip("/"):
+        return {"Authorization": f"Bearer {environment.openai_api_key}"}
+    return {}
 
 
 def usable_cores() -> int:

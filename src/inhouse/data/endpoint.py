@@ -16,7 +16,7 @@ from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.fingerprint import hash_json
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
-from inhouse.core.settings import settings
+from inhouse.core.settings import openai_headers, settings
 from inhouse.data.answers import Answers, Spent
 from inhouse.data.reply import fitting
 from inhouse.engines.remote import check, reaching
@@ -40,7 +40,10 @@ class Budget(Params):
 
 
 class Endpoint(Params):
-    """A model behind an OpenAI-compatible endpoint. The key is OPENAI_API_KEY of the environment."""
+    """A model behind an OpenAI-compatible endpoint.
+
+    OPENAI_API_KEY of the environment goes to OPENAI_BASE_URL alone (absent: to OpenAI), never to another address.
+    """
 
     base_url: str | None = Field(
         None, min_length=1, description="for example http://127.0.0.1:8080/v1; absent: OPENAI_BASE_URL"
@@ -180,8 +183,7 @@ class _Asker:
     def _connect(self) -> None:
         import httpx
 
-        key = settings().openai_api_key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = openai_headers(self.url)
         with reaching(self.url, self.endpoint.timeout_s):
             self._client = httpx.Client(
                 base_url=self.url.rstrip("/") + "/", headers=headers, timeout=self.endpoint.timeout_s

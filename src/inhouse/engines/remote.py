@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
-from inhouse.core.settings import settings
+from inhouse.core.settings import openai_headers
 
 if TYPE_CHECKING:
     import httpx
@@ -47,22 +47,22 @@ class Chunk(BaseModel):
 
 
 def open_model(model: Input, *, offline: bool = False, timeout_s: float = TIMEOUT_S) -> RemoteEngine:
-    """The endpoint that a remote model's facts name; the key is OPENAI_API_KEY of the environment."""
+    """The endpoint that a remote model's facts name; OPENAI_API_KEY is sent to the address it was set for alone."""
     facts = ModelFacts.model_validate(model.record.facts["model"])
     if offline:
         raise UserError("remote.offline", url=facts.main)
-    return RemoteEngine(facts.main, facts.name, settings().openai_api_key, timeout_s)
+    return RemoteEngine(facts.main, facts.name, timeout_s)
 
 
 class RemoteEngine:
     """Implements core.protocols.Engine over /chat/completions, one streamed request at a time, temperature 0."""
 
-    def __init__(self, url: str, model: str, key: str | None, timeout_s: float) -> None:
+    def __init__(self, url: str, model: str, timeout_s: float) -> None:
         import httpx
 
         self.name = url
         self.model = model
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = openai_headers(url)
         self.client = httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout_s)
 
     def generate(

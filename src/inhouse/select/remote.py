@@ -6,7 +6,7 @@ from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.core.settings import settings
+from inhouse.core.settings import openai_headers
 
 TIMEOUT_S = 10.0
 
@@ -31,7 +31,7 @@ def list_models(url: str) -> list[str]:
     import httpx
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/models", headers=_key_for(url), timeout=TIMEOUT_S)
+        answer = httpx.get(f"{url.rstrip('/')}/models", headers=openai_headers(url), timeout=TIMEOUT_S)
         answer.raise_for_status()
         data: Any = answer.json()
         return [str(model["id"]) for model in data["data"]]
@@ -42,12 +42,3 @@ def list_models(url: str) -> list[str]:
         raise UserError("select.remote_down", url=url, reason=str(error) or type(error).__name__) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("select.remote_answer", url=url, reason="not a list of models") from error
-
-
-def _key_for(url: str) -> dict[str, str]:
-    """The user's key, only for the server that it was set for: a project file must not send it elsewhere."""
-    environment = settings()
-    home = (environment.openai_base_url or "https://api.openai.com/v1").rstrip("/")
-    if environment.openai_api_key and url.rstrip("/") == home:
-        return {"Authorization": f"Bearer {environment.openai_api_key}"}
-    return {}

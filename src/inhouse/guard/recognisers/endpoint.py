@@ -11,7 +11,7 @@ from pydantic import Field, HttpUrl, TypeAdapter, ValidationError
 
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
-from inhouse.core.settings import settings
+from inhouse.core.settings import openai_headers, settings
 from inhouse.guard.spans import TYPES, PiiType, Span
 
 INSTRUCTION = (
@@ -40,7 +40,7 @@ def recognise(texts: list[str], params: Endpoint, project_dir: Path) -> list[lis
     host = urlsplit(str(params.url)).hostname or ""
     if settings().offline and host not in ("127.0.0.1", "localhost", "::1"):
         raise UserError("guard.recogniser_offline", url=params.url)
-    headers = {"Authorization": f"Bearer {key}"} if (key := settings().openai_api_key) else {}
+    headers = openai_headers(str(params.url))
     with httpx.Client(base_url=str(params.url).rstrip("/"), headers=headers, timeout=TIMEOUT_S) as client:
         return [
             [
