@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from inhouse.core import store
 from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context, Made
 from inhouse.core.rows import Part
@@ -29,7 +30,8 @@ def english() -> None:
 def no_power_cuts() -> Iterator[None]:
     """Nothing here can tell whether a file was flushed, and hundreds of small builds would wait for the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_flush", lambda path: None)
+        for module in (tasks, store):
+            patch.setattr(module, "sync_folder", lambda path: None)
         yield
 
 

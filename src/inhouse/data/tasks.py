@@ -20,6 +20,7 @@ from inhouse.core.messages import language, use_language
 from inhouse.core.plugins import require
 from inhouse.core.run import Events, die_with_parent
 from inhouse.core.settings import leave_parallelism_to_processes
+from inhouse.core.store import sync_folder, sync_tree
 
 Engine = Literal["local", "ray"]
 RESULT = "result.json"
@@ -55,28 +56,20 @@ def publish(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     yield draft, facts
     facts["seconds"] = round(time.monotonic() - started, 3)
     (draft / RESULT).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-    for path in draft.iterdir():  # or a power cut may leave the folder under its name with empty files in it
-        _flush(path)
+    sync_tree(draft)  # or a power cut may leave the folder under its name with empty files in it
     try:
         draft.rename(folder)
     except OSError:
         if finished(folder) is None:
             raise
         shutil.rmtree(draft)  # somebody else finished the same work: with the same bytes
+    sync_folder(folder.parent)  # the name too
 
 
 def clear_drafts(folder: Path) -> None:
     """Remove what tasks that were killed left half done."""
     for draft in folder.glob(f"*/*{DRAFT}"):
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Crew:
