@@ -16,6 +16,7 @@ from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, 
 from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
+from inhouse.data.shapes.calls import CALL
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.source import Located, SourceParams, cut_file, read, read_file
 from inhouse.data.split import SplitParams, key_of, moment_of
@@ -225,5 +226,7 @@ def _column(fields: Mapping[str, Any], name: str) -> object:
 
 
 def question_of(draft: Draft) -> str:
-    """What the model is asked: everything but the last answer, so that one question never stands on both sides."""
-    return "\n".join(draft.texts[:-1] if draft.turns else draft.texts)
+    """What the model is asked: all but the last answer and tool calls, so that one question has one side of a split."""
+    if not draft.turns:
+        return "\n".join(draft.texts)
+    return "\n".join(text for name, text in zip(draft.names[:-1], draft.texts[:-1], strict=True) if name != CALL)

@@ -8,11 +8,15 @@ from typing import Any
 
 from inhouse.core.rows import Message
 from inhouse.data.records import Unfit
+from inhouse.data.shapes.calls import CALL, mapped, texts_in
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """`names[i]` is the role or column of `texts[i]`; no text is blank. Conversations keep their `turns`."""
+    """`names[i]` is the role or column of `texts[i]`, or CALL for a text inside a tool call; no text is blank.
+
+    Conversations keep their `turns`.
+    """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
@@ -22,23 +26,39 @@ class Draft:
     @property
     def answers(self) -> tuple[bool, ...]:
         """Which of the texts the model is to learn to say."""
-        return tuple(name == "assistant" for name in self.names)
+        return tuple(name in ("assistant", CALL) for name in self.names)
 
 
 def conversation(turns: Sequence[Message]) -> Draft:
-    """A draft whose texts are the contents of the turns. Raises Unfit without a question or a final answer."""
+    """A draft whose texts are the contents of the turns, before each those in its tool calls.
+
+    Raises Unfit without a question or a final answer.
+    """
     if not turns or turns[-1].role != "assistant" or not turns[-1].content:
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):
         raise Unfit("no_prompt")
-    spoken = [(turn.role, turn.content) for turn in turns if turn.content is not None]
+    spoken: list[tuple[str, str]] = []
+    for turn in turns:
+        if turn.tool_calls:
+            spoken += [(CALL, text_value(text, "tool_calls")) for text in texts_in(turn.tool_calls)]
+        if turn.content is not None:
+            spoken.append((turn.role, turn.content))
     return Draft(tuple(role for role, _ in spoken), tuple(content for _, content in spoken), None, tuple(turns))
 
 
 def retold(draft: Draft, texts: Sequence[str]) -> list[Message]:
     """The turns of a conversation with the texts that the steps left."""
     left: Iterator[str] = iter(texts)
-    return [turn if turn.content is None else turn.model_copy(update={"content": next(left)}) for turn in draft.turns]
+    told = []
+    for turn in draft.turns:
+        changed: dict[str, Any] = {}
+        if turn.tool_calls:
+            changed["tool_calls"] = mapped(turn.tool_calls, lambda _: next(left))
+        if turn.content is not None:
+            changed["content"] = next(left)
+        told.append(turn.model_copy(update=changed))
+    return told
 
 
 def text_of(fields: Mapping[str, Any], column: str) -> str:
