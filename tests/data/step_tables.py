@@ -26,6 +26,7 @@ class After:
 
     batch: Batch
     dropped: pl.DataFrame
+    reports: dict[str, dict[str, Any]]
 
     @property
     def texts(self) -> list[str]:
@@ -72,7 +73,7 @@ def after(batch: Batch, *steps: Any, seed: int = 0, shard_rows: int = 8192) -> A
         stages = segments(params.steps)
         for segment in stages:
             built = through(built, segment, site, last=False)
-        return After(rows_left(built), built.dropped)
+        return After(rows_left(built), built.dropped, built.reports)
 
 
 def rows_left(built: Built) -> Batch:

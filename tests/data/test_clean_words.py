@@ -52,9 +52,12 @@ def reduced(module: Any, params: Any, texts: list[str], batch: int) -> tuple[lis
     docs = docs_of(texts)
     batches = [docs.slice(start, batch) for start in range(0, max(docs.height, 1), batch)]
     emitted = pl.concat([module.emit(part, params, AROUND) for part in batches]).sort("row", maintain_order=True)
-    asked = module.ask(emitted, params, AROUND)
-    again = docs.filter(pl.col("row").is_in(asked.implode()))
-    more = module.emit_more(again, params, AROUND)
+    if "combine" in vars(module):
+        emitted = module.combine(emitted, params)
+    found = module.ask(emitted, params, AROUND)
+    asked, given = (found[0], found[1:]) if isinstance(found, tuple) else (found, ())
+    again = docs if asked is None else docs.filter(pl.col("row").is_in(asked.implode()))
+    more = module.emit_more(again, params, AROUND, *given)
     shuffled = emitted.sample(fraction=1.0, shuffle=True, seed=3)
     decided = module.decide(shuffled, params, AROUND, more)
     assert decided.schema == {"row": pl.UInt64, "reason": pl.String, "kept": pl.UInt64}

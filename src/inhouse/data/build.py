@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 SHOWN = 3  # rejects that an error shows
+COMBINED_FROM = 2**21  # emitted rows that are put together at once: some 50 MB
 SMALL = 12 * 2**20  # below this many bytes worker processes cost more than they bring
 
 
@@ -189,7 +190,7 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
 
     folder = site.folder / f"steps-{segment.number}"
     tasks = []
-    for number, alive in by_shard(built.index, len(built.shards)):
+    for number, alive in by_shard(built.index):
         path = folder / f"{number:05d}.alive.arrow"
         write_scratch(alive, path)
         tasks.append(PassTask(folder / f"{number:05d}", built.shards[number], path, segment, site.around, last))
@@ -216,14 +217,16 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
     return after
 
 
-def by_shard(index: pl.DataFrame, count: int) -> Iterator[tuple[int, pl.DataFrame]]:
+def by_shard(index: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
     """For each shard with rows left its number, and these rows with their parts."""
     import polars as pl
 
-    for number in range(count):
-        rows = index.filter(pl.col("shard") == number).select("row", pl.col("part").cast(pl.String))
-        if rows.height:
-            yield number, rows
+    ordered = index.select("row", "shard", "part").sort("shard", maintain_order=True)
+    sizes = index["shard"].value_counts().sort("shard")
+    start = 0
+    for number, size in sizes.iter_rows():
+        yield number, ordered.slice(start, size).select("row", pl.col("part").cast(pl.String))
+        start += size
 
 
 def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> Built:
@@ -232,8 +235,7 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
 
     around = site.around
     site.crew.events.check()
-    emitted = pl.concat([read_frame(result.folder / f"{step.label}.emitted.arrow") for result in done])
-    emitted = _current(emitted, built.index).sort("row", maintain_order=True)
+    emitted = _emitted(built, step, done).sort("row", maintain_order=True)
     decide = step.operator.function("decide")
     if "ask" in vars(step.operator.module):
         found = step.operator.function("ask")(emitted, step.params, around)
@@ -255,6 +257,24 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
     return replace(built, index=index, dropped=pl.concat([built.dropped, places(built, gone, step.place)]))
 
 
+def _emitted(built: Built, step: Step, done: Sequence[Finished]) -> pl.DataFrame:
+    """What a step emitted of the rows that are still in, of all shards; put together on the way where it can be."""
+    import polars as pl
+
+    frames = (read_frame(result.folder / f"{step.label}.emitted.arrow") for result in done)
+    if "combine" not in vars(step.operator.module):
+        return _current(pl.concat(frames), built.index)
+    combine = step.operator.function("combine")
+    held: list[pl.DataFrame] = []
+    combined = 0  # rows that could not be put together any further
+    for frame in frames:
+        held.append(frame)
+        if sum(frame.height for frame in held) > 2 * combined + COMBINED_FROM:
+            held = [combine(pl.concat(held), step.params)]
+            combined = held[0].height
+    return combine(pl.concat(held), step.params)  # type: ignore[no-any-return]
+
+
 def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     """What was emitted of rows that are still in, with the part that they have now."""
     import polars as pl
@@ -265,8 +285,10 @@ def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
     return emitted.drop("part").join(alive, on="row", how="inner").select(emitted.columns)
 
 
-def _second_look(built: Built, step: Step, rows: pl.Series, given: pl.DataFrame | None, site: Site) -> pl.DataFrame:
-    """What a step says of the documents that it asked to see again, sorted by row."""
+def _second_look(
+    built: Built, step: Step, rows: pl.Series | None, given: pl.DataFrame | None, site: Site
+) -> pl.DataFrame:
+    """What a step says of the documents that it asked to see again (None: of all), sorted by row."""
     import polars as pl
 
     folder = site.folder / f"more-{step.label}"
@@ -274,9 +296,12 @@ def _second_look(built: Built, step: Step, rows: pl.Series, given: pl.DataFrame 
     if given is not None:
         asked = folder / "given.arrow"
         write_scratch(given, asked)
-    wanted = built.index.join(pl.DataFrame({"row": rows.cast(pl.UInt64)}), on="row", how="semi", maintain_order="left")
+    wanted = built.index
+    if rows is not None:
+        asked_for = pl.DataFrame({"row": rows.cast(pl.UInt64)})
+        wanted = wanted.join(asked_for, on="row", how="semi", maintain_order="left")
     tasks = []
-    for number, alive in by_shard(wanted, len(built.shards)):
+    for number, alive in by_shard(wanted):
         path = folder / f"{number:05d}.asked.arrow"
         write_scratch(alive, path)
         tasks.append(MoreTask(folder / f"{number:05d}", built.shards[number], path, step, site.around, asked))

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from inhouse.core.plugins import Operator, operator_of
 from inhouse.data.batch import Batch, load, piece_schema, read_frame, row_schema, save, write_frame
 from inhouse.data.operators.around import Around
+from inhouse.data.shapes.calls import CALL
 from inhouse.data.tasks import Finished, finished, publish
 
 if TYPE_CHECKING:
@@ -55,18 +56,26 @@ class Segment:
 
 
 def segments(steps: Sequence[BaseModel]) -> list[Segment]:
-    """The steps cut where one that sees a batch follows one that decides over all rows."""
+    """The steps cut where one may not be told of its rows before the decisions that stand before it are carried out."""
     found: list[tuple[list[Step], list[Step]]] = [([], [])]
     for place, params in enumerate(steps):
         step = Step(place, params)
+        if found[-1][1] and _sees_decisions(step, found[-1][1][-1]):
+            found.append(([], []))
         passing, deciding = found[-1]
-        if step.shape == "reduce":
-            deciding.append(step)
-        elif deciding:
-            found.append(([step], []))
-        else:
-            passing.append(step)
+        (deciding if step.shape == "reduce" else passing).append(step)
     return [Segment(number, tuple(passing), tuple(deciding)) for number, (passing, deciding) in enumerate(found)]
+
+
+def _sees_decisions(step: Step, before: Step) -> bool:
+    """Whether what a step sees or emits depends on the decisions before it.
+
+    Of rows that were dropped in the meantime the engine leaves out what was emitted. It cannot where that does not
+    belong to single rows (`combine`), and where rows have changed sides, for what is emitted depends on the part.
+    """
+    if step.shape != "reduce" or "combine" in vars(step.operator.module):
+        return True
+    return "moves" in vars(before.operator.module) and bool(before.operator.function("moves")(before.params))
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,8 @@ class _Walk:
         """Drop rows of which the steps left a text blank: there is nothing to ask or nothing to answer."""
         import polars as pl
 
-        blank = batch.pieces.filter(~pl.col("text").str.contains(r"\S")).select("row").unique().sort("row")
+        empty = ~pl.col("text").str.contains(r"\S") & (pl.col("name") != CALL)  # an argument may be blank
+        blank = batch.pieces.filter(empty).select("row").unique().sort("row")
         return self._without(batch, blank.with_columns(reason=pl.lit("empty_text")), SHAPE_STEP)
 
     def _without(self, batch: Batch, decided: pl.DataFrame, place: int) -> Batch:

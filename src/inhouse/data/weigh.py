@@ -57,7 +57,7 @@ def mixed(built: Built, params: MixParams, site: Site) -> Mixed:
 
     folder = site.folder / "mix"
     tasks = []
-    for number, alive in by_shard(built.index, len(built.shards)):
+    for number, alive in by_shard(built.index):
         path = folder / f"{number:05d}.alive.arrow"
         write_scratch(alive, path)
         shard = built.shards[number]

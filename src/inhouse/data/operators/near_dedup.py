@@ -33,6 +33,11 @@ class NearDedup(Params):
     hashes: int = Field(112, ge=16, le=512, description="MinHash permutations; more find more and take longer")
 
 
+def moves(params: NearDedup) -> bool:
+    """Whether rows change sides, so that steps behind it must look again."""
+    return params.action == "group"
+
+
 def emit(docs: pl.DataFrame, params: NearDedup, around: Around) -> pl.DataFrame:
     """The row's part, whether its source stated it, and a key (u32) per band: about 110 bytes a row."""
     require("data", "numba", "numpy")

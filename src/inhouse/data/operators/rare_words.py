@@ -34,39 +34,60 @@ class RareWords(Params):
 
 
 def emit(docs: pl.DataFrame, params: RareWords, around: Around) -> pl.DataFrame:
-    """row, key of a word, count. For a report one row stands for all of its batch, which keeps the table small."""
+    """Of each word of the batch the first row that holds it, its key, and its count: 24 bytes a different word."""
+    return combine(_counts(docs, params, around).select("row", "key", "count"), params)
+
+
+def combine(emitted: pl.DataFrame, params: RareWords) -> pl.DataFrame:
+    """Several batches as one, so that what is held grows with the vocabulary and not with the texts."""
+    import polars as pl
+
+    whole = emitted.group_by("key").agg(pl.col("row").min(), pl.col("count").sum())
+    return whole.select("row", "key", "count").sort("key")
+
+
+def ask(emitted: pl.DataFrame, params: RareWords, around: Around) -> tuple[pl.Series | None, pl.DataFrame]:
+    """The rows that hold the rarest words, or all of them to be judged; with the keys of these and of all rare words."""
+    import polars as pl
+
+    rarest = _rarest(emitted, params)
+    judged = params.action == "drop_documents"
+    rare = emitted.filter((pl.col("count") < params.min_count) & judged)["key"].sort()
+    keys = [
+        pl.Series(name, [values], dtype=pl.List(pl.UInt64))
+        for name, values in (("rare", rare), ("named", rarest["key"]))
+    ]
+    return None if judged else rarest["row"].unique().sort(), pl.DataFrame(keys)
+
+
+def emit_more(docs: pl.DataFrame, params: RareWords, around: Around, asked: pl.DataFrame) -> pl.DataFrame:
+    """row, key and word of the rarest words; row and share of the documents that hold too many rare ones."""
     import polars as pl
 
     counts = _counts(docs, params, around)
-    if params.action == "drop_documents":
-        return counts.select("row", "key", "count")
-    whole = counts.group_by("key").agg(pl.col("row").min(), pl.col("count").sum())
-    return whole.select("row", "key", "count").sort("row", "key")
+    named = counts.filter(pl.col("key").is_in(asked["named"][0].implode())).select("row", "key", "word")
+    rare = _among(counts["key"], asked["rare"][0]).alias("rare")
+    inside = (pl.col("count") * pl.col("rare")).sum() / pl.col("count").sum()
+    shares = counts.with_columns(rare).group_by("row").agg(inside.alias("share"))
+    return pl.concat([named, shares.filter(pl.col("share") > params.max_share).sort("row")], how="diagonal")
 
 
-def ask(emitted: pl.DataFrame, params: RareWords, around: Around) -> pl.Series:
-    """Rows that hold the rarest words, at most one for each word of the report."""
-    return _rarest(emitted, params)["row"].unique().sort()
+def _among(keys: pl.Series, known: pl.Series) -> pl.Series:
+    """Which keys stand in an ordered list: by bisection, for a table of all of it would be built for every batch."""
+    import polars as pl
 
-
-def emit_more(docs: pl.DataFrame, params: RareWords, around: Around) -> pl.DataFrame:
-    """row, key, word: the words of the few rows that were asked for."""
-    return _counts(docs, params, around).select("row", "key", "word")
+    if known.is_empty():
+        return pl.repeat(False, len(keys), eager=True)
+    ordered = known.to_numpy()
+    places = ordered.searchsorted(keys.to_numpy()).clip(max=len(ordered) - 1)
+    return pl.Series(ordered[places] == keys.to_numpy())
 
 
 def decide(emitted: pl.DataFrame, params: RareWords, around: Around, more: pl.DataFrame) -> pl.DataFrame:
     """rare_words for documents above the share of rare words; for a report none."""
     import polars as pl
 
-    if params.action == "report":
-        emitted = emitted.clear()
-    rare = pl.col("count").sum().over("key") < params.min_count
-    shares = (
-        emitted.with_columns(rare.alias("rare"))
-        .group_by("row")
-        .agg(((pl.col("count") * pl.col("rare")).sum() / pl.col("count").sum()).alias("share"))
-    )
-    dropped = shares.filter(pl.col("share") > params.max_share)
+    dropped = more.filter(pl.col("share").is_not_null())
     nothing = pl.lit(None, pl.UInt64).alias("kept")
     return dropped.select("row", pl.lit("rare_words", pl.String).alias("reason"), nothing).sort("row")
 
@@ -75,12 +96,11 @@ def report(emitted: pl.DataFrame, params: RareWords, around: Around, more: pl.Da
     """Words in all, different ones, rare ones, and the rarest with their counts."""
     import polars as pl
 
-    totals = emitted.group_by("key").agg(pl.col("count").sum())
-    named = _rarest(emitted, params).join(more.select("key", "word").unique("key"), on="key", how="inner")
+    named = _rarest(emitted, params).join(more.drop_nulls("word").select("key", "word").unique("key"), on="key")
     return {
-        "words": int(totals["count"].sum()),
-        "distinct": totals.height,
-        "rare": totals.filter(pl.col("count") < params.min_count).height,
+        "words": int(emitted["count"].sum()),
+        "distinct": emitted.height,
+        "rare": emitted.filter(pl.col("count") < params.min_count).height,
         "rarest": dict(named.sort("count", "word").select("word", "count").iter_rows()),
     }
 
@@ -89,8 +109,8 @@ def _rarest(emitted: pl.DataFrame, params: RareWords) -> pl.DataFrame:
     """key, count and a row of the rarest words; which of equally rare ones is left to their hash, a fair draw."""
     import polars as pl
 
-    totals = emitted.group_by("key").agg(pl.col("count").sum(), pl.col("row").min())
-    return totals.filter(pl.col("count") < params.min_count).sort("count", "key").head(SHOWN)
+    rare = emitted.filter(pl.col("count") < params.min_count)
+    return rare.sort("count", "key").head(SHOWN)
 
 
 def _counts(docs: pl.DataFrame, params: RareWords, around: Around) -> pl.DataFrame:
@@ -98,7 +118,7 @@ def _counts(docs: pl.DataFrame, params: RareWords, around: Around) -> pl.DataFra
     import polars as pl
 
     texts = docs["text"].str.to_lowercase() if params.lower_case else docs["text"]
-    found = words_of(texts, around.cache).group_by("doc", "word").agg(pl.len().alias("count").cast(pl.UInt32))
+    found = words_of(texts, around.cache).group_by("doc", "word").agg(pl.len().alias("count").cast(pl.UInt64))
     words = found["word"].unique()
     keyed = found.join(pl.DataFrame({"word": words, "key": keys_of(words)}), on="word", how="left")
     rows = docs.select("row").with_row_index("doc")
