@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -259,6 +261,71 @@ def test_source_digest_ignores_comments_but_not_code(tmp_path: Path) -> None:
         return source_digest(module)
 
     assert digest("one", ".upper()") == digest("two", ".upper()") != digest("one", ".lower()")
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """An operator with a helper in a folder of its own, where a table lies; gives the operator's digest."""
+    house = tmp_path / "house"
+    (house / "tools" / "words").mkdir(parents=True)
+    (house / "tools" / "shouting.py").write_text("from house.tools.words import lists\n")
+    (house / "tools" / "words" / "__init__.py").touch()
+    (house / "tools" / "words" / "lists.py").write_text('RESULT_DEPENDS_ON = ("numpy",)\n')
+    (house / "tools" / "words" / "loud.txt").write_text("LOUD")
+    root = ModuleType("house")
+    root.__file__ = str(house / "__init__.py")
+    monkeypatch.setitem(sys.modules, "house", root)
+
+    def digest() -> str:
+        module = ModuleType("house.tools.shouting")
+        module.__file__ = str(house / "tools" / "shouting.py")
+        return source_digest(module)
+
+    return digest
+
+
+def test_source_digest_covers_tables_beside_the_code(room: Callable[[], str], tmp_path: Path) -> None:
+    before = room()
+    assert room() == before
+    table = tmp_path / "house" / "tools" / "words" / "loud.txt"
+    table.write_text("LOUDER")
+    after = room()
+    table.rename(table.with_name("words.txt"))
+    assert len({before, after, room()}) == 3
+    (tmp_path / "house" / "tools" / "words" / "lists.cpython-311.pyc").touch()
+    table.with_name("words.txt").write_text("LOUD")
+    table.with_name("words.txt").rename(table)
+    assert room() == before
+
+
+def test_source_digest_covers_versions_of_packages_that_decide_a_result(
+    room: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = room()
+    monkeypatch.setattr(plugins, "_version", {"numpy": "99.0"}.__getitem__)
+    assert room() != before
+
+
+def test_packages_that_decide_a_result_are_installed_under_the_names_given() -> None:
+    modules = [operator.module for kind in plugins.FOLDERS for operator in operators(kind).values()]
+    named = {
+        package
+        for module in modules
+        for source in plugins._sources(module.__name__, Path(str(module.__file__)), False).values()
+        for package in source.packages
+    }
+    assert {"ftfy", "jieba", "pypdfium2"} <= named
+    optional = {"gliner", "presidio-analyzer", "spacy"}
+    assert not [package for package in named - optional if plugins._version(package) == "absent"]
+
+
+def test_source_digest_of_a_stage_leaves_operators_to_themselves() -> None:
+    from inhouse.data import stage
+
+    found = set(plugins._sources(stage.__name__, Path(str(stage.__file__)), True))
+    assert {"inhouse.data.build", "inhouse.data.mix", "inhouse.data.shapes.messages", "inhouse.dataset"} <= found
+    assert {"inhouse.data.operators.around", "inhouse.data.readers.bytes"} <= found
+    assert not {"inhouse.data.operators.leaks", "inhouse.data.readers.csv"} & found
 
 
 def test_module_without_settings_is_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:

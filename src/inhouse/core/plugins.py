@@ -7,6 +7,7 @@ function that its kind demands. Nothing else is registered anywhere.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,30 +81,93 @@ def _operator(name: str, module: ModuleType) -> Operator | None:
 
 
 @cache
-def source_digest(module: ModuleType) -> str:
+def source_digest(module: ModuleType, apart: bool = False) -> str:
     """A short digest of the operator's code, and of what it imports of the same room, without comments and layout.
 
-    It enters the recipe, so a changed operator reruns what used it and a changed comment reruns nothing.
+    Tables that lie beside this code are part of it, and so are the versions of the packages that a module names in
+    RESULT_DEPENDS_ON. It enters the recipe, so a changed operator reruns what used it and a changed comment reruns
+    nothing. `apart`: without the operators on the way, for a stage whose operators enter one by one where they are
+    used.
     """
-    import hashlib
-
-    trees = _trees(module.__name__, Path(str(module.__file__)))
-    shown = [ast.dump(tree) for _, tree in sorted(trees.items())]
+    found = _sources(module.__name__, Path(str(module.__file__)), apart)
+    shown = [source.digest for _, source in sorted(found.items())]
+    folders = {source.path.parent for name, source in found.items() if "." in name}
+    shown += sorted(digest for folder in folders for digest in _tables(folder))
+    shown += sorted({f"{name} {_version(name)}" for source in found.values() for name in source.packages})
     return hashlib.sha256("\n".join(shown).encode()).hexdigest()[:16]
 
 
-def _trees(name: str, path: Path) -> dict[str, ast.Module]:
-    """The code of a module, and of what it uses of its own room and of the guard, by name, docstrings left out."""
-    rooms = (".".join(name.split(".")[:2]) + ".", "inhouse.guard.")
-    found: dict[str, ast.Module] = {}
+@dataclass(frozen=True)
+class _Source:
+    """What a module's file holds: a digest of its code, the modules it imports, the packages it depends on."""
+
+    path: Path
+    digest: str
+    imported: frozenset[str]
+    packages: tuple[str, ...]
+
+
+def _sources(name: str, path: Path, apart: bool) -> dict[str, _Source]:
+    """A module, and what it uses of its own room, of the guard, and of what all rooms know of datasets, by name."""
+    rooms = (".".join(name.split(".")[:2]) + ".", "inhouse.guard.", "inhouse.dataset", "inhouse.core.rows")
+    others = _operator_modules() if apart else frozenset()
+    found: dict[str, _Source] = {}
     left = [(name, path)]
     while left:
         at, file = left.pop()
-        found[at] = _bare(ast.parse(file.read_text(encoding="utf-8")))
-        for used in _imported(found[at]):
-            if used.startswith(rooms) and used not in found and (source := _source_of(used)):
+        stat = file.stat()
+        found[at] = _source(file, stat.st_mtime_ns, stat.st_size)
+        for used in found[at].imported:
+            if used.startswith(rooms) and used not in found and used not in others and (source := _source_of(used)):
                 left.append((used, source))
     return found
+
+
+def _operator_modules() -> frozenset[str]:
+    return frozenset(operator.module.__name__ for kind in FOLDERS for operator in operators(kind).values())
+
+
+@cache
+def _source(path: Path, changed: int, size: int) -> _Source:
+    """What one file holds; parsed once for all operators that use it. Docstrings are left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        imported.update(_imported(node))
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            node.body = body[1:]  # type: ignore[attr-defined]
+    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _Source(path, digest, frozenset(imported), tuple(_named_packages(tree)))
+
+
+def _named_packages(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        names = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(name, ast.Name) and name.id == "RESULT_DEPENDS_ON" for name in names):
+            yield from ast.literal_eval(node.value)  # type: ignore[attr-defined]
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _tables(folder: Path) -> Iterator[str]:
+    """A digest of each file in a folder of modules that is no module."""
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".pyi") and not path.name.startswith("."):
+            stat = path.stat()
+            yield f"{path.name} {_content(path, stat.st_mtime_ns, stat.st_size)}"
+
+
+@cache
+def _content(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _source_of(name: str) -> Path | None:
@@ -113,22 +177,13 @@ def _source_of(name: str) -> Path | None:
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Names of modules that are imported anywhere; of `from a import b` both a and a.b, which may be a module."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _bare(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:]  # type: ignore[attr-defined]
-    return tree
+def _imported(node: ast.AST) -> Iterator[str]:
+    """Names of modules that a node imports; of `from a import b` both a and a.b, which may be a module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _is_docstring(node: Any) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+RESULT_DEPENDS_ON = ("polars",)  # its regular expressions, Unicode tables and Parquet writer
 ROLES = ("system", "user", "assistant", "tool")
 
 

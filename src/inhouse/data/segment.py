@@ -12,6 +12,7 @@ from inhouse.core.plugins import require
 if TYPE_CHECKING:
     import polars as pl
 
+RESULT_DEPENDS_ON = ("jieba",)
 HAN = r"\p{Han}+"
 # Letters with their marks, and digits; an apostrophe between letters belongs to its word (don't, l’été).
 WORD = r"[[\p{L}\p{M}\p{N}_]--\p{Han}]+(?:['’][[\p{L}\p{M}]--\p{Han}]+)*"

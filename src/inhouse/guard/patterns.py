@@ -8,6 +8,8 @@ from typing import Any
 
 from inhouse.core.plugins import require
 
+RESULT_DEPENDS_ON = ("google-re2",)
+
 
 @cache
 def pattern(source: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
 
+RESULT_DEPENDS_ON = ("jieba",)
 HAN_RUN = re.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF]+")
 CILIN = re.compile(r"[A-Z][a-z]\d\d[A-Z]\d\d[=#@]")  # the codes of Tongyici Cilin
 Words = Mapping[str, tuple[str, ...]]

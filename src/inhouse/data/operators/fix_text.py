@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHAPE = "map"
 
+RESULT_DEPENDS_ON = ("ftfy",)
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 # Not for interchange, or without a meaning in plain text: soft hyphen, word joiner and invisible operators, deprecated

@@ -18,6 +18,7 @@ from inhouse.data.operators.around import Around
 if TYPE_CHECKING:
     import polars as pl
 
+RESULT_DEPENDS_ON = ("torch", "transformers")
 SHAPE = "keep"
 CHARS_PER_TOKEN = 16  # no more characters are read for each token wanted
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from docx.document import Document
     from docx.table import Table
 
+RESULT_DEPENDS_ON = ("python-docx",)
 SUFFIXES = (".docx",)
 BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ValueError, EOFError)
 

@@ -17,6 +17,7 @@ from inhouse.data.records import Damaged, Record, Reject
 if TYPE_CHECKING:
     import polars as pl
 
+RESULT_DEPENDS_ON = ("fastexcel",)
 SUFFIXES = (".xlsx",)
 
 

@@ -13,6 +13,7 @@ from inhouse.data.records import Damaged
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree
 
+RESULT_DEPENDS_ON = ("Resiliparse",)
 CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w:.-]{1,40})""", re.IGNORECASE)
 HEAD_BYTES = 4096  # where a charset is looked for; the HTML standard asks for 1024
 # Elements that hold no content by what they are or by the role that they state.

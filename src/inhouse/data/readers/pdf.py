@@ -17,6 +17,7 @@ from inhouse.data.records import Damaged, Record, Reject
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument  # type: ignore[import-untyped]
 
+RESULT_DEPENDS_ON = ("pypdfium2",)
 SUFFIXES = (".pdf",)
 # PDFium marks a hyphen at the end of a line by one of these and joins the next line to it.
 HYPHEN = re.compile(r"[\x02\ufffe](?:\r?\n)?(?=([^\W\d_])?)")

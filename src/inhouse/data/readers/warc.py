@@ -17,6 +17,7 @@ from inhouse.data.records import Damaged, Record, Reject
 if TYPE_CHECKING:
     from fastwarc.warc import ArchiveIterator, WarcRecord
 
+RESULT_DEPENDS_ON = ("FastWARC",)
 SUFFIXES = (".warc",)
 PAGES = ("text/html", "application/xhtml+xml")
 MAX_PAGE_BYTES = 64 * 2**20  # FastWARC ends the process when a damaged header states more than the memory

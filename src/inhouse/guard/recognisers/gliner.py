@@ -14,6 +14,8 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.guard.spans import PiiType, Span
 
+RESULT_DEPENDS_ON = ("gliner",)
+
 
 class Gliner(Params):
     """A GLiNER model from a local folder; texts are read in overlapping windows of lines."""

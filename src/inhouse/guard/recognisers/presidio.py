@@ -13,6 +13,8 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.guard.spans import PiiType, Span
 
+RESULT_DEPENDS_ON = ("presidio-analyzer", "spacy")
+
 
 class Presidio(Params):
     """Recognisers of presidio-analyzer by class name, run without its NLP pipeline: patterns, checksums."""
