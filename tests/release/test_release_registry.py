@@ -13,8 +13,9 @@ from release_workspace import Make
 
 from inhouse.core.errors import GateFailed, UserError
 from inhouse.core.store import Store
+from inhouse.database import sqlite_url
 from inhouse.release import database
-from inhouse.release.database import connect, sqlite_url
+from inhouse.release.database import connect
 from inhouse.release.keys import check_key, create_key, list_keys, revoke_key
 from inhouse.release.registry import Registry, open_registry
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from inhouse.core.errors import UserError
-from inhouse.core.store import disk_errors
+from inhouse.database import alone, connected, errors
 
 FILE = "answers.db"
 BUSY_S = 30.0
@@ -34,14 +35,11 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self._lock = threading.Lock()
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with self._errors():
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # an answer that was paid for must survive a power cut
+        with alone(self.path, _told, BUSY_S) as db:
             for table in TABLES:
-                self._db.execute(table)
+                db.execute(table)
+        with errors(self.path, _told):
+            self._db = connected(self.path, BUSY_S)
 
     def close(self) -> None:
         """Close the file."""
@@ -49,18 +47,18 @@ class Answers:
 
     def find(self, key: str) -> str | None:
         """The answer kept under a key."""
-        with self._writing() as db:
+        with self._transaction("BEGIN") as db:
             row = db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def keep(self, key: str, reply: str) -> None:
         """Keep an answer."""
-        with self._writing() as db:
+        with self._transaction("BEGIN IMMEDIATE") as db:
             db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, reply))
 
     def spent(self, task: str) -> Spent:
         """What a task has cost so far, and what its running requests may still cost."""
-        with self._writing() as db:
+        with self._transaction("BEGIN") as db:
             return _spent(db, task)
 
     def reserve(self, task: str, tokens: int, most: Spent) -> Spent | None:
@@ -68,7 +66,7 @@ class Answers:
 
         Reserved first and settled later, so that neither threads, processes nor a kill can overspend.
         """
-        with self._writing(immediate=True) as db:
+        with self._transaction("BEGIN IMMEDIATE") as db:
             spent = _spent(db, task)
             if spent.requests + 1 > most.requests or spent.tokens + tokens > most.tokens:
                 return spent
@@ -77,22 +75,21 @@ class Answers:
 
     def settle(self, task: str, tokens: int) -> None:
         """Add tokens to a task's account; negative gives back what was reserved and not used."""
-        with self._writing(immediate=True) as db:
+        with self._transaction("BEGIN IMMEDIATE") as db:
             _charge(db, task, 0, tokens)
 
     @contextmanager
-    def _writing(self, immediate: bool = False) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._errors():
-            self._db.execute("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    def _transaction(self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> Iterator[sqlite3.Connection]:
+        with self._lock, errors(self.path, _told):
+            self._db.execute(begin)
             with self._db:  # commits, or rolls back
                 yield self._db
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise UserError("label.bad_cache", path=self.path, problem=str(error)) from error
+
+def _told(kind: Literal["busy", "broken"], path: str, problem: str) -> UserError:
+    if kind == "busy":
+        return UserError("label.busy_cache", path=path, seconds=int(BUSY_S))
+    return UserError("label.bad_cache", path=path, problem=problem)
 
 
 def _spent(db: sqlite3.Connection, task: str) -> Spent:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
+from inhouse.database import reading, writing
 from inhouse.release.audit import write_entry
-from inhouse.release.database import reading, writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import GateFailed, UserError
 from inhouse.core.store import RECORD, Store
+from inhouse.database import reading, sqlite_url, writing
 from inhouse.release.audit import AuditEntry, now, read_entries, write_entry
-from inhouse.release.database import connect, reading, sqlite_url, writing
+from inhouse.release.database import connect
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row

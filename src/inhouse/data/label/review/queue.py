@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from inhouse.core.errors import UserError
-from inhouse.data.label.review.tables import metadata, reading, writing
+from inhouse.data.label.review.tables import metadata
+from inhouse.database import reading, writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Select, Table
