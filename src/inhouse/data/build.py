@@ -16,6 +16,7 @@ from inhouse.core.rows import Part
 from inhouse.data.batch import read_frame, write_frame
 from inhouse.data.operators.around import Around
 from inhouse.data.parts import PARTS, decide_parts
+from inhouse.data.privacy import figures_of, may_quote, pii_steps
 from inhouse.data.reading import ReadTask, read_shards, sampled_shape, stretches
 from inhouse.data.records import TEXTS
 from inhouse.data.segments import (
@@ -143,7 +144,6 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
 
 
 def _read_tasks(params: DataParams, source: Located, shape: Shape | None, site: Site, first: int) -> Iterator[ReadTask]:
-    private = any(step.use == "pii" for step in params.steps)  # type: ignore[attr-defined]
     for number, pieces in enumerate(stretches(source, site.shard_bytes), first):
         yield ReadTask(
             folder=site.folder / "read" / f"{number:05d}",
@@ -154,7 +154,7 @@ def _read_tasks(params: DataParams, source: Located, shape: Shape | None, site: 
             split=split_of(params),
             pieces=pieces,
             shard_bytes=site.shard_bytes,
-            excerpts=not private,
+            excerpts=not pii_steps(params.steps),
         )
 
 
@@ -244,6 +244,7 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
         decided = decide(emitted, step.params, around, more)
         if "report" in vars(step.operator.module):
             told = step.operator.function("report")(emitted, step.params, around, more)
+            told = told if may_quote(built.params.steps, step.place) else figures_of(told)
             built = replace(built, reports={**built.reports, step.label: told})
     else:
         decided = decide(emitted, step.params, around)

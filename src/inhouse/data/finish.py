@@ -13,6 +13,7 @@ from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
 from inhouse.data.build import Built, Site, tracked, write_scratch
 from inhouse.data.lexicons.gender import balance
 from inhouse.data.parts import PARTS
+from inhouse.data.privacy import pii_steps
 from inhouse.data.segments import Shard
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import finish
@@ -205,7 +206,7 @@ def first_texts(built: Built, rows: Sequence[int], chars: int) -> dict[int, str]
     """How some rows began when they were read; '' for all when a step takes personal data out."""
     import polars as pl
 
-    if any(step.use == "pii" for step in built.params.steps):  # type: ignore[attr-defined]
+    if pii_steps(built.params.steps):
         return dict.fromkeys(rows, "")
     wanted = pl.DataFrame({"row": pl.Series(sorted(set(rows)), dtype=pl.UInt64)})
     found: dict[int, str] = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from inhouse.data.privacy import pii_steps
 from inhouse.data.reading import question_of, sampled_shape
 from inhouse.data.records import Record, Unfit
 from inhouse.data.settings import DataParams
@@ -51,8 +52,15 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
         "chars": _middle(lengths),
         "repeated": sum(said.values()) - len(said),
         "rejected": rejected,
-        "labels": ", ".join(f"{label} {count}" for label, count in labels.most_common(5)) or "-",
+        "labels": _shown(labels, private=bool(pii_steps(params.steps))),
     }
+
+
+def _shown(labels: Counter[str], private: bool) -> str:
+    """The commonest labels with their rows; only how many there are where personal data is to be hidden."""
+    if private:
+        return str(len(labels)) if labels else "-"
+    return ", ".join(f"{label} {count}" for label, count in labels.most_common(5)) or "-"
 
 
 def _middle(lengths: Sequence[int]) -> int:

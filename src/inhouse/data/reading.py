@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, write_frame
+from inhouse.data.privacy import about_form
 from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
@@ -53,7 +54,7 @@ class ReadTask:
     split: SplitParams
     pieces: tuple[Piece, ...]
     shard_bytes: int
-    excerpts: bool  # whether rejects may show how the bad row begins
+    excerpts: bool  # whether rejects may show what stands in the bad row
 
 
 def sampled_shape(asked: Any, source: Located) -> Shape | None:
@@ -156,7 +157,7 @@ class _Reader:
         self.rejected += 1
         shown = {"source": self.task.params.name, "file": piece.name, **asdict(item)}
         if not self.task.excerpts:
-            shown["excerpt"] = ""
+            shown |= {"excerpt": "", "detail": about_form(item)}
         self.rejects.write(json.dumps(shown, ensure_ascii=False) + "\n")
 
     def flush(self) -> None:

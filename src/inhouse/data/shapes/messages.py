@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from inhouse.data.records import Unfit
 from inhouse.data.shapes.draft import Draft, conversation, text_value
 
 COLUMNS = "messages: [{role, content}, …]"
+KIND = re.compile(r"[A-Za-z_]{1,20}\Z")  # a longer or other one is a value at the wrong place
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
@@ -72,7 +74,7 @@ def _content(value: object, place: str) -> str:
     texts = []
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise Unfit("wrong_type", f"{place}.content: {kind}")
+            kind = str(part.get("type")) if isinstance(part, dict) else type(part).__name__
+            raise Unfit("wrong_type", f"{place}.content: {kind if KIND.match(kind) else 'unknown'}")
         texts.append(text_value(part.get("text"), f"{place}.content"))
     return "".join(texts)
