@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from truth_pairs import LANGUAGES, families, jaccard, pairs, same_template, shingles
+from truth_pairs import LANGUAGES, chain, families, jaccard, pairs, same_template, shingles
 
 from inhouse.data.clusters import RECALL, least_resemblance, rows_of_band
 from inhouse.data.kernels import minhash
@@ -120,6 +121,42 @@ def test_near_dedup_keeps_a_test_row_before_any_other() -> None:
         (2, "near_duplicate_of_test", 30),
         (40, "near_duplicate", 30),
     ]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_near_dedup_drops_of_a_chain_only_what_is_like_a_row_that_stays(language: str) -> None:
+    chains = [chain(language, 12, seed) for seed in range(12)]
+    texts, length = [text for one in chains for text in one], 8 if language == "en" else 5
+    steps = [jaccard(*two, length) for one in chains for two in pairwise(one)]
+    assert min(steps) > 0.85
+    assert max(jaccard(one[0], one[-1], length) for one in chains) < 0.55
+    found = decided(frame(texts))
+    assert set(found["row"]).isdisjoint(found["kept"])
+    alike = [jaccard(texts[row - 1], texts[kept - 1], length) for row, kept in found.select("row", "kept").iter_rows()]
+    assert min(alike) > 0.6  # 0.7 less what sketches may err
+    stay = [n for n in range(len(texts)) if n + 1 not in set(found["row"])]
+    assert len(chains) < len(stay) < len(texts) / 2
+    for n in range(0, len(texts), 12):  # of what stays nothing is alike either
+        assert (
+            max(jaccard(a, b, length) for a, b in combinations([texts[m] for m in stay if n <= m < n + 12], 2)) < 0.78
+        )
+    assert decided(frame(texts), batch=5).equals(found)
+
+
+def test_a_row_of_a_vast_cluster_still_finds_the_row_it_was_joined_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minhash, "MOST_STARS", 1)
+    drawn = np.arange(1, 5, dtype=np.uint8).repeat(minhash.SKETCH_BINS).reshape(4, -1)
+    sketched = drawn, np.array([0, 1, 1, 1, 2])  # rows 1, 2 and 3 are alike, row 0 and row 4 are like nobody
+    firsts = np.full(5, -1)
+    joined = np.zeros(5, np.int64), np.array([0, 0, 1, 2, 3])
+    minhash.gather_stars.py_func(joined, sketched, 0.7, firsts)
+    assert firsts.tolist() == [0, 1, 1, 1, 4]
+
+
+def test_near_dedup_grouping_keeps_a_chain_on_one_side() -> None:
+    texts = chain("en", 12, 3)
+    moved = decided(frame(texts, ["test", *["train"] * 11]), NearDedup(action="group"))
+    assert moved.select("row", "part").rows() == [(n, "test") for n in range(2, 13)]
 
 
 def test_near_dedup_grouping_moves_whole_clusters_to_one_side() -> None:
@@ -284,11 +321,15 @@ def test_interpreted_kernels_give_what_compiled_ones_give() -> None:
     signed, counts = minhash.signatures(data, offsets, (8, 5), 16)
     found = np.zeros_like(drawn), np.empty_like(signed), np.zeros_like(counts)
     keys, order = np.array([1, 1, 2], np.uint64) << np.uint64(32), np.array([0, 1, 2])
-    parents = np.arange(3)
+    parents, partners, firsts = np.arange(3), np.arange(3), np.full(3, -1)
+    sketched = drawn, np.array([0, 1, 2])
     with np.errstate(over="ignore"):
         minhash.draw.py_func((data, offsets), rule, found[0])
         minhash.sign.py_func((data, offsets), rule, minhash.permutations(16), found[1], found[2])
-    minhash.join_neighbours.py_func(keys, order, drawn, parents, 0.7)
+    minhash.join_neighbours.py_func(keys, order, sketched, (parents, partners), 0.7)
+    minhash.gather_stars.py_func((parents, partners), sketched, 0.7, firsts)
+    assert minhash.told.py_func(sketched, 0, 1) == minhash.resemblance(drawn[0], drawn[1])
+    assert partners.tolist() == firsts.tolist() == [0, 0, 2]
     assert (found[0] == drawn).all()
     assert (found[1] == signed).all()
     assert found[2].tolist() == counts.tolist()

@@ -139,6 +139,18 @@ def families(language: str, count: int, seed: int = 2) -> list[list[str]]:
     return found
 
 
+def chain(language: str, length: int, seed: int) -> list[str]:
+    """Documents each of which is a light edit of the one before it, so that the last is unlike the first."""
+    writer = Writer(language, seed)
+    units = writer.document()
+    found = [writer.text(units)]
+    share = 40 if language == "en" else 90
+    while len(found) < length:
+        units = edited(units, writer.edits(units)[: len(units) // share])
+        found.append(writer.text(units))
+    return found
+
+
 @dataclass(frozen=True)
 class Planted:
     """Training texts and test texts; `leaks[i]` is the place of the test text that training text i holds."""

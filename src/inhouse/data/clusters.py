@@ -77,27 +77,34 @@ def sharing(emitted: pl.DataFrame) -> pl.Series:
     return emitted["row"].filter(shared)
 
 
-def clusters(candidates: pl.DataFrame, threshold: float) -> NDArray[np.int64]:
-    """For each candidate the place of its cluster's first member; a candidate alone is its own first.
+def clusters(candidates: pl.DataFrame, drawn: NDArray[np.uint8], threshold: float, whole: bool) -> NDArray[np.int64]:
+    """For each candidate the place of the row that it is one with; a candidate alone is its own.
 
-    `candidates`: bands and sketches, ordered so that the member to be kept stands first. Pairs are looked for band by
-    band: within a bucket a row is compared with the 64 before it, ordered by the next band's key, so that the work is
-    bounded (64 x bands comparisons of 0.3 us per row at worst) and the most alike still meet in buckets that a common
-    template fills. Rows already in one cluster are not compared again. Holds 1 KiB per candidate.
+    `candidates`: bands, and `sketch`, the place of its sketch in `drawn`; ordered so that the row to be kept stands
+    first. Pairs are looked for band by band: within a bucket a row is compared with the 64 before it, ordered by the
+    next band's key, so that the work is bounded (64 x bands comparisons of 0.3 us per row at worst) and the most alike
+    still meet in buckets that a common template fills. Rows already in one cluster are not compared again. With
+    `whole` a row is one with its cluster's first, which a chain of alike rows may lead to; without, only with a row
+    that it resembles itself and that is its own.
     """
     import numpy as np
 
-    from inhouse.data.kernels.minhash import join_neighbours, root
+    from inhouse.data.kernels.minhash import gather_stars, join_neighbours, root
 
-    drawn = np.ascontiguousarray(candidates["sketch"].to_numpy())
+    sketched = drawn, candidates["sketch"].to_numpy().astype(np.int64)
     parents = np.arange(candidates.height, dtype=np.int64)
+    joined = parents, parents.copy()
     names = _bands(candidates)
+    least = least_resemblance(threshold)
     for n, name in enumerate(names):
         keys = candidates[name].to_numpy().astype(np.uint64) << np.uint64(32)
         keys |= candidates[names[(n + 1) % len(names)]].to_numpy().astype(np.uint64)
         order = np.argsort(keys, kind="stable")
-        join_neighbours(keys[order], order, drawn, parents, least_resemblance(threshold))
-    return np.array([root(parents, n) for n in range(candidates.height)], np.int64)
+        join_neighbours(keys[order], order, sketched, joined, least)
+    firsts = np.array([root(parents, n) for n in range(candidates.height)], np.int64)
+    if not whole:
+        gather_stars(joined, sketched, least, firsts)
+    return firsts
 
 
 def _bands(frame: pl.DataFrame) -> list[str]:

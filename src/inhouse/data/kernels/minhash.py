@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REACH = 64
+MOST_STARS = 1024
 SKETCH_BINS = 1024  # standard error of a Jaccard of 0.7: 0.014
 WIDE = np.uint32(1 << 31)  # marks a character of a script that is written without spaces or in syllables
 SPACE = np.uint32(32)
@@ -265,19 +266,64 @@ def root(parents: Any, node: int) -> Any:
     return node
 
 
-@njit(void(U64S, I64S, SKETCHES, I64S, float64), cache=True, nogil=True)
-def join_neighbours(keys: Any, order: Any, drawn: Any, parents: Any, least: float) -> None:
+SKETCHED = tuple_of((SKETCHES, I64S))  # sketches, and the place of each row's among them
+JOINED = tuple_of((I64S, I64S))  # parents, partners
+
+
+@njit(float64(SKETCHED, int64, int64), cache=True, nogil=True)
+def told(sketched: Any, one: int, other: int) -> Any:
+    """The similarity of two rows."""
+    drawn, places = sketched
+    return resemblance(drawn[places[one]], drawn[places[other]])
+
+
+@njit(void(U64S, I64S, SKETCHED, JOINED, float64), cache=True, nogil=True)
+def join_neighbours(keys: Any, order: Any, sketched: Any, joined: Any, least: float) -> None:
     """Join every row with those of the REACH rows before it in `order` that have its key and resemble it.
 
-    `keys` (in that order) carry the band's key in the upper half. Smaller numbers become the parents.
+    `keys` (in that order) carry the band's key in the upper half. Smaller numbers become the parents; the partner of a
+    row is the smallest one that it was joined with, itself to begin with.
     """
+    parents, partners = joined
     for i in range(1, len(order)):
         j = i - 1
         while j >= 0 and i - j <= REACH and keys[j] >> np.uint64(32) == keys[i] >> np.uint64(32):
             one, other = root(parents, order[i]), root(parents, order[j])
-            if one != other and resemblance(drawn[order[i]], drawn[order[j]]) >= least:
+            if one != other and told(sketched, order[i], order[j]) >= least:
                 parents[max(one, other)] = min(one, other)
+                later, earlier = max(order[i], order[j]), min(order[i], order[j])
+                partners[later] = min(partners[later], earlier)
             j -= 1
+
+
+@njit(void(JOINED, SKETCHED, float64, I64S), cache=True, nogil=True)
+def gather_stars(joined: Any, sketched: Any, least: float, firsts: Any) -> None:
+    """Write to `firsts` the row of its cluster that each one resembles, itself for those that resemble none before.
+
+    A row is compared with the first MOST_STARS of its cluster that stay, then with its partner or what that one
+    resembles; so nobody goes for a row that is unlike it, though a chain of others leads there.
+    """
+    parents, partners = joined
+    following = np.full(len(parents), -1, np.int64)  # the next row that stays, of a cluster
+    last = np.full(len(parents), -1, np.int64)  # the last one so far, by the cluster's first
+    for n in range(len(parents)):
+        first = root(parents, n)
+        firsts[n] = n
+        star, looked = first, 0
+        while star >= 0 and star < n and looked < MOST_STARS:
+            if told(sketched, n, star) >= least:
+                firsts[n] = star
+                break
+            star = following[star]
+            looked += 1
+        if firsts[n] == n and looked == MOST_STARS:
+            star = firsts[partners[n]]
+            if star < n and told(sketched, n, star) >= least:
+                firsts[n] = star
+        if firsts[n] == n:
+            if last[first] >= 0:
+                following[last[first]] = n
+            last[first] = n
 
 
 KNOWN = tuple_of((READ_U64S, READ_I64S, SKETCHES))

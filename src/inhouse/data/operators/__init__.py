@@ -10,8 +10,10 @@ thresholds can be tried again without the texts.
 `decide(emitted, params, around) -> DataFrame` (row, reason, kept and, where it moves rows, part) names the rows to
 drop, and the row kept instead. With `ask(emitted, params, around) -> Series` it may see the documents of some rows
 again: `emit_more(docs, params, around) -> DataFrame`, which `decide` then gets as a fourth argument; `ask` may return a
-frame besides, which every `emit_more` then gets as a fourth argument. `report(emitted, params, around, more) -> dict`
-tells something of all rows, for dataset.json.
+frame besides, which every `emit_more` then gets as a fourth argument, and None for all rows. `report(emitted, params,
+around, more) -> dict` tells something of all rows, for dataset.json. `combine(emitted, params) -> DataFrame` puts what
+several batches emitted together, where it need not be held row by row; in the end it is called once over all.
+`moves(params) -> bool` says that rows may change sides, so that later steps must look again.
 `expand`: `expand(pieces, params, around) -> DataFrame` (parent, child, slot, name, text, answer): new rows made from
 rows of the training part.
 

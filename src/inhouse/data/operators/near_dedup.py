@@ -20,7 +20,8 @@ SHAPE = "reduce"
 class NearDedup(Params):
     """Drop near duplicates: documents that share most of their runs of 8 letters or 5 Chinese characters.
 
-    The row with the smallest id stays, a test row first. Documents shorter than one run are left to `exact_dedup`.
+    The row with the smallest id stays, a test row first; none is dropped that is not itself like a row that stays.
+    Documents shorter than one run are left to `exact_dedup`.
     """
 
     use: Literal["near_dedup"] = "near_dedup"
@@ -62,15 +63,18 @@ def emit_more(docs: pl.DataFrame, params: NearDedup, around: Around) -> pl.DataF
 
 
 def decide(emitted: pl.DataFrame, params: NearDedup, around: Around, more: pl.DataFrame) -> pl.DataFrame:
-    """Name every row of a cluster but its first (near_duplicate, near_duplicate_of_<part>), or move rows together."""
+    """Name the rows that resemble one that stays (near_duplicate, near_duplicate_of_<part>), or move rows together."""
+    import numpy as np
     import polars as pl
 
     from inhouse.data.clusters import clusters
 
     grouping = params.action == "group"
     order = _order(grouping)
-    candidates = emitted.join(more, on="row", how="inner").sort(*order, "row")
-    firsts = clusters(candidates, params.threshold)
+    places = more.select("row").with_row_index("sketch")  # the sketches themselves stay where they are: 1 KiB each
+    candidates = emitted.join(places, on="row", how="inner").sort(*order, "row")
+    drawn = np.ascontiguousarray(more["sketch"].to_numpy())
+    firsts = clusters(candidates, drawn, params.threshold, whole=grouping)
     first = candidates.select("row", "part")[firsts].rename({"row": "kept", "part": "part_kept"})
     found = pl.concat([candidates.select("row", "part", "stated"), first], how="horizontal")
     return _moved(found) if grouping else _dropped(found)

@@ -47,7 +47,7 @@ def combine(emitted: pl.DataFrame, params: RareWords) -> pl.DataFrame:
 
 
 def ask(emitted: pl.DataFrame, params: RareWords, around: Around) -> tuple[pl.Series | None, pl.DataFrame]:
-    """The rows that hold the rarest words, or all of them to be judged; with the keys of these and of all rare words."""
+    """The rows that hold the rarest words, or all to be judged; with the keys of these words and of all rare ones."""
     import polars as pl
 
     rarest = _rarest(emitted, params)
