@@ -302,7 +302,7 @@ def test_source_digest_covers_versions_of_packages_that_decide_a_result(
     room: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = room()
-    monkeypatch.setattr(plugins, "_version", {"numpy": "99.0"}.__getitem__)
+    monkeypatch.setattr(plugins, "package_version", {"numpy": "99.0"}.__getitem__)
     assert room() != before
 
 
@@ -316,7 +316,7 @@ def test_packages_that_decide_a_result_are_installed_under_the_names_given() -> 
     }
     assert {"ftfy", "jieba", "pypdfium2"} <= named
     optional = {"gliner", "presidio-analyzer", "spacy"}
-    assert not [package for package in named - optional if plugins._version(package) == "absent"]
+    assert not [package for package in named - optional if plugins.package_version(package) == "absent"]
 
 
 def test_source_digest_of_a_stage_leaves_operators_to_themselves() -> None:

@@ -20,6 +20,29 @@ class Params(BaseModel):
 
 
 @dataclass(frozen=True)
+class OnlyHow:
+    """Field marker: says how a result is reached and never which. Recipes leave the field out."""
+
+
+def deciding(params: BaseModel) -> dict[str, Any]:
+    """The settings that a result may depend on, as JSON values."""
+    return params.model_dump(mode="json", exclude=_only_how(params))
+
+
+def _only_how(value: Any) -> dict[Any, Any]:
+    """Where fields marked OnlyHow stand below a value, as pydantic's `exclude`."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        marked: dict[Any, Any] = {
+            name: True for name, field in fields.items() if any(isinstance(m, OnlyHow) for m in field.metadata)
+        }
+        below = {name: _only_how(getattr(value, name)) for name in fields if name not in marked}
+        return marked | {name: found for name, found in below.items() if found}
+    members = enumerate(value) if isinstance(value, tuple | list) else value.items() if isinstance(value, dict) else ()
+    return {key: found for key, member in members if (found := _only_how(member))}
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Field marker: one operator of `kind`, tagged by its `use` key.
 

@@ -93,7 +93,7 @@ def source_digest(module: ModuleType, apart: bool = False) -> str:
     shown = [source.digest for _, source in sorted(found.items())]
     folders = {source.path.parent for name, source in found.items() if "." in name}
     shown += sorted(digest for folder in folders for digest in _tables(folder))
-    shown += sorted({f"{name} {_version(name)}" for source in found.values() for name in source.packages})
+    shown += sorted({f"{name} {package_version(name)}" for source in found.values() for name in source.packages})
     return hashlib.sha256("\n".join(shown).encode()).hexdigest()[:16]
 
 
@@ -149,7 +149,8 @@ def _named_packages(tree: ast.Module) -> Iterator[str]:
 
 
 @cache
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version that is installed, or `absent`."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.fingerprint import hash_json
-from inhouse.core.params import Params
+from inhouse.core.params import OnlyHow, Params
 from inhouse.core.rows import Message
 from inhouse.core.settings import openai_headers, settings
 from inhouse.data.answers import Answers, Spent
@@ -51,11 +51,22 @@ class Endpoint(Params):
     model: str = Field(min_length=1, description="the model's name at the endpoint")
     temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest answer")
     max_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
-    timeout_s: float = Field(120.0, gt=0, description="seconds without a byte after which a request has failed")
-    attempts: int = Field(4, ge=1, le=10, description="how often a busy or failing endpoint is asked")
-    wait_s: float = Field(1.0, gt=0, le=60, description="seconds before the second attempt; doubled each time")
-    at_once: int = Field(4, ge=1, le=64, description="requests at the same time")
-    budget: Budget = Field(Budget(), description="what asking may cost")
+    timeout_s: Annotated[float, OnlyHow()] = Field(
+        120.0, gt=0, description="seconds without a byte after which a request has failed"
+    )
+    attempts: Annotated[int, OnlyHow()] = Field(
+        4, ge=1, le=10, description="how often a busy or failing endpoint is asked"
+    )
+    wait_s: Annotated[float, OnlyHow()] = Field(
+        1.0, gt=0, le=60, description="seconds before the second attempt; doubled each time"
+    )
+    at_once: Annotated[int, OnlyHow()] = Field(4, ge=1, le=64, description="requests at the same time")
+    budget: Annotated[Budget, OnlyHow()] = Field(Budget(), description="what asking may cost")
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """Where the endpoint is: as the settings say, else as the environment does; blank when neither does."""
+    return endpoint.base_url or settings().openai_base_url or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +148,7 @@ class _Asker:
     def __init__(self, endpoint: Endpoint, schema: Schema | None, cache: Path) -> None:
         self.endpoint = endpoint
         self.schema = schema
-        self.url = endpoint.base_url or settings().openai_base_url or ""
+        self.url = address_of(endpoint)
         if not self.url:
             raise UserError("label.no_endpoint", model=endpoint.model)
         self.kept = Answers(cache)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.fingerprint import hash_file
 from inhouse.core.params import Params
-from inhouse.core.plugins import require
+from inhouse.core.plugins import package_version, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,7 +182,7 @@ def counted_tokens(texts: pl.Series, tokenizer: Path) -> pl.Series:
     import polars as pl
     from tokenizers import Tokenizer
 
-    path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    path = _file_of(tokenizer)
     if not path.is_file():
         raise UserError("data.mix_tokenizer", path=path, problem="no such file")
     try:
@@ -190,6 +191,20 @@ def counted_tokens(texts: pl.Series, tokenizer: Path) -> pl.Series:
         raise UserError("data.mix_tokenizer", path=path, problem=str(error)) from error
     found = counter.encode_batch_fast(texts.fill_null("").to_list(), add_special_tokens=False)
     return pl.Series("tokens", [len(item.ids) for item in found], dtype=pl.Int64)
+
+
+def tokenizer_of(params: MixParams, project_dir: Path) -> dict[str, str]:
+    """What stands for the tokenizer in the recipe: its content, and the version of the library that runs it."""
+    if params.by != "tokens" or params.tokenizer is None:
+        return {}
+    path = _file_of(project_dir / Path(params.tokenizer).expanduser())
+    if not path.is_file():
+        raise UserError("data.mix_tokenizer", path=path, problem="no such file")
+    return {"tokenizer": hash_file(path), "tokenizers": package_version("tokenizers")}
+
+
+def _file_of(tokenizer: Path) -> Path:
+    return tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
 
 
 def _sizes(params: MixParams) -> pl.Expr:

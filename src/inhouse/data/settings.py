@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from inhouse.core.params import OneOf, Params
+from inhouse.core.params import OneOf, OnlyHow, Params
 from inhouse.data.mix import MixParams
 from inhouse.data.operators.exact_dedup import ExactDedup
 from inhouse.data.operators.fix_text import FixText
@@ -30,7 +30,7 @@ class DataParams(Params):
         description="shares for rows whose source states no part; absent: 10 % test, none if a source is the test part",
     )
     mix: MixParams | None = Field(None, description="proportion of the sources in the training part")
-    engine: Literal["local", "ray"] = Field(
+    engine: Annotated[Literal["local", "ray"], OnlyHow()] = Field(
         "local", description="who works on the shards: processes of this machine, or a Ray cluster (extra distributed)"
     )
     fail_above: float = Field(

@@ -75,6 +75,25 @@ def external_of(source: SourceParams, project_dir: Path) -> str:
     return hash_json([(name, hash_file(path)) for name, path in _globbed(source, project_dir)])
 
 
+def readers_of(source: SourceParams, project_dir: Path) -> frozenset[str]:
+    """Names of the readers that the files of a source may need; of files that are not on this machine yet, all."""
+    named = None if source.reader is None else operator_of("reader", source.reader).name
+    every = frozenset(operators("reader"))
+    if scheme_of(source.from_) != "local":
+        return every if named is None else frozenset((named, "zip"))
+    if _is_glob(source):
+        files = _globbed(source, project_dir)
+    else:
+        files = _listed(source, fetch(source.from_, project_dir, offline=True, project_dir=project_dir))
+    found = {ending(path) for _, path in files}
+    if named is not None:
+        return frozenset((named, "zip") if ".zip" in found else (named,))
+    known = endings()
+    chosen = {known[suffix] for suffix in found if suffix in known}
+    chosen |= {"jsonl"} if "json" in chosen else set()  # a look at the file decides
+    return every if "zip" in chosen else frozenset(chosen)
+
+
 def locate(source: SourceParams, context: Context) -> Located:
     """Fetch a source and list its files. Raises data.no_files when there is none to read."""
     if _is_glob(source):

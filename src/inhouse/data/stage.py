@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,22 @@ from typing import Any
 
 from inhouse.core.artifact import Kind
 from inhouse.core.errors import UserError
-from inhouse.core.plugins import operator_of
+from inhouse.core.fingerprint import hash_json
+from inhouse.core.plugins import operator_of, operators, source_digest
 from inhouse.core.protocols import Context, Made
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
 from inhouse.data import beside, card, versions
 from inhouse.data.build import SMALL, Built, Site, build, split_of
 from inhouse.data.finish import write_tables
+from inhouse.data.mix import tokenizer_of
 from inhouse.data.operators.around import Around
 from inhouse.data.portrait import lengths_of, portrait
 from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
-from inhouse.data.source import Located, external_of, locate, strictest
+from inhouse.data.source import Located, external_of, locate, readers_of, strictest
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
@@ -39,14 +42,28 @@ ONLY_EVALUATION = ("evaluation", "research")
 
 
 def external(params: DataParams, project_dir: Path) -> dict[str, str]:
-    """What stands for the content of each source in the recipe, by source name, and of files that steps read."""
+    """What stands for the content of each source in the recipe, by source name, and of files that steps read.
+
+    Under this module's name stands the code of the build: of the steps only what they share, for each of them enters
+    the recipe where it is used, and the readers that a file's ending chooses.
+    """
     found = {source.name: external_of(source, project_dir) for source in params.sources}
+    found[__name__] = _code(params, project_dir)
+    if params.mix is not None:
+        found |= {f"mix.{name}": value for name, value in tokenizer_of(params.mix, project_dir).items()}
     for place, step in enumerate(params.steps, 1):
         operator = operator_of("cleaner", step)
         if "external" in vars(operator.module):
             read: Callable[..., dict[str, str]] = operator.function("external")
             found |= {f"steps.{place}.{name}": value for name, value in read(step, project_dir).items()}
     return found
+
+
+def _code(params: DataParams, project_dir: Path) -> str:
+    """A digest of the build's own code and of the readers that its sources may need."""
+    names = sorted({name for source in params.sources for name in readers_of(source, project_dir)})
+    readers = [source_digest(operators("reader")[name].module) for name in names]
+    return hash_json([source_digest(sys.modules[__name__], apart=True), readers])[:16]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from inhouse.compress import stage as compress
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_json
-from inhouse.core.params import Params
+from inhouse.core.params import Params, deciding
 from inhouse.core.plugins import source_digest
 from inhouse.core.protocols import Stage
 from inhouse.core.store import Store
@@ -138,7 +138,7 @@ def recipe(node: Node, inputs: Mapping[str, Artifact], project_dir: Path) -> tup
         "stage": node.room,
         "kind": node.stage.KIND,
         "version": node.stage.VERSION,
-        "params": node.params.model_dump(mode="json"),
+        "params": deciding(node.params),
         "operators": used,
         "inputs": {role: artifact.id for role, artifact in inputs.items()},
         "external": external,

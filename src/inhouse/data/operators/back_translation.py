@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from inhouse.data.endpoint import address_of
 from inhouse.data.operators.around import Around
 from inhouse.data.rewrite import Rewriting, Task, ask_each, rewritten
 
@@ -46,6 +48,11 @@ class BackTranslation(Rewriting):
     through: tuple[str, ...] = Field(
         ("en", "zh"), min_length=1, description="ISO 639 codes of the languages between; each copy draws one of them"
     )
+
+
+def external(params: BackTranslation, project_dir: Path) -> dict[str, str]:
+    """The endpoint's address, which the environment may say."""
+    return {"back_translation.endpoint": address_of(params.endpoint)}
 
 
 def expand(pieces: pl.DataFrame, params: BackTranslation, around: Around) -> pl.DataFrame:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from inhouse.data.endpoint import address_of
 from inhouse.data.operators.around import Around
 from inhouse.data.rewrite import Rewriting, Task, ask_each, rewritten
 
@@ -40,6 +42,11 @@ class Paraphrase(Rewriting):
     styles: tuple[str, ...] = Field(
         STYLES, min_length=1, description="how a text is to be put; each copy draws one of them"
     )
+
+
+def external(params: Paraphrase, project_dir: Path) -> dict[str, str]:
+    """The endpoint's address, which the environment may say."""
+    return {"paraphrase.endpoint": address_of(params.endpoint)}
 
 
 def expand(pieces: pl.DataFrame, params: Paraphrase, around: Around) -> pl.DataFrame:
