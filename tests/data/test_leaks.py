@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from truth_pairs import LANGUAGES, pairs, planted_leaks
 
 from inhouse.core.errors import UserError
+from inhouse.data import outside
 from inhouse.data.kernels import minhash, ngrams
 from inhouse.data.kernels.buffers import flat
 from inhouse.data.operators import leaks
@@ -233,6 +234,58 @@ def test_leaks_looks_into_outside_evaluation_sets(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         leaking([("train", "第一行")], Leaks(against=("set.txt",)), tmp_path)
     assert error.value.facts["other"] == "-"
+
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.mark.parametrize("text", [QUESTION, PASSAGE, f"{PASSAGE} {PASSAGE}"])
+def test_leaks_compares_every_text_of_an_outside_row_by_itself(tmp_path: Path, text: str) -> None:
+    (tmp_path / "set.jsonl").write_text(json.dumps({"id": "q-17", "text": text, "label": "positive"}) + "\n")
+    params = Leaks(against=("set.jsonl",))
+    with pytest.raises(UserError) as error:
+        leaking([("train", "other"), ("train", text)], params, tmp_path)
+    assert error.value.code == "data.leak_exact"
+    rows = [("train", f"{text.upper()}!"), ("train", "q 18"), ("train", "label positive")]
+    assert leaking(rows, params, tmp_path) == [(1, "leaks_against", None)]
+
+
+def test_leaks_compares_neighbouring_texts_of_an_outside_row_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "id": "q-17",
+        "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris."}],
+    }
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "set.jsonl").write_text(json.dumps({"id": "q", "question": QUESTION, "answer": "Paris."}) + "\n")
+    monkeypatch.setattr(outside, "SOME_CHARS", 1)
+    for name in ("set.jsonl", "chat.jsonl"):
+        params = Leaks(against=(name,), exact="remove")
+        rows = [
+            ("train", f"{QUESTION}\nParis."),
+            ("train", f"{QUESTION}\nLyon."),
+            ("train", "what IS the capital of France\nParis"),
+        ]
+        assert leaking(rows, params, tmp_path) == [(n, "leaks_against", None) for n in (1, 3)]
+
+
+def test_leaks_looks_at_the_columns_that_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text(
+        json.dumps({"q": QUESTION, "label": "good", "turns": [{"q": PASSAGE}]})
+        + "\n"
+        + json.dumps({"label": "good"})
+        + "\n"
+    )
+    rows = [("train", QUESTION), ("train", "good"), ("train", PASSAGE)]
+    params = Leaks(against=("set.jsonl",), exact="remove")
+    assert leaking(rows, params, tmp_path) == [(n, "leaks_against", None) for n in (1, 2, 3)]
+    told = params.model_copy(update={"columns": ("q",)})
+    assert leaking(rows, told, tmp_path) == [(n, "leaks_against", None) for n in (1, 3)]
+    with pytest.raises(UserError) as error:
+        leaking(rows, params.model_copy(update={"columns": ("answer",)}), tmp_path)
+    assert error.value.code == "data.leak_columns"
+    assert "answer" in str(error.value)
 
 
 def test_leaks_fingerprints_outside_evaluation_sets(tmp_path: Path) -> None:

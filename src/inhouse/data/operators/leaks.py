@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +15,7 @@ from inhouse.core.plugins import require
 from inhouse.data.clusters import FIRST
 from inhouse.data.operators.around import Around
 from inhouse.data.operators.exact_dedup import whole_hashes
+from inhouse.data.outside import neighbours, rows_of, some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +26,9 @@ SHAPE = "reduce"
 AGAINST = "against"  # the part, as it were, of rows from evaluation sets outside the dataset
 SHINGLE = (8, 5)
 HASHES = 112
+LONGEST_SHORT = 400  # characters above which a text is surely longer than one n-gram
+LEAST_WORDS = 3
+WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]|[\p{L}\p{N}]+"
 
 
 class Leaks(Params):
@@ -34,8 +36,9 @@ class Leaks(Params):
 
     One 13-gram is enough, unless so many training rows hold it that it is a phrase of everybody (Brown et al. 2020,
     GPT-3, appendix C). Rows that hold most of an evaluation row go in any case (70 %: Chowdhery et al. 2022, PaLM,
-    section 8). Evaluation rows shorter than one n-gram leak only as a whole. Put it after the steps that drop
-    duplicates: the copies of a leaked row make its n-grams look like phrases of everybody.
+    section 8). Evaluation rows shorter than one n-gram leak only as a whole. Of outside rows every text is compared by
+    itself, and neighbouring ones as one. Put it after the steps that drop duplicates: the copies of a leaked row make
+    its n-grams look like phrases of everybody.
     """
 
     use: Literal["leaks"] = "leaks"
@@ -62,7 +65,10 @@ class Leaks(Params):
         100, ge=1, description="letters (about) from which similarity counts: one word makes a short question another"
     )
     against: tuple[Path, ...] = Field(
-        (), description="evaluation sets outside the dataset: .jsonl (all texts of an object), others a row per line"
+        (), description="evaluation sets outside the dataset: .jsonl (an object per line), others a row per line"
+    )
+    columns: tuple[str, ...] = Field(
+        (), description="against: fields of a .jsonl whose texts are compared, at any depth; absent: all texts"
     )
 
 
@@ -174,11 +180,51 @@ def _evaluation(emitted: pl.DataFrame, params: Leaks, around: Around) -> pl.Data
 
     rank = pl.col("part").replace_strict(FIRST, return_dtype=pl.UInt8)
     inside = emitted.filter(pl.col("part") != "train").sort(rank, "row")
-    texts = [text for path in params.against for text in _texts(_found(path, around.project_dir))]
-    outside = pl.Series("text", texts, dtype=pl.String)
     nowhere = [pl.lit(None, pl.UInt64).alias("row"), pl.lit(AGAINST).alias("part")]
-    described = _described(outside, params).with_columns(*nowhere, *whole_hashes(outside))
-    return pl.concat([inside, described.select(inside.columns)])
+    outside = [_outside(_found(path, around.project_dir), params).with_columns(nowhere) for path in params.against]
+    return pl.concat([inside, *(described.select(inside.columns) for described in outside)])
+
+
+def _outside(path: Path, params: Leaks) -> pl.DataFrame:
+    """What stands for the texts of an evaluation set, and for neighbouring ones of an object joined as rows join them.
+
+    So a field that names the row does not hide what the others say. Each text stands there once.
+    """
+    import polars as pl
+
+    singles, runs = [_single([], params, path)], []
+    for rows in some(rows_of(path, frozenset(params.columns))):
+        singles.append(_single([text for values in rows for text in values], params, path))
+        runs.append(_joined([text for values in rows for text in neighbours(values)], params))
+    return pl.concat([*singles, *runs]).unique(["high", "low"], keep="first", maintain_order=True)
+
+
+def _single(texts: list[str], params: Leaks, path: Path) -> pl.DataFrame:
+    """Texts by themselves; one of a word or two in an object, such as a label, is only compared letter for letter."""
+    import polars as pl
+
+    found = pl.Series("text", texts, dtype=pl.String)
+    few = (found.str.count_matches(WORD) < LEAST_WORDS) & (path.suffix == ".jsonl")
+    grams = pl.when(few).then(_no_grams()).otherwise("grams")
+    return _described(found, params).with_columns(grams.alias("grams"), *whole_hashes(found))
+
+
+def _joined(texts: list[str], params: Leaks) -> pl.DataFrame:
+    """Joined texts: only the hash, and of those shorter than an n-gram the whole; their parts stand by themselves."""
+    import polars as pl
+
+    found = pl.Series("text", texts, dtype=pl.String)
+    short = pl.select(pl.when(found.str.len_chars() <= LONGEST_SHORT).then(found).otherwise(pl.lit("")).alias("text"))
+    brief = _described(short["text"], params)
+    whole = pl.when(pl.col("grams").list.len() == 1).then("grams").otherwise(_no_grams())
+    empty = [pl.lit(None, brief.schema[name]).alias(name) for name in ("bands", "sketch")]
+    return brief.with_columns(whole.alias("grams"), *empty, *whole_hashes(found))
+
+
+def _no_grams() -> pl.Expr:
+    import polars as pl
+
+    return pl.lit([], pl.List(pl.UInt64))
 
 
 def _exact(emitted: pl.DataFrame, evaluation: pl.DataFrame) -> pl.DataFrame:
@@ -274,24 +320,3 @@ def _found(path: Path, project_dir: Path) -> Path:
     if not found.is_file():
         raise UserError("data.leak_no_file", path=path)
     return found
-
-
-def _texts(path: Path) -> Iterator[str]:
-    """The rows of an evaluation set: lines that are not blank, of a .jsonl all texts in a line's object."""
-    with path.open("rb") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8-sig")
-                yield "\n".join(_strings(json.loads(text))) if path.suffix == ".jsonl" else text.strip()
-            except (ValueError, RecursionError) as error:
-                raise UserError("data.leak_file", path=path, line=number, problem=error) from None
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value.encode("utf-8", "replace").decode()
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
