@@ -364,7 +364,7 @@ def test_external_changes_with_the_file_and_not_with_its_place(folder: Any) -> N
     folder.jsonl("a.jsonl", PROMPTS)
     before = external(params, folder.path)
     folder.jsonl("a.jsonl", PROMPTS[1:])
-    assert external(params, folder.path).keys() == before.keys() == {"a"}
+    assert external(params, folder.path).keys() == before.keys() == {"a", "inhouse.data.stage"}
     assert external(params, folder.path) != before
 
 

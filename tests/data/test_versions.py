@@ -39,7 +39,7 @@ def doc(number: int) -> dict[str, Any]:
 def no_power_cuts() -> Iterator[None]:
     """Nothing here can tell whether an artifact was flushed to the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((tasks, "_flush"), (store, "sync_folder")):
+        for module, name in ((tasks, "sync_folder"), (store, "sync_folder")):
             patch.setattr(module, name, lambda path: None)
         yield
 

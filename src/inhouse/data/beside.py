@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REJECTED = "rejected.jsonl"
 DROPPED = "dropped.parquet"
+FILES = "files.parquet"
 FIGURES = "figures"
 NOTES = "notes"
 
@@ -29,6 +30,8 @@ def write(built: Built, out: Path) -> None:
     with (out / REJECTED).open("w", encoding="utf-8", newline="\n") as f:
         f.writelines(built.rejects())
     write_table(dropped_table(built), out / DROPPED)
+    if any(len(source.located.files) > 1 for source in built.sources):
+        write_table(files_table(built), out / FILES)
     for kind in (FIGURES, NOTES):
         for place, params in enumerate(built.params.steps):
             label = Step(place, params).label
@@ -39,6 +42,18 @@ def write(built: Built, out: Path) -> None:
             if frames:
                 (out / kind).mkdir(exist_ok=True)
                 write_table(_by_id(frames), out / kind / f"{label}.parquet")
+
+
+def files_table(built: Built) -> pl.DataFrame:
+    """Every file of the sources: source, file, content (of which the ids of its rows are made)."""
+    import polars as pl
+
+    every = [
+        (source.located.params.name, name, content)
+        for source in built.sources
+        for (name, _), content in zip(source.located.files, source.located.contents, strict=True)
+    ]
+    return pl.DataFrame(every, schema=dict.fromkeys(("source", "file", "content"), pl.String), orient="row")
 
 
 def dropped_table(built: Built) -> pl.DataFrame:

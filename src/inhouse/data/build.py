@@ -33,7 +33,7 @@ from inhouse.data.segments import (
 )  # fmt: skip
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Understood as Shape
-from inhouse.data.source import Located
+from inhouse.data.source import Located, told_apart
 from inhouse.data.split import SplitParams
 from inhouse.data.tasks import Crew, Finished, clear_drafts
 
@@ -109,7 +109,7 @@ def build(params: DataParams, located: Sequence[Located], site: Site) -> Built:
     require("data", "polars", "xxhash", "numpy")
     _refuse_same_content(located)
     clear_drafts(site.folder)
-    sources = tuple(_read(params, sorted(located, key=lambda s: s.params.name), site))
+    sources = tuple(_read(params, sorted(told_apart(located), key=lambda s: s.params.name), site))
     shards, index = _index(sources, split_of(params))
     import polars as pl
 
@@ -148,8 +148,6 @@ def _read_tasks(params: DataParams, source: Located, shape: Shape | None, site: 
         yield ReadTask(
             folder=site.folder / "read" / f"{number:05d}",
             params=source.params,
-            content=source.content,
-            alone=len(source.files) == 1,
             shape=shape,
             split=split_of(params),
             pieces=pieces,

@@ -99,7 +99,7 @@ def _cut(entry: Ids, count: int) -> Ids:
 def compare(first: Version, second: Version) -> Difference:
     """The difference of two versions. Held in memory: ids, places and hashes of rows, never their texts.
 
-    Rows are matched by id; in sources whose content changed, where every id is another, then by their text, then by
+    Rows are matched by id; in files whose content changed, where every id is another, then by their text, then by
     their place. Repeats that a mix made do not count.
     """
     require("data", "polars")

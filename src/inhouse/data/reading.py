@@ -35,7 +35,7 @@ SHARD_ROWS = 50_000
 class Piece:
     """A file of a source, or one stretch of it."""
 
-    number: int  # place of the file among the files of its source
+    content: str  # of the whole file; see Located.contents
     name: str
     path: Path
     bytes: int
@@ -48,8 +48,6 @@ class ReadTask:
 
     folder: Path
     params: SourceParams
-    content: str
-    alone: bool  # whether its source is one file
     shape: Shape | None  # None: no record of the source can be used
     split: SplitParams
     pieces: tuple[Piece, ...]
@@ -81,13 +79,13 @@ def stretches(source: Located, shard_bytes: int) -> Iterator[tuple[Piece, ...]]:
     """The work of reading a source in portions of about a shard: large files cut where their format allows it."""
     together: list[Piece] = []
     size = 0
-    for number, (name, path) in enumerate(source.files):
+    for content, (name, path) in zip(source.contents, source.files, strict=True):
         bytes_ = path.stat().st_size
         spans = cut_file(source.params, path, shard_bytes) if bytes_ > shard_bytes else [None]
         if len(spans) > 1:
-            yield from ((Piece(number, name, path, bytes_ // len(spans), span),) for span in spans)
+            yield from ((Piece(content, name, path, bytes_ // len(spans), span),) for span in spans)
             continue
-        together.append(Piece(number, name, path, bytes_))
+        together.append(Piece(content, name, path, bytes_))
         size += bytes_
         if size >= shard_bytes:
             yield tuple(together)
@@ -143,7 +141,7 @@ class _Reader:
             self.reject(piece, Reject(item.offset, item.line, unfit.reason, unfit.detail, excerpt(item.fields)))
             return
         part = self.task.params.part
-        row = row_id(self.task.content, None if self.task.alone else piece.number, item.offset)
+        row = row_id(piece.content, item.offset)
         self.rows.append((row, piece.name, item.offset, part, part is not None, draft.label, turns_of(draft)))
         self.drafts.append(draft)
         self.keys.append(keys)
@@ -172,10 +170,9 @@ class _Reader:
         self.rows, self.drafts, self.keys, self.size = [], [], [], 0
 
 
-def row_id(content: str, file: int | None, offset: int) -> int:
-    """The identity of a row: 64 bits of H(source content, place). `file` is None for a source of one file."""
-    place = f"{content}:{offset}" if file is None else f"{content}:{file}:{offset}"
-    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8])
+def row_id(content: str, offset: int) -> int:
+    """The identity of a row: 64 bits of H(content of its file, place in it)."""
+    return int.from_bytes(hashlib.sha256(f"{content}:{offset}".encode()).digest()[:8])
 
 
 def _batch(source: str, rows: Sequence[tuple[Any, ...]], drafts: Sequence[Draft]) -> Batch:

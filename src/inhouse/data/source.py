@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -60,11 +61,12 @@ def _name_of(place: str) -> str:
 
 @dataclass(frozen=True)
 class Located:
-    """The files of a source on this machine, in reading order, and one hash over their content."""
+    """The files of a source on this machine, in reading order, and hashes over their content."""
 
     params: SourceParams
     files: tuple[tuple[str, Path], ...] = ()  # name relative to the source, path
-    content: str = ""
+    content: str = ""  # of all files together
+    contents: tuple[str, ...] = ()  # of each file: with the place in it, what a row's id is made of
     licences: tuple[Licence, ...] = ()
 
 
@@ -109,7 +111,8 @@ def locate(source: SourceParams, context: Context) -> Located:
         )
         files = _listed(source, found)
         licences = terms(source, found)
-    return Located(source, files, _content(source, files), licences)
+    content, contents = _contents(source, files)
+    return Located(source, files, content, contents, licences)
 
 
 def terms(source: SourceParams, found: Path | None) -> tuple[Licence, ...]:
@@ -134,11 +137,32 @@ def strictest(licences: tuple[Licence, ...]) -> Use:
     return next((use for use in order if use in stated), "unknown")
 
 
-def _content(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> str:
-    """One hash over the files, and over the reader: one file may be read twice, as two arrays of one JSON file."""
-    hashes = [(name, hash_file(path)) for name, path in files]
+def _contents(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> tuple[str, tuple[str, ...]]:
+    """One hash over the files, and one for each.
+
+    The reader is in them: one file may be read twice, as two arrays of one JSON file.
+    """
     reader = None if source.reader is None else source.reader.model_dump(mode="json")
-    return hash_json([[digest for _, digest in hashes] if len(files) == 1 else hashes, reader])
+    hashes = [(name, hash_file(path)) for name, path in files]
+    contents = tuple(hash_json([[digest], reader]) for _, digest in hashes)
+    return contents[0] if len(files) == 1 else hash_json([hashes, reader]), contents
+
+
+def told_apart(located: Sequence[Located]) -> list[Located]:
+    """The sources, with a number at the content of a file that equals one before, so that no two rows have one id.
+
+    A source of one file comes before folders, and these by name; so a row's id is the same whatever else is read,
+    unless that is an equal file.
+    """
+    seen: Counter[str] = Counter()
+    found: dict[str, Located] = {}
+    for source in sorted(located, key=lambda s: (len(s.files) > 1, s.params.name)):
+        contents = []
+        for content in source.contents:
+            contents.append(f"{content}:{seen[content]}" if seen[content] else content)
+            seen[content] += 1
+        found[source.params.name] = replace(source, contents=tuple(contents))
+    return [found[source.params.name] for source in located]
 
 
 def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Iterator[Record | Reject]:

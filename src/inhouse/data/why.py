@@ -16,7 +16,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.messages import known, text
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context
-from inhouse.data.beside import DROPPED, FIGURES, NOTES, REJECTED
+from inhouse.data.beside import DROPPED, FIGURES, FILES, NOTES, REJECTED
 from inhouse.data.parts import PARTS
 from inhouse.data.reading import SHARD_BYTES, row_id
 from inhouse.data.records import Record
@@ -213,7 +213,7 @@ def _dropped(version: Version, asked: _Asked, facts: dict[str, Any]) -> Why | No
 
     found = pl.scan_parquet(version.folder / DROPPED).filter(asked.matches()).collect()
     if asked.id is None and found.height > 1:
-        found = found.filter(pl.col("id").is_in(sorted(_ids_at(asked, facts))))
+        found = found.filter(pl.col("id").is_in(sorted(_ids_at(version, asked, facts))))
     if found.is_empty():
         return None
     _single(version, asked, found)
@@ -226,11 +226,16 @@ def _dropped(version: Version, asked: _Asked, facts: dict[str, Any]) -> Why | No
     )  # fmt: skip
 
 
-def _ids_at(asked: _Asked, facts: dict[str, Any]) -> set[str]:
+def _ids_at(version: Version, asked: _Asked, facts: dict[str, Any]) -> set[str]:
     """The ids that a row read at this place can have; rows made from it have others."""
+    import polars as pl
+
     source = next(s for s in facts["sources"] if s["name"] == asked.source)
-    files = [None] if source["files"] == 1 else range(source["files"])
-    return {f"{row_id(source['content'], file, asked.offset):016x}" for file in files}
+    contents = [source["content"]]
+    if source["files"] > 1:
+        files = pl.read_parquet(version.folder / FILES).filter(pl.col("source") == asked.source)
+        contents = files["content"].to_list()
+    return {f"{row_id(content, asked.offset):016x}" for content in contents}
 
 
 def reason_text(code: str) -> str:
