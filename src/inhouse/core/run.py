@@ -34,6 +34,7 @@ class Events:
         self.stage = ""
         self._lock = threading.Lock()
         self._last = 0.0
+        self._step: object = None
         self._stop = threading.Event()
 
     def emit(self, event: str, **facts: Any) -> None:
@@ -51,11 +52,14 @@ class Events:
         self.emit("note", code=code, facts=facts)
 
     def progress(self, done: float, total: float | None = None, unit: str = "", **facts: Any) -> None:
-        """Report how far the stage is (written at most four times a second), and stop here when cancelled."""
+        """Report how far the stage is, and stop here when cancelled.
+
+        Written at most four times a second; the first report of a `step`, which rates count from, and the last always.
+        """
         self.check()
-        now = time.monotonic()
-        if now - self._last >= PROGRESS_EVERY_S or (total is not None and done >= total):
-            self._last = now
+        now, step = time.monotonic(), (self.stage, facts.get("step"))
+        if now - self._last >= PROGRESS_EVERY_S or step != self._step or (total is not None and done >= total):
+            self._last, self._step = now, step
             self.emit("stage.progress", done=done, total=total, unit=unit, **facts)
 
     def track(self, items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
