@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
 from inhouse.data.build import Built, Site, tracked, write_scratch
+from inhouse.data.gather import Stretch, gathered, stretches_of
 from inhouse.data.lexicons.gender import balance
 from inhouse.data.parts import PARTS
 from inhouse.data.privacy import pii_steps
@@ -41,13 +42,13 @@ class Form:
 
 @dataclass(frozen=True)
 class TableTask:
-    """One table to write: the rows that the file `rows` names (row, shard, copies)."""
+    """One table to write: the rows that the file `rows` names (row, copies), which lie in these stretches."""
 
     folder: Path
     part: Part
     number: int
     rows: Path
-    shards: tuple[Shard, ...]
+    stretches: tuple[Stretch, ...]
     form: Form
 
     @property
@@ -70,7 +71,16 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
     else:
         index = index.join(copies, on="row", how="left", maintain_order="left")
         index = index.with_columns(pl.col("copies").fill_null(1))
-    tasks = list(_table_tasks(built, index, form, site))
+    cuts = list(_cuts(built, index))
+    if not cuts:
+        return []
+    placed = [rows.select("row", "shard", table=pl.lit(n, pl.UInt32)) for n, (_, _, rows) in enumerate(cuts)]
+    found = stretches_of(built.shards, pl.concat(placed), site)
+    tasks = []
+    for n, (part, number, rows) in enumerate(cuts):
+        folder = site.folder / "tables" / f"{part}-{number:05d}"
+        write_scratch(rows.select("row", "copies"), folder.with_suffix(".rows.arrow"))
+        tasks.append(TableTask(folder, part, number, folder.with_suffix(".rows.arrow"), tuple(found[n]), form))
     size = sum(shard.megabytes for shard in built.shards) / max(len(tasks), 1)
     return list(tracked(site, write_one, tasks, [size] * len(tasks), "write"))
 
@@ -94,7 +104,8 @@ def form_of(built: Built) -> Form:
     )
 
 
-def _table_tasks(built: Built, index: pl.DataFrame, form: Form, site: Site) -> Iterator[TableTask]:
+def _cuts(built: Built, index: pl.DataFrame) -> Iterator[tuple[Part, int, pl.DataFrame]]:
+    """Every table with its number in its part, and its rows: a stretch of ids."""
     import polars as pl
 
     size = sum(result.facts["bytes"] for result in built.passes[-1]) if built.passes else 0
@@ -103,9 +114,7 @@ def _table_tasks(built: Built, index: pl.DataFrame, form: Form, site: Site) -> I
         count = max(1, ceil(size * rows.height / max(index.height, 1) / TABLE_BYTES))
         height = ceil(rows.height / count)
         for number in range(count if rows.height else 0):
-            path = site.folder / "tables" / f"{part}-{number:05d}.rows.arrow"
-            write_scratch(rows.slice(number * height, height), path)
-            yield TableTask(site.folder / "tables" / f"{part}-{number:05d}", part, number, path, built.shards, form)
+            yield part, number, rows.slice(number * height, height)
 
 
 def write_one(task: TableTask) -> Finished:
@@ -115,7 +124,7 @@ def write_one(task: TableTask) -> Finished:
     if done := finished(task.folder):
         return done
     with publish(task.folder) as (out, result):
-        batch, copies = _gathered(task)
+        batch, copies = gathered(task.stretches), read_frame(task.rows)["copies"]
         write_table(_table(batch, copies, task.form), out / task.name)
         write_frame(measured(batch), out / "measured.arrow")
         result.update(part=task.part, name=task.name, rows=int(copies.sum()))
@@ -124,20 +133,6 @@ def write_one(task: TableTask) -> Finished:
             original = docs.filter(pl.col("parent").is_null())
             result["gender"] = {"before": balance(original).to_dicts(), "after": balance(docs).to_dicts()}
     return finished(task.folder)  # type: ignore[return-value]
-
-
-def _gathered(task: TableTask) -> tuple[Batch, pl.Series]:
-    """The table's rows out of all shards in order of their ids, and how often each is written."""
-    import polars as pl
-
-    wanted = read_frame(task.rows)
-    batches = [
-        task.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
-        for number in wanted["shard"].unique().sort()
-    ]
-    rows = pl.concat([batch.rows for batch in batches]).sort("row")
-    pieces = pl.concat([batch.pieces for batch in batches]).sort("row", "slot")
-    return Batch(rows, pieces), wanted["copies"]
 
 
 def _table(batch: Batch, copies: pl.Series, form: Form) -> pl.DataFrame:

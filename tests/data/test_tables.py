@@ -1,0 +1,93 @@
+"""Writing tables and what lies beside them: as many as it takes, from as many shards, with the same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from inhouse.data import finish, gather, stage
+from inhouse.data.build import by_shard
+from inhouse.data.parts import PARTS
+from inhouse.data.segments import Shard
+
+CHAT = {"sources": "a.jsonl", "split": {"test": 0.2}, "steps": [{"use": "length", "min_words": 3}]}
+
+
+def chat(folder: Any, count: int) -> Any:
+    folder.jsonl(
+        "a.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"Question {n}?"},
+                    {"role": "assistant", "content": "Answer. " * n},
+                ]
+            }
+            for n in range(count)
+        ],
+    )
+    return folder
+
+
+def test_tables_from_groups_of_shards_have_the_same_bytes(
+    new_folder: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "TABLE_BYTES", 9000)
+    monkeypatch.setattr(stage.perform, "__defaults__", (5000,))  # bytes of a shard
+    whole = chat(new_folder(), 150).run(CHAT).bytes()
+    assert len([name for name in whole if name.startswith("train-")]) > 5
+    for size in (1, 20_000):
+        monkeypatch.setattr(gather, "GROUP_BYTES", size)
+        assert chat(new_folder(), 150).run(CHAT).bytes() == whole
+
+
+def test_writing_tables_opens_every_shard_once(new_folder: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "TABLE_BYTES", 9000)
+    monkeypatch.setattr(stage.perform, "__defaults__", (5000,))  # bytes of a shard
+    opened: Counter[Path] = Counter()
+    open_, sort, write = Shard.open, gather.sort_by_table, finish.write_one
+    writing = [False]
+
+    def counted(shard: Shard) -> Any:
+        if writing[0]:
+            opened[shard.folder / shard.name] += 1
+        return open_(shard)
+
+    def noting(function: Any) -> Any:
+        def noted(task: Any) -> Any:
+            writing[0] = True
+            try:
+                return function(task)
+            finally:
+                writing[0] = False
+
+        return noted
+
+    monkeypatch.setattr(Shard, "open", counted)
+    monkeypatch.setattr(gather, "sort_by_table", noting(sort))
+    monkeypatch.setattr(finish, "write_one", noting(write))
+    made = chat(new_folder(), 150).run(CHAT)
+    shards = [path for path in opened if path.name != gather.SORTED]
+    tables = list(made.out.glob("*-0*.parquet"))
+    assert len(shards) > 5
+    assert all(opened[path] == 1 for path in shards)
+    assert sum(opened[path] for path in opened if path.name == gather.SORTED) == len(tables)
+
+
+def test_index_is_cut_into_its_shards_in_order_of_ids() -> None:
+    index = pl.DataFrame(
+        {"row": range(1, 9), "shard": [3, 0, 3, 5, 0, 3, 5, 5], "part": ["train"] * 7 + ["test"]},
+        schema={"row": pl.UInt64, "shard": pl.UInt32, "part": pl.Enum(PARTS)},
+    )
+    found = {number: rows.rows() for number, rows in by_shard(index)}
+    assert found == {
+        0: [(2, "train"), (5, "train")],
+        3: [(1, "train"), (3, "train"), (6, "train")],
+        5: [(4, "train"), (7, "train"), (8, "test")],
+    }
+    assert list(by_shard(index.clear())) == []
