@@ -159,7 +159,7 @@ def test_events_of_a_real_build_name_short_passes_and_tell_what_was_there(built:
     passes = list(dict.fromkeys(e["step"] for e in first))
     assert passes == ["read", "steps 1/2", "near_dedup", "steps 2/2", "write"]
     for name in passes:
-        assert [e["done"] for e in first if e["step"] == name][0] == 0
+        assert next(e["done"] for e in first if e["step"] == name) == 0
     assert all(e["done"] == e["total"] for e in again)
     for log in built:
         screen = Screen()

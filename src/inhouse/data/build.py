@@ -35,11 +35,12 @@ from inhouse.data.settings import DataParams
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.source import Located, told_apart
 from inhouse.data.split import SplitParams
-from inhouse.data.tasks import Crew, Finished, clear_drafts
+from inhouse.data.tasks import Crew, Finished, clear_drafts, finished
 
 if TYPE_CHECKING:
     import polars as pl
 
+READS = "read"  # folder of what was read, below that of a build
 SHOWN = 3  # rejects that an error shows
 COMBINED_FROM = 2**21  # emitted rows that are put together at once: some 50 MB
 SMALL = 12 * 2**20  # below this many bytes worker processes cost more than they bring
@@ -146,7 +147,7 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
 def _read_tasks(params: DataParams, source: Located, shape: Shape | None, site: Site, first: int) -> Iterator[ReadTask]:
     for number, pieces in enumerate(stretches(source, site.shard_bytes), first):
         yield ReadTask(
-            folder=site.folder / "read" / f"{number:05d}",
+            folder=site.folder / READS / f"{number:05d}",
             params=source.params,
             shape=shape,
             split=split_of(params),
@@ -194,8 +195,8 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
         tasks.append(PassTask(folder / f"{number:05d}", built.shards[number], path, segment, site.around, last))
     if not tasks:
         return built
-    names = ", ".join(step.operator.name for step in (*segment.passing, *segment.deciding))
-    done = list(tracked(site, pass_shard, tasks, [task.shard.megabytes for task in tasks], names))
+    name = f"steps {segment.number + 1}/{len(segments(built.params.steps))}"
+    done = list(tracked(site, pass_shard, tasks, [task.shard.megabytes for task in tasks], name))
     shards, frames = list(built.shards), []
     for task, result in zip(tasks, done, strict=True):
         number = int(task.folder.name)
@@ -339,10 +340,16 @@ def write_scratch(frame: pl.DataFrame, path: Path) -> None:
 def tracked(
     site: Site, function: Callable[[Any], Finished], tasks: Sequence[Any], megabytes: Sequence[float], name: str
 ) -> Iterator[Finished]:
-    """The results of the tasks in order, with progress in megabytes of text."""
-    done, total = 0.0, sum(megabytes)
-    for result, size in zip(site.crew.each(function, tasks), megabytes, strict=True):
-        done += size
+    """The results of the tasks in order, with progress in megabytes of text.
+
+    What an earlier build had finished counts as done from the first report on, so that rates are those of this build.
+    """
+    there = [finished(task.folder) is not None for task in tasks]
+    done, total = sum(size for size, found in zip(megabytes, there, strict=True) if found), sum(megabytes)
+    if total > 0 and done < total:
+        site.crew.events.progress(round(done, 1), round(total, 1), "MB", step=name)
+    for result, size, found in zip(site.crew.each(function, tasks), megabytes, there, strict=True):
+        done += 0.0 if found else size
         site.crew.events.progress(round(done, 1), round(total, 1), "MB", step=name)
         yield result
 
