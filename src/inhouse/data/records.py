@@ -30,6 +30,7 @@ Reason = Literal[
     "no_array",
     "bad_header",
     "no_sheet",
+    "sheet_too_large",
     "no_match",
     "no_text",
 ]
@@ -58,6 +59,7 @@ TEXTS: dict[Reason, str] = {
     "no_array": "data.reason.no_array",
     "bad_header": "data.reason.bad_header",
     "no_sheet": "data.reason.no_sheet",
+    "sheet_too_large": "data.reason.sheet_too_large",
     "no_match": "data.reason.no_match",
     "no_text": "data.reason.no_text",
 }

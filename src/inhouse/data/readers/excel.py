@@ -12,6 +12,7 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.readers.bytes import whole
 from inhouse.data.readers.members import office
+from inhouse.data.readers.sheets import bounded
 from inhouse.data.records import Damaged, Record, Reject
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def read(path: Path, params: ExcelReader) -> Iterator[Record | Reject]:
     try:
         if not whole(path):
             return
-        rows = _sheet(office(path), params.sheet).rows()
+        rows = _sheet(bounded(office(path)), params.sheet).rows()
         columns = _columns(rows, params)
     except Damaged as damage:
         yield damage.at(0)
