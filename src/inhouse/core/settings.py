@@ -69,6 +69,11 @@ def openai_headers(url: str) -> dict[str, str]:
     return {}
 
 
+def cache_home() -> Path:
+    """The user's folder for what can be made again: XDG_CACHE_HOME, absent ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
 def usable_cores() -> int:
     """Cores this process may use (affinity respected), or INHOUSE_THREADS."""
     if chosen := settings().threads:

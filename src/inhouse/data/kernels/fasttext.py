@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numba
 import numpy as np
+
+from inhouse.core.compiled import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,20 +53,20 @@ class Model(NamedTuple):
     # the root
 
 
-@numba.njit("boolean(uint8)", cache=True, nogil=True)
+@kernel("boolean(uint8)")
 def is_white(byte: int) -> bool:
     """Whether a byte ends a word: space, tab, LF, VT, FF, CR and NUL."""
     return byte <= 32 and (byte == 32 or 9 <= byte <= 13 or byte == 0)
 
 
-@numba.njit("uint32(uint32, uint8)", cache=True, nogil=True)
+@kernel("uint32(uint32, uint8)")
 def hashed(value: np.uint32, byte: np.uint8) -> np.uint32:
     """One step of FNV-1a over signed bytes, as all released models were trained."""
     signed = np.uint32(byte) | np.uint32(0xFFFFFF00) if byte & 0x80 else np.uint32(byte)
     return np.uint32((np.uint64(value ^ signed) * np.uint64(PRIME)) & np.uint64(0xFFFFFFFF))
 
 
-@numba.njit(f"int32[:, ::1]({BYTES}, {OFFSETS}, int64)", cache=True, nogil=True)
+@kernel(f"int32[:, ::1]({BYTES}, {OFFSETS}, int64)")
 def word_table(spelling: NDArray[np.uint8], begins: NDArray[np.int64], first: int) -> NDArray[np.int32]:
     """The hash table of Model.words: the first word is </s>, rows begin with `first`; at most half full."""
     size = 1
@@ -84,7 +85,7 @@ def word_table(spelling: NDArray[np.uint8], begins: NDArray[np.int64], first: in
     return table
 
 
-@numba.njit(f"UniTuple(int64, 3)({BYTES}, {OFFSETS}, int64, int64, {WORDS})", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 3)({BYTES}, {OFFSETS}, int64, int64, {WORDS})")
 def cut_words(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], text: int, at: int, words: NDArray[np.int64]
 ) -> tuple[int, int, int]:
@@ -109,7 +110,7 @@ def cut_words(
     return count, text, at
 
 
-@numba.njit(f"int64({BYTES}, {WORDS}, int64, {WORDS}, int32[::1])", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, {WORDS}, int64, {WORDS}, int32[::1])")
 def find_again(
     data: NDArray[np.uint8],
     words: NDArray[np.int64],
@@ -143,7 +144,7 @@ def find_again(
     return count
 
 
-@numba.njit(f"void({BYTES}, {WORDS}, {TABLE}, {BYTES})", cache=True, nogil=True)
+@kernel(f"void({BYTES}, {WORDS}, {TABLE}, {BYTES})")
 def find_rows(
     data: NDArray[np.uint8], known: NDArray[np.int64], words: NDArray[np.int32], spelling: NDArray[np.uint8]
 ) -> None:
@@ -168,7 +169,7 @@ def find_rows(
             known[word, ROW] = LABELS
 
 
-@numba.njit(f"int64({KEPT}, uint32, int64)", cache=True, nogil=True)
+@kernel(f"int64({KEPT}, uint32, int64)")
 def row_of(kept: NDArray[np.uint64], value: np.uint32, none: int) -> int:
     """The row of an n-gram with this hash, `none` when it has none; without a branch, which would be guessed wrong
     too often.
@@ -187,7 +188,7 @@ def row_of(kept: NDArray[np.uint64], value: np.uint32, none: int) -> int:
     return int(row if (entry >> place) & np.uint64(1) else none)
 
 
-@numba.njit(f"int64({FLOATS}, {KEPT}, {BYTES}, UniTuple(int64, 3), {SUMS})", cache=True, nogil=True)
+@kernel(f"int64({FLOATS}, {KEPT}, {BYTES}, UniTuple(int64, 3), {SUMS})")
 def add_ngrams(
     rows: NDArray[np.float32],
     kept: NDArray[np.uint64],
@@ -222,7 +223,7 @@ def add_ngrams(
     return count
 
 
-@numba.njit(f"void({FLOATS}, {KEPT}, {BYTES}, {WORDS}, {SUMS})", cache=True, nogil=True)
+@kernel(f"void({FLOATS}, {KEPT}, {BYTES}, {WORDS}, {SUMS})")
 def sum_words(
     rows: NDArray[np.float32],
     kept: NDArray[np.uint64],
@@ -241,7 +242,7 @@ def sum_words(
             known[word, ROWS] += add_ngrams(rows, kept, data, span, sums)
 
 
-@numba.njit(f"void({WORDS}, {WORDS}, {SUMS}, {WORDS}, {SUMS})", cache=True, nogil=True)
+@kernel(f"void({WORDS}, {WORDS}, {SUMS}, {WORDS}, {SUMS})")
 def sum_texts(
     words: NDArray[np.int64],
     known: NDArray[np.int64],
@@ -260,7 +261,7 @@ def sum_texts(
         facts[text, COUNT] += known[place, ROWS]
 
 
-@numba.njit(f"UniTuple(float64, 2)({SUMS}, int64, {FLOATS}, {TABLE}, {SUMS})", cache=True, nogil=True)
+@kernel(f"UniTuple(float64, 2)({SUMS}, int64, {FLOATS}, {TABLE}, {SUMS})")
 def best_label(
     hidden: NDArray[np.float32],
     text: int,
@@ -296,7 +297,7 @@ def best_label(
     return float(best), float(best_score)
 
 
-@numba.njit(f"void({SUMS}, {FLOATS}, {TABLE}, float64[:, ::1])", cache=True, nogil=True)
+@kernel(f"void({SUMS}, {FLOATS}, {TABLE}, float64[:, ::1])")
 def label_texts(
     hidden: NDArray[np.float32],
     output: NDArray[np.float32],

@@ -10,9 +10,9 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
+from inhouse.core.compiled import kernel
 from inhouse.data.kernels.kinds import (
     DIGIT,
     LETTER,
@@ -69,7 +69,7 @@ PART_COUNT, PART_TWICE, PART_CHARS, TOP_2, AGAIN_5, REPEATS = 7, 8, 9, 10, 13, 1
 PREFIX, SIZES, RUNS, PLACES, LINE_HASH, LINE_SIZE, PART_HASH, PART_SIZE, WORK_ROWS = range(9)
 
 
-@numba.njit("boolean(int64)", cache=True, nogil=True)
+@kernel("boolean(int64)")
 def is_bullet(code: int) -> bool:
     """Whether a line that begins with this character is an item of a list."""
     if code < 0x2013:
@@ -87,7 +87,7 @@ def is_bullet(code: int) -> bool:
     )
 
 
-@numba.njit("int64(int64, int64[:, ::1])", cache=True, nogil=True)
+@kernel("int64(int64, int64[:, ::1])")
 def place_of(key: Key, table: NDArray[np.int64]) -> int:
     """The place of a key in an open hash table (column 0: keys, 0 = free), or the free place where it belongs."""
     mask = table.shape[0] - 1
@@ -114,7 +114,7 @@ def stop_table(lists: tuple[tuple[str, ...], ...]) -> NDArray[np.int64]:
     return table
 
 
-@numba.njit("int64(int64[::1])", cache=True, nogil=True)
+@kernel("int64(int64[::1])")
 def most_bits(masks: NDArray[np.int64]) -> int:
     """The largest number of bits in one of the masks."""
     most = 0
@@ -127,7 +127,7 @@ def most_bits(masks: NDArray[np.int64]) -> int:
     return most
 
 
-@numba.njit("void(int64, int64, int64[:, ::1], int64[::1])", cache=True, nogil=True)
+@kernel("void(int64, int64, int64[:, ::1], int64[::1])")
 def note_stop_word(key: Key, size: int, stops: NDArray[np.int64], seen: NDArray[np.int64]) -> None:
     """Note a word that stands in one of the lists of stop words."""
     if size > LONGEST_STOP_WORD:
@@ -138,7 +138,7 @@ def note_stop_word(key: Key, size: int, stops: NDArray[np.int64], seen: NDArray[
             seen[number] |= stops[place, 1 + number]
 
 
-@numba.njit("void(int64, int64, int64[::1])", cache=True, nogil=True)
+@kernel("void(int64, int64, int64[::1])")
 def count_character(kind: int, code: int, row: NDArray[np.int64]) -> None:
     """Count a visible character by its kind."""
     row[VISIBLE] += 1
@@ -158,7 +158,7 @@ def count_character(kind: int, code: int, row: NDArray[np.int64]) -> None:
         row[HASHES] += code == 0x23
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64, int64[::1])", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64, int64[::1])")
 def read_letters(data: NDArray[np.uint8], at: int, key: Key, row: NDArray[np.int64]) -> tuple[int, Key]:
     """Count the ASCII letters from `at` on: the place behind them, and the key of the word so far."""
     start = at
@@ -170,7 +170,7 @@ def read_letters(data: NDArray[np.uint8], at: int, key: Key, row: NDArray[np.int
     return at, key
 
 
-@numba.njit("void(int64, boolean, int64[::1])", cache=True, nogil=True)
+@kernel("void(int64, boolean, int64[::1])")
 def count_word(size: int, lettered: bool, row: NDArray[np.int64]) -> None:
     """Count a word of so many characters."""
     row[WORDS] += 1
@@ -178,7 +178,7 @@ def count_word(size: int, lettered: bool, row: NDArray[np.int64]) -> None:
     row[LETTER_WORDS] += lettered
 
 
-@numba.njit("UniTuple(int64, 2)(int64, int64, int64, int64[::1])", cache=True, nogil=True)
+@kernel("UniTuple(int64, 2)(int64, int64, int64, int64[::1])")
 def count_in_line(code: int, dots: int, last: int, row: NDArray[np.int64]) -> tuple[int, int]:
     """Count bullets and ellipses; returns the full stops in a row (-1: behind '…') and what the line ends with now."""
     row[BULLET_LINES] += last == 0 and is_bullet(code)
@@ -192,7 +192,7 @@ def count_in_line(code: int, dots: int, last: int, row: NDArray[np.int64]) -> tu
     return 0, code
 
 
-@numba.njit("int64(int64, int64, int64[::1])", cache=True, nogil=True)
+@kernel("int64(int64, int64, int64[::1])")
 def end_line_of(code: int, last: int, row: NDArray[np.int64]) -> int:
     """Count the line that a line end closes; returns what the line ends with then."""
     if code != 10:
@@ -202,7 +202,7 @@ def end_line_of(code: int, last: int, row: NDArray[np.int64]) -> int:
     return 0
 
 
-@numba.njit(f"void({BYTES}, {BYTES}, int64[:, ::1], int64[::1], int64[::1])", cache=True, nogil=True)
+@kernel(f"void({BYTES}, {BYTES}, int64[:, ::1], int64[::1], int64[::1])")
 def describe(
     data: NDArray[np.uint8],
     kinds: NDArray[np.uint8],
@@ -242,7 +242,7 @@ def describe(
             key, size, lettered = (key ^ code) * PRIME, size + 1, lettered or kind == LETTER
 
 
-@numba.njit(f"int64[:, ::1]({BYTES}, {OFFSETS}, {BYTES}, int64[:, ::1])", cache=True, nogil=True)
+@kernel(f"int64[:, ::1]({BYTES}, {OFFSETS}, {BYTES}, int64[:, ::1])")
 def made_of(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], stops: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -256,7 +256,7 @@ def made_of(
     return figures
 
 
-@numba.njit("int64(int64)", cache=True, nogil=True)
+@kernel("int64(int64)")
 def never_zero(key: Key) -> Key:
     """A well mixed key of a hash table, where 0 means free."""
     key = (key ^ (key >> 32)) * PRIME
@@ -264,7 +264,7 @@ def never_zero(key: Key) -> Key:
     return key if key != 0 else np.int64(1)
 
 
-@numba.njit(f"{WORK}({WORK}, int64)", cache=True, nogil=True)
+@kernel(f"{WORK}({WORK}, int64)")
 def cleared(table: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
     """The beginning of the table, emptied and large enough for so many keys."""
     size = 4
@@ -275,7 +275,7 @@ def cleared(table: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
     return part
 
 
-@numba.njit(f"void({WORK}, int64, int64, int64, int64[::1])", cache=True, nogil=True)
+@kernel(f"void({WORK}, int64, int64, int64, int64[::1])")
 def add_word(work: NDArray[np.int64], key: Key, size: int, column: int, row: NDArray[np.int64]) -> None:
     """Append a word to the hashes and sizes of the text's beginnings, and with its column to the present line."""
     number, line = row[WORD_COUNT], row[LINE_COUNT]
@@ -285,7 +285,7 @@ def add_word(work: NDArray[np.int64], key: Key, size: int, column: int, row: NDA
     row[WORD_COUNT] = number + 1
 
 
-@numba.njit(f"void({WORK}, int64, boolean, int64[::1])", cache=True, nogil=True)
+@kernel(f"void({WORK}, int64, boolean, int64[::1])")
 def end_line(work: NDArray[np.int64], size: int, blank: bool, row: NDArray[np.int64]) -> None:
     """Close the present line of `size` characters; a blank one closes the present paragraph instead."""
     line, part = row[LINE_COUNT], row[PART_COUNT]
@@ -300,7 +300,7 @@ def end_line(work: NDArray[np.int64], size: int, blank: bool, row: NDArray[np.in
         work[PART_HASH, part + 1] = work[PART_SIZE, part + 1] = 0
 
 
-@numba.njit(f"void({BYTES}, {BYTES}, {WORK}, int64[::1])", cache=True, nogil=True)
+@kernel(f"void({BYTES}, {BYTES}, {WORK}, int64[::1])")
 def read_words(
     data: NDArray[np.uint8], kinds: NDArray[np.uint8], work: NDArray[np.int64], row: NDArray[np.int64]
 ) -> None:
@@ -335,7 +335,7 @@ def read_words(
     end_line(work, 0, True, row)
 
 
-@numba.njit(f"UniTuple(int64, 2)({WORK}, int64, int64, {WORK})", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({WORK}, int64, int64, {WORK})")
 def twice(work: NDArray[np.int64], kind: int, count: int, table: NDArray[np.int64]) -> tuple[int, int]:
     """How many of the first `count` lines or paragraphs stood before, and their characters."""
     found = chars = 0
@@ -351,13 +351,13 @@ def twice(work: NDArray[np.int64], kind: int, count: int, table: NDArray[np.int6
     return found, chars
 
 
-@numba.njit(f"int64({WORK}, int64, int64, int64)", cache=True, nogil=True)
+@kernel(f"int64({WORK}, int64, int64, int64)")
 def gram_key(work: NDArray[np.int64], first: int, length: int, power: Key) -> Key:
     """The key of `length` words from `first` on; `power` is PRIME to the power of `length`."""
     return never_zero(work[PREFIX, first + length] - work[PREFIX, first] * power)
 
 
-@numba.njit("int64(int64)", cache=True, nogil=True)
+@kernel("int64(int64)")
 def power_of(length: int) -> Key:
     """PRIME to the power of `length`, modulo 2 to the 64."""
     power = np.int64(1)
@@ -366,7 +366,7 @@ def power_of(length: int) -> Key:
     return power
 
 
-@numba.njit(f"UniTuple(int64, 2)({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({WORK}, int64, int64, int64, {WORK})")
 def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> tuple[int, int]:
     """Characters in the most frequent `length` words (the first of them if several are), and how often they occur; 0
     of both when none occurs twice.
@@ -404,7 +404,7 @@ def top(work: NDArray[np.int64], count: int, length: int, base: int, table: NDAr
     return most * (work[SIZES, best + length] - work[SIZES, best]), most
 
 
-@numba.njit(f"int64({WORK}, int64, int64, int64, {WORK})", cache=True, nogil=True)
+@kernel(f"int64({WORK}, int64, int64, int64, {WORK})")
 def again(work: NDArray[np.int64], count: int, length: int, base: int, table: NDArray[np.int64]) -> int:
     """Characters in `length` words that stood before, each counted once: a repetition is stepped over."""
     least = length - base + 1
@@ -426,13 +426,13 @@ def again(work: NDArray[np.int64], count: int, length: int, base: int, table: ND
     return chars
 
 
-@numba.njit("boolean(int64, int64)", cache=True, nogil=True)
+@kernel("boolean(int64, int64)")
 def is_wide(wide: int, letters: int) -> bool:
     """Whether a text is written without spaces between words: at least 3 of 10 letters are Han or kana."""
     return wide * 10 >= (wide + letters) * 3 and wide > 0
 
 
-@numba.njit(f"void({WORK}, int64, {WORK}, int64[::1])", cache=True, nogil=True)
+@kernel(f"void({WORK}, int64, {WORK}, int64[::1])")
 def judge(work: NDArray[np.int64], wide_unit: int, table: NDArray[np.int64], row: NDArray[np.int64]) -> None:
     """Fill `row` with what repeats. In text without spaces `wide_unit` words stand for a word of the rules."""
     wide = is_wide(row[REP_WIDE], row[REP_LETTERS])
@@ -450,7 +450,7 @@ def judge(work: NDArray[np.int64], wide_unit: int, table: NDArray[np.int64], row
         row[AGAIN_5 + column] = again(work, count, words * unit, base, table)
 
 
-@numba.njit(f"{WORK}({BYTES}, {OFFSETS}, {BYTES}, int64)", cache=True, nogil=True)
+@kernel(f"{WORK}({BYTES}, {OFFSETS}, {BYTES}, int64)")
 def repeats(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], wide_unit: int
 ) -> NDArray[np.int64]:

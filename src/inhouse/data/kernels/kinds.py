@@ -6,8 +6,9 @@ import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
+
+from inhouse.core.compiled import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def _kind(char: str) -> int:
     return WIDE_MARK if wide else kind
 
 
-@numba.njit("int64(int64)", cache=True, nogil=True)
+@kernel("int64(int64)")
 def kind_beyond(code: int) -> int:
     """The kind of a code point above U+FFFF: Han, pictures and other symbols, or letters."""
     if 0x20000 <= code < 0x40000:
@@ -54,7 +55,7 @@ def kind_beyond(code: int) -> int:
     return SYMBOL if 0x1F000 <= code < 0x20000 else LETTER if code < 0xE0000 else OTHER
 
 
-@numba.njit("UniTuple(int64, 2)(Array(uint8, 1, 'C', readonly=True), int64)", cache=True, nogil=True)
+@kernel("UniTuple(int64, 2)(Array(uint8, 1, 'C', readonly=True), int64)")
 def decode(data: NDArray[np.uint8], at: int) -> tuple[int, int]:
     """The code point at `at`, and its length in bytes. The bytes must be valid UTF-8."""
     first = int(data[at])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
+
+from inhouse.core.compiled import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +16,7 @@ OFFSETS = "Array(int64, 1, 'C', readonly=True)"
 SEED, PRIME = np.int64(0x27D4EB2F165667C5), np.int64(0x100000001B3)  # the hash wraps around 64 bits
 
 
-@numba.njit(f"int64({BYTES})", cache=True, nogil=True)
+@kernel(f"int64({BYTES})")
 def count_lines(data: NDArray[np.uint8]) -> int:
     """Line ends in the bytes."""
     count = 0
@@ -24,7 +25,7 @@ def count_lines(data: NDArray[np.uint8]) -> int:
     return count
 
 
-@numba.njit(f"int64[:, ::1]({BYTES}, {OFFSETS}, int64)", cache=True, nogil=True)
+@kernel(f"int64[:, ::1]({BYTES}, {OFFSETS}, int64)")
 def line_keys(data: NDArray[np.uint8], offsets: NDArray[np.int64], least: int) -> NDArray[np.int64]:
     """Text, key, characters and place of each line with at least so many characters; blanks at its ends do not count.
 

@@ -16,7 +16,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import float64, int64, njit, types, uint8, uint32, uint64, void
+from numba import float64, int64, types, uint8, uint32, uint64, void
+
+from inhouse.core.compiled import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +94,7 @@ def _splitmix(n: int) -> int:
     return z ^ (z >> 31)
 
 
-@njit(int64(BYTES, int64), cache=True, nogil=True)
+@kernel(int64(BYTES, int64))
 def code_point(data: Any, at: int) -> Any:
     """The code point that begins at a byte of valid UTF-8, and above its 21 bits where the next one begins."""
     lead = np.int64(data[at])
@@ -106,7 +108,7 @@ def code_point(data: Any, at: int) -> Any:
     return high | (data[at + 2] & 63) << 6 | data[at + 3] & 63 | (at + 4) << NEXT_BITS
 
 
-@njit(uint32(int64, U32S), cache=True, nogil=True)
+@kernel(uint32(int64, U32S))
 def folded_point(point: int, table: Any) -> Any:
     """A code point as comparisons see it, with the mark WIDE; beyond the table only ideographs are wide."""
     if point < 0x10000:
@@ -114,7 +116,7 @@ def folded_point(point: int, table: Any) -> Any:
     return np.uint32(point) | (WIDE if point >= 0x20000 and point < 0x40000 else np.uint32(0))
 
 
-@njit(int64(BYTES, int64, int64, U32S, U32S), cache=True, nogil=True)
+@kernel(int64(BYTES, int64, int64, U32S, U32S))
 def folded_text(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
     """Write the text's folded characters to `out`, runs of white space as one and none at the ends; how many."""
     count, at, space = 0, start, False
@@ -134,7 +136,7 @@ def folded_text(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
     return count
 
 
-@njit(int64(U32S, int64, U64S, I64S, U32S), cache=True, nogil=True)
+@kernel(int64(U32S, int64, U64S, I64S, U32S))
 def shingle_hashes(text: Any, length: int, power: Any, window: Any, out: Any) -> Any:
     """Write a 32-bit hash of every shingle to `out`; how many. `window`: its letters, or its wide characters."""
     letters, wides = window[0], window[1]
@@ -156,7 +158,7 @@ def shingle_hashes(text: Any, length: int, power: Any, window: Any, out: Any) ->
     return count
 
 
-@njit(void(U32S, int64, U32S, U32S, U32S), cache=True, nogil=True)
+@kernel(void(U32S, int64, U32S, U32S, U32S))
 def least_under_permutations(hashes: Any, count: int, factors: Any, summands: Any, out: Any) -> None:
     """Write the smallest hash under each permutation to `out`."""
     # Shingles inside, permutations outside: a reduction that stays in registers, 1.6 times as fast as the other way.
@@ -167,7 +169,7 @@ def least_under_permutations(hashes: Any, count: int, factors: Any, summands: An
         out[k] = least
 
 
-@njit(int64(I64S), cache=True, nogil=True)
+@kernel(int64(I64S))
 def longest(offsets: Any) -> Any:
     """Bytes of the longest text."""
     most = np.int64(0)
@@ -176,7 +178,7 @@ def longest(offsets: Any) -> Any:
     return most
 
 
-@njit(void(TEXTS, RULE, uint32[:, ::1], uint32[:, ::1], I64S), cache=True, nogil=True)
+@kernel(void(TEXTS, RULE, uint32[:, ::1], uint32[:, ::1], I64S))
 def sign(texts: Any, rule: Any, drawn: Any, found: Any, counts: Any) -> None:
     """Write each document's MinHash signature to a row of `found`, and how many shingles it has to `counts`.
 
@@ -210,7 +212,7 @@ def signatures(
     return found, counts
 
 
-@njit(void(TEXTS, RULE, uint8[:, ::1]), cache=True, nogil=True)
+@kernel(void(TEXTS, RULE, uint8[:, ::1]))
 def draw(texts: Any, rule: Any, found: Any) -> None:
     """Write each document's sketch to a row of `found`, which comes as zeros."""
     data, offsets = texts
@@ -241,7 +243,7 @@ def sketches(data: NDArray[np.uint8], offsets: NDArray[np.int64], window: tuple[
     return found
 
 
-@njit(float64(BYTES, BYTES), cache=True, nogil=True)
+@kernel(float64(BYTES, BYTES))
 def resemblance(one: Any, other: Any) -> Any:
     """The Jaccard similarity that two sketches tell, corrected for bytes that are equal by chance."""
     filled = np.int64(0)
@@ -257,7 +259,7 @@ def resemblance(one: Any, other: Any) -> Any:
     return max(0.0, (equal - by_chance) / filled)
 
 
-@njit(int64(I64S, int64), cache=True, nogil=True)
+@kernel(int64(I64S, int64))
 def root(parents: Any, node: int) -> Any:
     """The first member of the node's cluster so far; paths are halved on the way."""
     while parents[node] != node:
@@ -270,14 +272,14 @@ SKETCHED = tuple_of((SKETCHES, I64S))  # sketches, and the place of each row's a
 JOINED = tuple_of((I64S, I64S))  # parents, partners
 
 
-@njit(float64(SKETCHED, int64, int64), cache=True, nogil=True)
+@kernel(float64(SKETCHED, int64, int64))
 def told(sketched: Any, one: int, other: int) -> Any:
     """The similarity of two rows."""
     drawn, places = sketched
     return resemblance(drawn[places[one]], drawn[places[other]])
 
 
-@njit(void(U64S, I64S, SKETCHED, JOINED, float64), cache=True, nogil=True)
+@kernel(void(U64S, I64S, SKETCHED, JOINED, float64))
 def join_neighbours(keys: Any, order: Any, sketched: Any, joined: Any, least: float) -> None:
     """Join every row with those of the REACH rows before it in `order` that have its key and resemble it.
 
@@ -296,7 +298,7 @@ def join_neighbours(keys: Any, order: Any, sketched: Any, joined: Any, least: fl
             j -= 1
 
 
-@njit(void(JOINED, SKETCHED, float64, I64S), cache=True, nogil=True)
+@kernel(void(JOINED, SKETCHED, float64, I64S))
 def gather_stars(joined: Any, sketched: Any, least: float, firsts: Any) -> None:
     """Write to `firsts` the row of its cluster that each one resembles, itself for those that resemble none before.
 
@@ -329,7 +331,7 @@ def gather_stars(joined: Any, sketched: Any, least: float, firsts: Any) -> None:
 KNOWN = tuple_of((READ_U64S, READ_I64S, SKETCHES))
 
 
-@njit(void(uint64[:, ::1], SKETCHES, KNOWN, I64S, F64S), cache=True, nogil=True)
+@kernel(void(uint64[:, ::1], SKETCHES, KNOWN, I64S, F64S))
 def find_nearest(keys: Any, drawn: Any, known: Any, best: Any, alike: Any) -> None:
     """Write to `best` the known document that resembles each one most among those with a key in common, and how much.
 

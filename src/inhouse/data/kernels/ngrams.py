@@ -11,8 +11,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import int64, njit, uint8, uint64, void
+from numba import int64, uint8, uint64, void
 
+from inhouse.core.compiled import kernel
 from inhouse.data.kernels.minhash import (
     BYTES,
     F64S,
@@ -66,7 +67,7 @@ def lettering() -> NDArray[np.uint32]:
     return table
 
 
-@njit(uint64(uint64), cache=True, nogil=True)
+@kernel(uint64(uint64))
 def mixed(value: Any) -> Any:
     """The number with every bit depending on every other (the finaliser of SplitMix64); never 0."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -74,7 +75,7 @@ def mixed(value: Any) -> Any:
     return max(value ^ (value >> np.uint64(31)), np.uint64(1))
 
 
-@njit(int64(BYTES, int64, int64, U32S, U64S), cache=True, nogil=True)
+@kernel(int64(BYTES, int64, int64, U32S, U64S))
 def tokens(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
     """Write a hash of every word and of every character of a spaceless script to `out` (last bit 1); how many."""
     count, at = 0, start
@@ -102,7 +103,7 @@ def tokens(data: Any, start: int, end: int, table: Any, out: Any) -> Any:
     return count
 
 
-@njit(int64(U64S, int64, U64S, I64S, U64S), cache=True, nogil=True)
+@kernel(int64(U64S, int64, U64S, I64S, U64S))
 def grams(text: Any, length: int, power: Any, window: Any, out: Any) -> Any:
     """Write a hash of every gram of the tokens to `out`; how many. A text shorter than one is a gram as a whole.
 
@@ -128,7 +129,7 @@ def grams(text: Any, length: int, power: Any, window: Any, out: Any) -> Any:
     return count
 
 
-@njit(int64(TEXTS, RULE, U64S, I64S), cache=True, nogil=True)
+@kernel(int64(TEXTS, RULE, U64S, I64S))
 def write_grams(texts: Any, rule: Any, found: Any, ends: Any) -> Any:
     """Write all grams of each document to `found`, one after the other, and where each ends to `ends`; how many."""
     data, offsets = texts
@@ -153,7 +154,7 @@ def grams_of(
     return found[:total], bounds
 
 
-@njit(void(U64S, U64S, U32S), cache=True, nogil=True)
+@kernel(void(U64S, U64S, U32S))
 def fill_table(keys: Any, slots: Any, places: Any) -> None:
     """Write distinct keys to an empty (0) hash table of a power of two of slots, and their numbers beside them."""
     last = np.uint64(len(slots) - 1)
@@ -173,7 +174,7 @@ def hash_table(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np
     return slots, places
 
 
-@njit(int64(uint64, READ_U64S, READ_U32S), cache=True, nogil=True)
+@kernel(int64(uint64, READ_U64S, READ_U32S))
 def place_of(key: int, slots: Any, places: Any) -> Any:
     """The number of a key in the table, -1 when it is not there."""
     last = np.uint64(len(slots) - 1)
@@ -185,7 +186,7 @@ def place_of(key: int, slots: Any, places: Any) -> Any:
     return np.int64(-1)
 
 
-@njit(int64(GRAMS, TABLE, U32S, I64S), cache=True, nogil=True)
+@kernel(int64(GRAMS, TABLE, U32S, I64S))
 def write_hits(held: Any, table: Any, hits: Any, ends: Any) -> Any:
     """Write the numbers of the grams that the table holds to `hits`, each once per document; how many in all."""
     found, bounds = held
@@ -216,7 +217,7 @@ def hits_of(
     return hits[:total], bounds
 
 
-@njit(void(HITS, POSTINGS, I64S, F64S, I64S), cache=True, nogil=True)
+@kernel(void(HITS, POSTINGS, I64S, F64S, I64S))
 def write_overlaps(held: Any, postings: Any, sizes: Any, rule: Any, best: Any) -> None:
     """Write to `best` the evaluation row that each document overlaps most among those it leaks, -1 for none.
 

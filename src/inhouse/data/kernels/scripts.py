@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
+from inhouse.core.compiled import kernel
 from inhouse.data.kernels.kinds import decode
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def weights() -> NDArray[np.int64]:
     return table
 
 
-@numba.njit(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1], int64)", cache=True, nogil=True)
+@kernel(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1], int64)")
 def count_letters(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], table: NDArray[np.int64], enough: int
 ) -> NDArray[np.int64]:
@@ -58,7 +58,7 @@ def sides() -> NDArray[np.int64]:
     return table
 
 
-@numba.njit(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1])", cache=True, nogil=True)
+@kernel(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1])")
 def lean(data: NDArray[np.uint8], offsets: NDArray[np.int64], table: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many more simplified than traditional characters each text has."""
     more = np.zeros(len(offsets) - 1, np.int64)

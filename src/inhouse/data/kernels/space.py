@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
+
+from inhouse.core.compiled import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +19,7 @@ OFFSETS = "Array(int64, 1, 'C', readonly=True)"
 OUT = "Array(uint8, 1, 'C')"
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64)")
 def space_at(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     """What kind of white space stands at `at`, and its length in bytes.
 
@@ -44,7 +45,7 @@ def space_at(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     return (SPACE if space else VISIBLE), 3
 
 
-@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True, inline="always")
+@kernel(f"int64({BYTES}, int64, int64)", inline="always")
 def easy_run(data: NDArray[np.uint8], at: int, end: int) -> int:
     """The place behind white space that may stay: a space, or one or two LF and an indentation; else `at`.
 
@@ -65,7 +66,7 @@ def easy_run(data: NDArray[np.uint8], at: int, end: int) -> int:
     return behind if behind < end and PLAIN[data[behind]] else at
 
 
-@numba.njit(f"UniTuple(int64, 5)({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 5)({BYTES}, int64, int64)")
 def run_at(data: NDArray[np.uint8], begin: int, end: int) -> tuple[int, int, int, int, int]:
     """The white space that begins at `begin`: where it ends, its line ends, and the places behind the last of them
     and behind the spaces in front; last whether it is written in LF, U+0020, tab and U+3000 with all LF in front.
@@ -90,7 +91,7 @@ def run_at(data: NDArray[np.uint8], begin: int, end: int) -> tuple[int, int, int
     return at, ends, indent, lead, plain
 
 
-@numba.njit(f"int64({BYTES}, int64, int64, {OUT}, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64, {OUT}, int64)")
 def write_blanks(data: NDArray[np.uint8], at: int, end: int, out: NDArray[np.uint8], place: int) -> int:
     """Write the spaces of data[at:end] as U+0020, tab or U+3000; returns the place behind them."""
     while at < end:
@@ -105,7 +106,7 @@ def write_blanks(data: NDArray[np.uint8], at: int, end: int, out: NDArray[np.uin
     return place
 
 
-@numba.njit(f"int64({BYTES}, int64, int64, {OUT}, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64, {OUT}, int64)")
 def write_run(data: NDArray[np.uint8], at: int, end: int, out: NDArray[np.uint8], place: int) -> int:
     """Write white space that stands behind a visible character and before another; returns the place behind it."""
     _, ends, indent, lead, _ = run_at(data, at, end)
@@ -121,7 +122,7 @@ def write_run(data: NDArray[np.uint8], at: int, end: int, out: NDArray[np.uint8]
     return write_blanks(data, lead, end, out, place)
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64, {OUT})", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64, {OUT})")
 def tidy_text(data: NDArray[np.uint8], start: int, end: int, out: NDArray[np.uint8]) -> tuple[int, int]:
     """Write data[start:end] with tidy white space into `out` at `start`: its new length, and whether it changed.
 
@@ -158,7 +159,7 @@ def tidy_text(data: NDArray[np.uint8], start: int, end: int, out: NDArray[np.uin
     return place + size - start, 1
 
 
-@numba.njit(f"Tuple((int64[::1], int64[::1]))({BYTES}, {OFFSETS}, {OUT})", cache=True, nogil=True)
+@kernel(f"Tuple((int64[::1], int64[::1]))({BYTES}, {OFFSETS}, {OUT})")
 def tidy_texts(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], out: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -173,7 +174,7 @@ def tidy_texts(
     return lengths, changed
 
 
-@numba.njit(f"int64[::1]({BYTES}, {OFFSETS})", cache=True, nogil=True)
+@kernel(f"int64[::1]({BYTES}, {OFFSETS})")
 def count_words(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Words of each text: runs of visible characters."""
     counts = np.zeros(len(offsets) - 1, np.int64)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from inhouse.core.compiled import kernel
 
 DIGITS, IPV4, EMAIL, IPV6, PLATE = 1, 2, 3, 4, 5
 MAX_GROUPS = 24
@@ -28,27 +29,27 @@ KEYS = f"Tuple(({BYTES}, {OFFSETS}, Array(int64, 2, 'C', readonly=True)))"
 ROWS = "int64[:, ::1]"
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _is_digit(c: int) -> bool:
     return 48 <= c <= 57
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _is_letter(c: int) -> bool:
     return 97 <= (c | 32) <= 122
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _is_word(c: int) -> bool:
     return 48 <= c <= 57 or 97 <= (c | 32) <= 122 or c == 95
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _is_hex(c: int) -> bool:
     return 48 <= c <= 57 or 97 <= (c | 32) <= 102
 
 
-@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64)")
 def _digit_bytes(data: Any, i: int, end: int) -> int:
     """How many bytes the digit at `i` has: 1, 3 for a full-width one, 0 for no digit."""
     if i >= end:
@@ -61,7 +62,7 @@ def _digit_bytes(data: Any, i: int, end: int) -> int:
     return 0
 
 
-@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64)")
 def _separator_bytes(data: Any, i: int, end: int) -> int:
     """Bytes of the separator at `i` that may stand inside a number: space, hyphens, brackets; 0 for none."""
     if i >= end:
@@ -80,7 +81,7 @@ def _separator_bytes(data: Any, i: int, end: int) -> int:
     return 0
 
 
-@numba.njit(f"int64({BYTES}, int64, int64, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64, int64)")
 def _spoiled(data: Any, start: int, stop: int, end: int) -> int:
     """Whether the digits [start, stop) belong to something else: DOTTED (a decimal, an address), OTHERWISE, or 0."""
     if stop >= end:
@@ -99,7 +100,7 @@ def _spoiled(data: Any, start: int, stop: int, end: int) -> int:
     return OTHERWISE if size <= 3 and c == 44 and stop + 3 < end and _is_digit(data[stop + 3]) else 0
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64)")
 def _dotted(data: Any, start: int, end: int) -> tuple[int, int]:
     """The end of the token of digits and dots at `start`, and its kind: an address, a phone (3.3.4), or 0."""
     sizes = np.zeros(6, np.int64)
@@ -120,7 +121,7 @@ def _dotted(data: Any, start: int, end: int) -> tuple[int, int]:
     return i, 0
 
 
-@numba.njit(f"UniTuple(int64, 2)({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64)")
 def _group(data: Any, at: int, end: int) -> tuple[int, int]:
     """The end of the digits at `at`, and how many they are."""
     size = 0
@@ -132,7 +133,7 @@ def _group(data: Any, at: int, end: int) -> tuple[int, int]:
     return at, size
 
 
-@numba.njit(f"int64({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64)")
 def _gap(data: Any, at: int, end: int) -> int:
     """Bytes of the one or two separators at `at` when a digit follows them, else 0."""
     gap = _separator_bytes(data, at, end)
@@ -141,7 +142,7 @@ def _gap(data: Any, at: int, end: int) -> int:
     return gap if gap and _digit_bytes(data, at + gap, end) else 0
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _glued(data: Any, begin: int, at: int) -> bool:
     """Whether a letter, digit or _ stands right before `at`; IP and TEL may, as in IP10.0.0.1."""
     if at <= begin or not _is_word(data[at - 1]):
@@ -156,7 +157,7 @@ def _glued(data: Any, begin: int, at: int) -> bool:
     return True
 
 
-@numba.njit(FOUR, cache=True, nogil=True)
+@kernel(FOUR)
 def _run(data: Any, begin: int, start: int, end: int) -> tuple[int, int, int, int]:
     """The digit run at `start`, its groups joined by separators: start, stop, kind or 0, where to go on."""
     stop, size = _group(data, start, end)
@@ -186,12 +187,12 @@ def _run(data: Any, begin: int, start: int, end: int) -> tuple[int, int, int, in
     return start, stop, DIGITS if widest >= 10 or (plus and total >= 7) else 0, stop
 
 
-@numba.njit("int64(uint8)", cache=True, nogil=True)
+@kernel("int64(uint8)")
 def _in_local_part(c: int) -> bool:
     return _is_word(c) or c == 46 or c == 37 or c == 43 or c == 45
 
 
-@numba.njit(FOUR, cache=True, nogil=True)
+@kernel(FOUR)
 def _email(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]:
     """What could be an e-mail address around the '@' at `at`: start, stop, kind or 0, where to go on."""
     left = at
@@ -210,7 +211,7 @@ def _email(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int
     return left, right, EMAIL, at + 1
 
 
-@numba.njit(FOUR, cache=True, nogil=True)
+@kernel(FOUR)
 def _ipv6(data: Any, begin: int, colon: int, end: int) -> tuple[int, int, int, int]:
     """A token like 2001:db8::1 whose first colon is at `colon`: start, stop, kind or 0, where to go on."""
     left = colon
@@ -226,7 +227,7 @@ def _ipv6(data: Any, begin: int, colon: int, end: int) -> tuple[int, int, int, i
     return left, right, IPV6, right
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _after_number(data: Any, begin: int, at: int) -> bool:
     """Whether a number, in digits (perhaps with one letter) or in Chinese, stands right before `at`."""
     if at > begin and data[at - 1] == 32:
@@ -244,7 +245,7 @@ def _after_number(data: Any, begin: int, at: int) -> bool:
     return point in NUMERALS
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _names_street(data: Any, begin: int, at: int) -> bool:
     """Whether the word at `at` begins with a capital and a digit stands within 48 bytes before it in its line."""
     if not 65 <= data[at] <= 90:
@@ -257,7 +258,7 @@ def _names_street(data: Any, begin: int, at: int) -> bool:
     return False
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _has_mark(data: Any, at: int, end: int) -> bool:
     """Whether a label ends at `at`: 's, ' is', ' name', or a colon, comma or equals sign and a capital follows."""
     if at + 2 >= end:
@@ -278,7 +279,7 @@ def _has_mark(data: Any, at: int, end: int) -> bool:
     return bool(i < end and (65 <= data[i] <= 90 or data[i] >= 0xC3))
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _after_post_office(data: Any, begin: int, at: int) -> bool:
     """Whether 'O. ' or 'o ' stands before `at`, as in P.O. Box."""
     if at - 3 < begin or data[at - 1] != 32:
@@ -286,7 +287,7 @@ def _after_post_office(data: Any, begin: int, at: int) -> bool:
     return bool(data[at - 2] == 46 or (data[at - 2] | 32) == 111)
 
 
-@numba.njit(f"boolean({BYTES}, UniTuple(int64, 4), int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, UniTuple(int64, 4), int64, int64)")
 def _condition_holds(data: Any, place: Any, after: int, condition: int) -> bool:
     """Whether what stands before or after a keyword allows it."""
     _, begin, end, at = place
@@ -299,7 +300,7 @@ def _condition_holds(data: Any, place: Any, after: int, condition: int) -> bool:
     return bool(_after_number(data, begin, at) if condition == AFTER_NUMBER else _names_street(data, begin, at))
 
 
-@numba.njit(f"boolean({BYTES}, int64, int64)", cache=True, nogil=True)
+@kernel(f"boolean({BYTES}, int64, int64)")
 def _is_plate(data: Any, at: int, end: int) -> bool:
     """Whether the character at `at` (3 bytes) is followed by a capital and at least 5 letters or digits."""
     if at + 9 > end or not 65 <= data[at + 3] <= 90:
@@ -310,7 +311,7 @@ def _is_plate(data: Any, at: int, end: int) -> bool:
     return i + 4 < end and _is_word(data[i]) and _is_word(data[i + 3])
 
 
-@numba.njit(f"int64({BYTES}, int64, int64, {BYTES})", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, int64, int64, {BYTES})")
 def _has_word(data: Any, at: int, end: int, word: Any) -> bool:
     """Whether the keyword (lower case) stands at `at` and, being of letters, ends there as a word."""
     size = len(word)
@@ -325,7 +326,7 @@ def _has_word(data: Any, at: int, end: int, word: Any) -> bool:
     return word[size - 1] >= 128 or at + size >= end or not _is_letter(data[at + size])
 
 
-@numba.njit("int64(int64[:, ::1], int64, UniTuple(int64, 4))", cache=True, nogil=True)
+@kernel("int64(int64[:, ::1], int64, UniTuple(int64, 4))")
 def _note(found: Any, count: int, row: Any) -> Any:
     """Write a candidate where there is room; the count goes on, so the caller learns how much room it needs."""
     if row[3] and count < len(found):
@@ -334,7 +335,7 @@ def _note(found: Any, count: int, row: Any) -> Any:
     return count + (row[3] != 0)
 
 
-@numba.njit(f"int64({BYTES}, UniTuple(int64, 5), {KEYS}, {ROWS}, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, UniTuple(int64, 5), {KEYS}, {ROWS}, int64)")
 def _words(data: Any, place: Any, keys: Any, found: Any, count: int) -> int:
     """Note the keywords of a bucket that stand at (text, its begin, its end, position, first keyword + 1)."""
     text, begin, end, at, n = place
@@ -350,7 +351,7 @@ def _words(data: Any, place: Any, keys: Any, found: Any, count: int) -> int:
     return int(count)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _joins(c: int, following: int) -> bool:
     """Whether two bytes after digits may go on the number: a point and a digit, separators and a digit."""
     if c == 46:
@@ -362,7 +363,7 @@ def _joins(c: int, following: int) -> bool:
     )
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _plain_until(data: Any, begin: int, at: int, end: int) -> int:
     """The end of a digit run or colon that is nothing we look for, told cheaply as most are; 0 for a closer look."""
     c = data[at]
@@ -377,7 +378,7 @@ def _plain_until(data: Any, begin: int, at: int, end: int) -> int:
     return 0
 
 
-@numba.njit(FOUR, cache=True, nogil=True)
+@kernel(FOUR)
 def _sign(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]:
     """What begins at a digit or stands around an '@' or a colon: start, stop, kind or 0, where to go on."""
     c = data[at]
@@ -390,7 +391,7 @@ def _sign(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]
     return 0, 0, 0, at + 1
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _head_of_letters(data: Any, first: int, last: int, heads: Any) -> Any:
     """The first keyword (+ 1) of the bucket for a word: by three letters, or two and none."""
     if last - first < 2:
@@ -399,7 +400,7 @@ def _head_of_letters(data: Any, first: int, last: int, heads: Any) -> Any:
     return np.int64(heads[(((data[first] | 32) - 97) * 26 + (data[first + 1] | 32) - 97) * 27 + third])
 
 
-@numba.njit(f"void({BYTES}, int64, {ROWS})", cache=True, nogil=True)
+@kernel(f"void({BYTES}, int64, {ROWS})")
 def _to_characters(data: Any, begin: int, rows: Any) -> None:
     """Turn the byte offsets (columns 1 and 2) of one text's candidates into character offsets."""
     at, chars = begin, 0
@@ -420,7 +421,7 @@ def _to_characters(data: Any, begin: int, rows: Any) -> None:
 TABLES = f"Tuple(({BYTES}, {HEADS}, {OFFSETS}, {HEADS}, {FLAGS}, {KEYS}))"
 
 
-@numba.njit(f"int64({BYTES}, UniTuple(int64, 3), {TABLES}, {ROWS}, int64)", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, UniTuple(int64, 3), {TABLES}, {ROWS}, int64)")
 def _scan_text(data: Any, place: Any, tables: Any, found: Any, count: int) -> int:
     """Note the candidates of one text (its number, begin and end): the new count."""
     text, begin, end = place
@@ -457,7 +458,7 @@ def _scan_text(data: Any, place: Any, tables: Any, found: Any, count: int) -> in
     return int(count)
 
 
-@numba.njit(f"int64({BYTES}, {OFFSETS}, {TABLES}, {ROWS})", cache=True, nogil=True)
+@kernel(f"int64({BYTES}, {OFFSETS}, {TABLES}, {ROWS})")
 def scan(data: Any, offsets: Any, tables: Any, found: Any) -> int:
     """Fill `found` with (text, start, stop, kind), offsets in characters; returns how many there are.
 

@@ -1,0 +1,85 @@
+"""Compile loops with numba, and keep what was compiled as long as the code around it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from inhouse.core.settings import cache_home
+
+F = TypeVar("F", bound=Callable[..., Any])
+UNUSED_S = 30 * 24 * 3600  # after which what was compiled from other code is removed
+
+
+def kernel(signature: Any = None, inline: Literal["never", "always"] = "never") -> Callable[[F], F]:
+    """Compile a function of numbers and arrays for `signature`, without the interpreter's lock.
+
+    Numba keeps compiled code as long as the function's own file is the same, with the constants and functions of other
+    files compiled in. So each state of the folder that the function is in has a cache of its own.
+    """
+
+    def compiled(function: F) -> F:
+        import numba
+
+        folder = Path(function.__code__.co_filename).parent
+        with _cache_of(folder) as kept:
+            found: Any = numba.njit(signature, cache=kept, nogil=True, inline=inline)(function)
+        return found  # type: ignore[no-any-return]
+
+    return compiled
+
+
+@contextmanager
+def _cache_of(folder: Path) -> Iterator[bool]:
+    """Let numba keep what is compiled here in the folder for this code; false where there is no place for one."""
+    from numba.core import config as settings_of_numba
+
+    config: Any = settings_of_numba  # it sets its names as it reads the environment
+    before = config.CACHE_DIR
+    found = _place(folder, before)
+    config.CACHE_DIR = before if found is None else str(found)
+    try:
+        yield found is not None
+    finally:
+        config.CACHE_DIR = before
+
+
+@cache
+def _place(folder: Path, wanted: str) -> Path | None:
+    """Where compiled code of a folder is kept: as NUMBA_CACHE_DIR says, else beside it, else in the user's cache."""
+    name = f"kernels-{_state(folder)}"
+    homes = (Path(wanted),) if wanted else (folder / "__pycache__", cache_home() / "inhouse")
+    for home in homes:
+        try:
+            _make(home / name)
+        except OSError:
+            continue  # not ours to write in
+        return home / name
+    return None
+
+
+def _make(place: Path) -> None:
+    """Make the folder if it is not there, and see whether one can write in it. Raises OSError."""
+    if not place.exists():
+        place.mkdir(parents=True, mode=0o700, exist_ok=True)
+        for old in place.parent.glob("kernels-*"):
+            if old.stat().st_mtime < time.time() - UNUSED_S:
+                shutil.rmtree(old, ignore_errors=True)
+    tempfile.TemporaryFile(dir=place).close()
+
+
+def _state(folder: Path) -> str:
+    """A digest of the modules in a folder."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted(folder.glob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
