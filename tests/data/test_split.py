@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inhouse.core.errors import UserError
 from inhouse.data import split as splitting
+from inhouse.data.parts import decide_parts
 from inhouse.data.split import SplitParams
 
 QUESTIONS = [f"question {n}" for n in range(2000)]
@@ -23,7 +25,10 @@ def assign(questions: Any, split: SplitParams, groups: Any = None, times: Any = 
         for question, group in zip(questions, groups or [None] * len(questions), strict=True)
     ]
     moments = None if times is None else [splitting.moment_of(value, str(split.time)) for value in times]
-    return list(splitting.assign(keys, split, moments))
+    parts = splitting.assign(
+        pl.Series(keys, dtype=pl.UInt64), split, None if moments is None else pl.Series(moments, dtype=pl.Float64)
+    )
+    return parts.to_list()
 
 
 def test_split_gives_about_the_shares_asked_for() -> None:
@@ -176,3 +181,34 @@ def test_split_by_time_when_all_rows_have_one_time_says_so() -> None:
         assign(QUESTIONS[:10], SplitParams(test=0.1, time="day"), None, ["2024-01-01"] * 10)
     assert error.value.code == "split.time_same"
     assert "'day'" in str(error.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(0, 50), st.integers((1 << 64) - 50, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))),
+    st.sampled_from([0.0, 1e-9, 0.1, 0.5]),
+    st.sampled_from([0.0, 1e-9, 0.2, 0.49]),
+)
+def test_split_agrees_with_a_slow_reference(keys: list[int], test: float, valid: float) -> None:
+    def bound(start: int, share: float) -> int:
+        inside = sorted(key for key in set(keys) if key >= start)
+        if not share or not inside:
+            return start
+        if inside[0] < start + int(share * (1 << 64)):
+            return start + int(share * (1 << 64))
+        return inside[0] + 1 if len(set(keys)) * share >= 1 else start
+
+    first = bound(0, test)
+    second = bound(first, valid)
+    wanted = ["test" if key < first else "valid" if key < second else "train" for key in keys]
+    parts = splitting.assign(pl.Series(keys, dtype=pl.UInt64), SplitParams(test=test, valid=valid))
+    assert parts.to_list() == wanted
+
+
+def test_stated_parts_stand_between_those_that_are_decided() -> None:
+    parts = ["valid", None, "test", None, None, "train"]
+    index = pl.DataFrame(
+        {"part": parts, "key": [0, 1 << 63, 5, 7, 1 << 62, 1]}, schema={"part": pl.String, "key": pl.UInt64}
+    )
+    assert decide_parts(index, SplitParams(test=0.1)).to_list() == ["valid", "train", "test", "test", "train", "train"]
+    assert index["part"].to_list() == parts

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from math import ceil, inf, isfinite
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
-from inhouse.core.rows import Part
 from inhouse.data.records import excerpt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
 
 SPACE = re.compile(r"\s+")
 ALL = 1 << 64
@@ -56,19 +60,36 @@ def key_of(question: str, split: SplitParams, group: object = None) -> int:
     return int(xxhash.xxh3_64_intdigest(content, seed=split.seed))
 
 
-def assign(keys: Sequence[int], split: SplitParams, moments: Sequence[float] | None = None) -> list[Part]:
-    """A part for each key: more data later moves no row to another part.
+def assign(keys: pl.Series, split: SplitParams, moments: pl.Series | None = None) -> pl.Series:
+    """A part for each key (u64): more data later moves no row to another part.
 
-    A share too small to be hit by chance still gets the smallest key when there are enough of them. With moments the
-    newest rows are the test part; rows of one key are as new as the newest of them, and rows of one moment stay
+    A share too small to be hit by chance still gets the smallest key when there are enough of them. With moments (f64)
+    the newest rows are the test part; rows of one key are as new as the newest of them, and rows of one moment stay
     together. Raises split.time_same.
     """
+    import polars as pl
+
     if moments is not None:
         return _by_time(keys, moments, split)
-    ordered = sorted(set(keys))
+    ordered = keys.unique().sort().to_numpy()
     test = _bound(ordered, 0, split.test)
     valid = _bound(ordered, test, split.valid)
-    return ["test" if key < test else "valid" if key < valid else "train" for key in keys]
+    return pl.select(_part(_below(keys, test), _below(keys, valid)))["part"]
+
+
+def _part(test: pl.Series, valid: pl.Series) -> pl.Expr:
+    import polars as pl
+
+    held_out = pl.when(pl.lit(test)).then(pl.lit("test")).when(pl.lit(valid)).then(pl.lit("valid"))
+    return held_out.otherwise(pl.lit("train")).alias("part")
+
+
+def _below(keys: pl.Series, bound: int) -> pl.Series:
+    import polars as pl
+
+    if not bound:
+        return pl.repeat(False, len(keys), eager=True)
+    return keys <= min(bound, ALL) - 1  # the bound itself may be one more than a key can be
 
 
 def _group(value: object) -> bytes:
@@ -77,21 +98,22 @@ def _group(value: object) -> bytes:
     return f"group:{value}".encode("utf-8", "surrogatepass")
 
 
-def _by_time(keys: Sequence[int], moments: Sequence[float], split: SplitParams) -> list[Part]:
-    newest: dict[int, float] = {}
-    for key, moment in zip(keys, moments, strict=True):
-        newest[key] = max(moment, newest.get(key, moment))
-    ordered = sorted((newest[key] for key in keys), reverse=True)
+def _by_time(keys: pl.Series, moments: pl.Series, split: SplitParams) -> pl.Series:
+    import polars as pl
+
+    rows = pl.DataFrame({"key": keys, "moment": moments})
+    newest = rows.select(pl.col("moment").max().over("key"))["moment"]
+    ordered = newest.sort(descending=True)
     test, valid = (_since(ordered, share) for share in (split.test, split.test + split.valid))
-    if ordered and valid <= ordered[-1]:
+    if len(ordered) and valid <= ordered[-1]:
         raise UserError("split.time_same", column=str(split.time), rows=len(keys))
-    return ["test" if newest[key] >= test else "valid" if newest[key] >= valid else "train" for key in keys]
+    return pl.select(_part(newest >= test, newest >= valid))["part"]
 
 
-def _since(newest_first: Sequence[float], share: float) -> float:
+def _since(newest_first: pl.Series, share: float) -> float:
     """The moment from which on the rows make at least the share."""
     count = ceil(round(share * len(newest_first), 6))  # 0.1 + 0.2 of 10 rows are 3, not 4
-    return newest_first[count - 1] if count else inf
+    return float(newest_first[count - 1]) if count else inf
 
 
 def moment_of(value: object, column: str) -> float:
@@ -114,15 +136,15 @@ def _number_or_date(value: str | float) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _bound(ordered: list[int], start: int, share: float) -> int:
+def _bound(ordered: NDArray[np.uint64], start: int, share: float) -> int:
     """Keys from `start` up to the bound make the share; `start` when there are none."""
-    inside = [key for key in ordered if key >= start]
-    bound = start + int(share * ALL)
-    if not share or not inside:
+    first = int(ordered.searchsorted(start)) if start < ALL else len(ordered)
+    if not share or first == len(ordered):
         return start
-    if inside[0] < bound:
+    bound, least = start + int(share * ALL), int(ordered[first])
+    if least < bound:
         return bound
-    return inside[0] + 1 if len(ordered) >= ceil(1 / share) else start
+    return least + 1 if len(ordered) >= ceil(1 / share) else start
 
 
 def _content(question: str) -> bytes:
