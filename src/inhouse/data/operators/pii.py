@@ -68,10 +68,15 @@ def change(pieces: pl.DataFrame, params: Pii, around: Around) -> tuple[pl.Series
     touched = sorted(found)
     # Only texts that hold something become Python strings: most do not.
     old = pieces["text"].gather(touched).to_list()
-    new = [_hidden(text, found[number], params, hide) for number, text in zip(touched, old, strict=True)]
+    put = [[hide(text[s.start : s.end], s.type) for s in found[n]] for n, text in zip(touched, old, strict=True)]
+    new = [_hidden(text, found[n], params, values) for n, text, values in zip(touched, old, put, strict=True)]
     changed = pieces["text"].scatter(touched, pl.Series(new, dtype=pl.String)) if touched else pieces["text"]
     notes = pl.DataFrame(
-        [(number, *span, params.action_of(span.type)) for number in touched for span in found[number]],
+        [
+            (number, *span, _done(params, text[span.start : span.end] == value, span.type))
+            for number, text, values in zip(touched, old, put, strict=True)
+            for span, value in zip(found[number], values, strict=True)
+        ],
         schema={"at": pl.UInt32, "start": pl.UInt32, "end": pl.UInt32, "type": pl.String, "score": pl.Float64}
         | {"action": pl.String},
         orient="row",
@@ -120,12 +125,18 @@ def _hide(params: Pii) -> Hide:
     return hide
 
 
-def _hidden(text: str, spans: list[Span], params: Pii, hide: Hide) -> str | None:
+def _done(params: Pii, same: bool, type: PiiType) -> str:
+    """What was done with a value; a stand-in of an earlier run is kept."""
+    action = params.action_of(type)
+    return "kept" if same and action == "replace" else action
+
+
+def _hidden(text: str, spans: list[Span], params: Pii, values: list[str]) -> str | None:
     if any(params.action_of(span.type) == "drop" for span in spans):
         return None
     parts, last = [], 0
-    for span in spans:
-        parts += [text[last : span.start], hide(text[span.start : span.end], span.type)]
+    for span, value in zip(spans, values, strict=True):
+        parts += [text[last : span.start], value]
         last = span.end
     return "".join([*parts, text[last:]])
 

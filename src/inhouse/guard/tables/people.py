@@ -6,22 +6,13 @@ from functools import cache
 from pathlib import Path
 
 # Names that `replace` gives: the stems that Chinese law uses for persons who must not be named, and plain placeholders.
-STEMS = "甲乙丙丁戊己庚辛壬癸"
-SURROGATE_SURNAMES = "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许"
-SURROGATE_GIVEN = (
-    "Alex",
-    "Blake",
-    "Casey",
-    "Dana",
-    "Drew",
-    "Ellis",
-    "Finley",
-    "Harper",
-    "Kai",
-    "Lane",
-    "Quinn",
-    "Reese",
+STEMS = "甲乙丙戊己庚壬癸"  # without 丁 and 辛, which are surnames
+SURROGATE_SURNAMES = "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕张孔曹严金魏陶姜戚谢邹柏窦章苏潘葛范彭郎鲁韦马苗方"
+_GIVEN = (
+    "Alex Avery Blake Cameron Casey Dana Devon Drew Ellis Emery Finley Hayden Harper Jamie Jordan Kai Kendall Lane "
+    "Logan Marley Morgan Parker Peyton Quinn Reese Riley Robin Rowan Sage Skyler Sydney Taylor"
 )
+SURROGATE_GIVEN = tuple(_GIVEN.split())
 SURROGATE_FAMILY = ("Sample", "Specimen", "Placeholder", "Exemplar", "Anyone", "Someone", "Nobody", "Testcase")
 
 
