@@ -56,9 +56,39 @@ def write_rows(folder: Path, part: Part, rows: Sequence[Row]) -> int:
     return len(rows)
 
 
+GROUP_ROWS = 65_536  # rows that a reader takes at once
+
+
 def write_table(frame: pl.DataFrame, path: Path) -> None:
     """Write a table whose bytes depend on its content only."""
-    frame.write_parquet(path, compression="zstd", compression_level=3, statistics=False, row_group_size=65_536)
+    frame.write_parquet(path, compression="zstd", compression_level=3, statistics=False, row_group_size=GROUP_ROWS)
+
+
+def write_table_of(parts: Iterable[pl.DataFrame], schema: pl.Schema, path: Path) -> None:
+    """Write a table that comes in parts of any height: with the bytes of `write_table` and the memory of a part."""
+    from polars.io.plugins import register_io_source
+
+    def batches(*_: object) -> Iterator[pl.DataFrame]:
+        return _even(parts)
+
+    register_io_source(batches, schema=schema).sink_parquet(
+        path, compression="zstd", compression_level=3, statistics=False, row_group_size=GROUP_ROWS, maintain_order=True
+    )
+
+
+def _even(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows in parts that are whole groups of rows, the last one excepted."""
+    import polars as pl
+
+    rest: pl.DataFrame | None = None
+    for part in parts:
+        rest = part if rest is None else pl.concat([rest, part])
+        whole = rest.height // GROUP_ROWS * GROUP_ROWS
+        if whole:
+            yield rest.head(whole).rechunk()
+            rest = rest.slice(whole)
+    if rest is not None and rest.height:
+        yield rest.rechunk()
 
 
 def messages_column(turns: Iterable[Sequence[Message]], *, tools: bool) -> pl.Series:

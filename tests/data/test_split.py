@@ -205,6 +205,12 @@ def test_split_agrees_with_a_slow_reference(keys: list[int], test: float, valid:
     assert parts.to_list() == wanted
 
 
+def test_split_tells_neighbouring_keys_apart() -> None:
+    keys = pl.Series([(1 << 62) + n for n in range(4)], dtype=pl.UInt64)
+    assert splitting._bound(keys.to_numpy(), (1 << 62) + 2, 0.25 / (1 << 62)) == (1 << 62) + 3
+    assert splitting._bound(keys.to_numpy(), (1 << 62) + 4, 0.25) == (1 << 62) + 4
+
+
 def test_stated_parts_stand_between_those_that_are_decided() -> None:
     parts = ["valid", None, "test", None, None, "train"]
     index = pl.DataFrame(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from inhouse.data import finish, gather, stage
+from inhouse import dataset
+from inhouse.core.rows import PARTS
+from inhouse.data import beside, finish, gather, stage
 from inhouse.data.build import by_shard
-from inhouse.data.parts import PARTS
 from inhouse.data.segments import Shard
 
 CHAT = {"sources": "a.jsonl", "split": {"test": 0.2}, "steps": [{"use": "length", "min_words": 3}]}
@@ -91,3 +93,25 @@ def test_index_is_cut_into_its_shards_in_order_of_ids() -> None:
         5: [(4, "train"), (7, "train"), (8, "test")],
     }
     assert list(by_shard(index.clear())) == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40, 5000])
+@pytest.mark.parametrize("shards", [1, 7])
+def test_figures_of_shards_are_written_in_order_as_if_they_were_one_table(
+    rows: int, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "STRETCH_ROWS", 300)
+    monkeypatch.setattr(dataset, "GROUP_ROWS", 128)
+    ids = random.Random(rows).choices(
+        [*range(90), *range((1 << 64) - 90, 1 << 64), *range(0, 1 << 64, 1 << 53)], k=rows
+    )
+    columns = {"row": ids, "slot": range(rows), "kind": ["a"] * rows, "spans": [[n, n + 1] for n in range(rows)]}
+    kinds = {"row": pl.UInt64, "slot": pl.UInt32, "kind": pl.String, "spans": pl.List(pl.Int64)}
+    whole = pl.DataFrame(columns, schema=kinds)
+    # As shards have it: all of a row in one of them.
+    frames = [whole.filter(pl.col("row") % shards == n) for n in range(shards)]
+    schema = beside._named(whole.clear()).schema
+    dataset.write_table_of(beside._by_id(frames), schema, tmp_path / "parts")
+    dataset.write_table(beside._named(whole.sort("row", maintain_order=True)), tmp_path / "whole")
+    assert pl.read_parquet(tmp_path / "parts").equals(pl.read_parquet(tmp_path / "whole"))
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from inhouse.data.batch import read_frame
 from inhouse.data.build import Built
 from inhouse.data.finish import hexadecimal
 from inhouse.data.segments import MIX_STEP, SHAPE_STEP, Step
-from inhouse.dataset import write_table
+from inhouse.dataset import write_table, write_table_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,6 +22,7 @@ DROPPED = "dropped.parquet"
 FILES = "files.parquet"
 FIGURES = "figures"
 NOTES = "notes"
+STRETCH_ROWS = 2**18  # rows of figures that are held at once
 
 
 def write(built: Built, out: Path) -> None:
@@ -41,7 +44,8 @@ def write(built: Built, out: Path) -> None:
             ]  # fmt: skip
             if frames:
                 (out / kind).mkdir(exist_ok=True)
-                write_table(_by_id(frames), out / kind / f"{label}.parquet")
+                schema = _named(frames[0].clear()).schema
+                write_table_of(_by_id(frames), schema, out / kind / f"{label}.parquet")
 
 
 def files_table(built: Built) -> pl.DataFrame:
@@ -71,11 +75,27 @@ def dropped_table(built: Built) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _by_id(frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _by_id(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """What all shards say, ordered by id, a stretch of ids at a time: the frames themselves are mapped."""
+    import numpy as np
     import polars as pl
 
-    whole = pl.concat(frames).sort("row", maintain_order=True)
-    return whole.select(hexadecimal(whole["row"]).alias("id"), pl.exclude("row"))
+    ordered = [frame if frame["row"].is_sorted() else frame.sort("row", maintain_order=True) for frame in frames]
+    rows = [frame["row"].to_numpy() for frame in ordered]
+    count = max(1, ceil(sum(map(len, rows)) / STRETCH_ROWS))
+    starts = [0] * len(rows)
+    for number in range(1, count + 1):
+        bound = np.uint64((number << 64) // count - 1)
+        ends = [int(ids.searchsorted(bound, side="right")) for ids in rows]
+        cut = [frame.slice(s, e - s) for frame, s, e in zip(ordered, starts, ends, strict=True)]
+        yield _named(pl.concat(cut).sort("row", maintain_order=True))
+        starts = ends
+
+
+def _named(frame: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    return frame.select(hexadecimal(frame["row"]).alias("id"), pl.exclude("row"))
 
 
 def train_labels(built: Built) -> set[str | None]:

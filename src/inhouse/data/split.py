@@ -138,7 +138,9 @@ def _number_or_date(value: str | float) -> float:
 
 def _bound(ordered: NDArray[np.uint64], start: int, share: float) -> int:
     """Keys from `start` up to the bound make the share; `start` when there are none."""
-    first = int(ordered.searchsorted(start)) if start < ALL else len(ordered)
+    import numpy as np
+
+    first = int(ordered.searchsorted(np.uint64(start))) if start < ALL else len(ordered)
     if not share or first == len(ordered):
         return start
     bound, least = start + int(share * ALL), int(ordered[first])
