@@ -157,7 +157,7 @@ def built(tmp_path: Path) -> Iterator[list[list[Event]]]:
 def test_events_of_a_real_build_name_short_passes_and_tell_what_was_there(built: list[list[Event]]) -> None:
     first, again = ([e for e in log if e["event"] == "stage.progress"] for log in built)
     passes = list(dict.fromkeys(e["step"] for e in first))
-    assert passes == ["read", "steps 1/2", "near_dedup", "steps 2/2", "write"]
+    assert passes[:4] == ["read", "steps 1/2", "near_dedup", "steps 2/2"] and passes[-1] == "write"
     for name in passes:
         assert next(e["done"] for e in first if e["step"] == name) == 0
     assert all(e["done"] == e["total"] for e in again)

@@ -17,7 +17,8 @@ from inhouse.core.artifact import Artifact, Frozen
 from inhouse.core.gate import Verdict
 from inhouse.core.messages import language
 from inhouse.core.run import Events
-from inhouse.core.store import disk_errors
+from inhouse.core.store import Store, disk_errors
+from inhouse.data.versions import versions
 from inhouse.evaluate.report import FULL_REPORT, PAGE, render_table
 from inhouse.flow import plan as planning
 from inhouse.flow import promotion
@@ -70,6 +71,19 @@ class Released(Frozen):
     evidence: Path
 
 
+class BuiltDataset(Frozen):
+    """A dataset as a version of the workspace. `before` is the version before it; `facts` are its counts."""
+
+    name: str
+    id: str
+    cached: bool
+    card: Path
+    workspace: Path
+    sources: tuple[str, ...]
+    before: str | None = None
+    facts: dict[str, Any]
+
+
 class RunResult(Frozen):
     """What a run made."""
 
@@ -81,6 +95,7 @@ class RunResult(Frozen):
     verdicts: tuple[Verdict, ...] = ()
     release: Released | None = None
     report: Path | None = None
+    dataset: BuiltDataset | None = Field(None, description="where the run ends with a dataset")
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -178,6 +193,7 @@ def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made
     result = RunResult(
         project=project.name, workspace=store.root, steps=steps,
         table=table_of(report) if report else (), report=report / PAGE if report else None,
+        dataset=_dataset(made[steps[-1].name], steps[-1], store) if steps and steps[-1].room == "data" else None,
         facts={name: artifact.facts for name, artifact in made.items()},
     )  # fmt: skip
     if "release" not in made:
@@ -190,6 +206,16 @@ def _finish(project: Project, request: RunRequest, steps: tuple[Step, ...], made
     )  # fmt: skip
     verdicts = tuple(Verdict.model_validate(v) for v in record.facts["verdicts"])
     return result.model_copy(update={"release": released, "verdicts": verdicts})
+
+
+def _dataset(record: Artifact, step: Step, store: Store) -> BuiltDataset:
+    found = versions(store)
+    place = next(place for place, version in enumerate(found) if version.record.id == record.id)
+    return BuiltDataset(
+        name=found[place].name, id=record.id, cached=step.state == "cached", card=store.path(record.id) / "README.md",
+        workspace=store.root, sources=tuple(found[place].sources), before=found[place - 1].name if place else None,
+        facts=record.facts,
+    )  # fmt: skip
 
 
 def table_of(report: Path) -> tuple[TableLine, ...]:

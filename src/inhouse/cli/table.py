@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from inhouse.core.messages import text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,6 +22,13 @@ def escape(value: str) -> str:
     from rich.markup import escape as escape_markup
 
     return escape_markup(value)
+
+
+def size(count: float) -> str:
+    """Bytes for a person: `812 bytes`, `4.3 KB`, `61.2 MB`; K and M are decimal."""
+    if count < 1000:
+        return f"{count:.0f} {text('cell.bytes')}"
+    return f"{count / 1e3:.1f} KB" if count < 1e6 else f"{count / 1e6:,.1f} MB"
 
 
 def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:

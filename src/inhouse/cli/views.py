@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import data_views, label_views
-from inhouse.cli.table import Mark, escape, table
+from inhouse.cli import data_views, dataset_views, label_views
+from inhouse.cli.table import Mark, escape, size, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data_check import Checked, RetuneResult
+    from inhouse.api.data_check import RetuneResult
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
     from inhouse.api.models import Model, Models
@@ -68,8 +68,10 @@ def run(result: RunResult, console: Console) -> None:
         return
     if result.table:
         summary_table(result.table, console)
+    elif result.dataset is not None:
+        dataset_views.built(result.dataset, console)
     else:
-        rows = [(step_name(s.name), (s.id or "")[:8], f"{s.bytes / 1e6:.1f} MB") for s in result.steps]
+        rows = [(step_name(s.name), (s.id or "")[:8], size(s.bytes)) for s in result.steps]
         table(console, text("cell.step"), text("cell.artifact"), f">{text('cell.size')}", rows=rows)
     if result.verdicts:
         verdicts(result.verdicts, console)
@@ -227,26 +229,6 @@ def model(result: Model, console: Console) -> None:
     table(console, text("cell.fact"), text("cell.value"), rows=rows)
 
 
-def checked(result: Checked, console: Console) -> None:
-    """What a build would keep and drop, with the first rows."""
-    found = result.summary
-    rows = [(text("cell.read"), str(found["read"])), *((part, str(n)) for part, n in found["rows"].items())]
-    rows.append((text("cell.rejected"), str(found["rejected"]["total"])))
-    for step in found["dropped"]["steps"]:
-        rows += [(f"{text('cell.dropped')} · {step['step']} · {why}", str(n)) for why, n in step["reasons"].items()]
-    table(console, text("cell.data"), f">{text('cell.rows')}", rows=rows)
-    for bad in result.rejected:
-        console.print(f"[yellow]![/] {escape(bad)}")
-    for gone in result.dropped:
-        place = f"{escape(gone.place)} [dim]{gone.id}[/]"
-        console.print(f"[red]−[/] {gone.step} · {gone.reason} · {place} {escape(gone.begins)}")
-    for row in result.rows:
-        for message in row.messages:
-            console.print(f"[bold]{message.role}[/] ", end="")
-            console.print(message.content or "", markup=False)
-        console.print()
-
-
 def retuned(result: RetuneResult, console: Console) -> None:
     """What every step that judges figures drops, and would drop with other thresholds."""
     rows = [
@@ -301,7 +283,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "doctor": doctor,
     "models": models,
     "model": model,
-    "checked": checked,
+    "checked": dataset_views.checked,
     "retuned": retuned,
     "report": report,
     "keys": keys,

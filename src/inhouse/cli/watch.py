@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from inhouse.cli.notes import note
+from inhouse.cli.table import size
 from inhouse.core.messages import known, text
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ class Shown:
 def _pass_name(step: str) -> str:
     """`steps 1/2` in the user's language; a name of an operator or a source stays what it is."""
     word, _, place = step.partition(" ")
-    return f"{text(f'pass.{word}')} {place}".rstrip() if known(f"pass.{word}") else step
+    return f"{step_name(word)} {place}".rstrip()
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:
@@ -142,7 +144,7 @@ class Bars:
         if kind in ("stage.started", "stage.cached"):
             self.stages[stage] = Shown(step_name(stage), event["t"])
         if kind == "note":
-            self.console.print(f"  {text(event['code'], **event['facts'])}", style="dim", markup=False, highlight=False)
+            self.console.print(f"  {note(event['code'], event['facts'])}", style="dim", markup=False, highlight=False)
         if kind == "stage.progress":
             self.stages.setdefault(stage, Shown(step_name(stage or "check"), event["t"])).progress(event)
         shown = self.stages.get(stage)
@@ -180,7 +182,7 @@ class Bars:
 
 
 def _finished(event: Event) -> str:
-    return f"{event['bytes'] / 1e6:.1f} MB · {event['id'][:8]}"
+    return f"{size(event['bytes'])} · {event['id'][:8]}"
 
 
 class Lines:
@@ -206,7 +208,7 @@ class Lines:
         if kind == "stage.finished":
             return f"✓ {step_name(stage)} · {_duration(event['seconds'])} · {_finished(event)}"
         if kind == "note":
-            return f"  {text(event['code'], **event['facts'])}"
+            return f"  {note(event['code'], event['facts'])}"
         return self._progress(event) if kind == "stage.progress" else ""
 
     def _progress(self, event: Event) -> str:

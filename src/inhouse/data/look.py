@@ -19,7 +19,7 @@ MOST_CHARS = 2_000_000
 
 
 def first_look(params: DataParams, source: Located) -> dict[str, Any]:
-    """Shape, lengths, labels and repeats among the first records of a source, and how many rows it may have.
+    """Shape, median length, labels and repeats among the first records of a source; None for what nothing tells.
 
     Raises data.shape_unknown and data.columns.
     """
@@ -46,9 +46,9 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
     return {
         "source": source.params.name,
         "files": len(source.files),
-        "megabytes": round(sum(path.stat().st_size for _, path in source.files) / 1e6, 1),
+        "bytes": sum(path.stat().st_size for _, path in source.files),
         "rows": seen,
-        "shape": "-" if shape is None else shape.use,
+        "shape": None if shape is None else shape.use,
         "chars": _middle(lengths),
         "repeated": sum(said.values()) - len(said),
         "rejected": rejected,
@@ -59,9 +59,9 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
 def _shown(labels: Counter[str], private: bool) -> str:
     """The commonest labels with their rows; only how many there are where personal data is to be hidden."""
     if private:
-        return str(len(labels)) if labels else "-"
-    return ", ".join(f"{label} {count}" for label, count in labels.most_common(5)) or "-"
+        return str(len(labels)) if labels else ""
+    return ", ".join(f"{label} {count}" for label, count in labels.most_common(5))
 
 
-def _middle(lengths: Sequence[int]) -> int:
-    return sorted(lengths)[len(lengths) // 2] if lengths else 0
+def _middle(lengths: Sequence[int]) -> int | None:
+    return sorted(lengths)[len(lengths) // 2] if lengths else None

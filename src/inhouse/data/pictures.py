@@ -10,6 +10,8 @@ from math import ceil
 from typing import Any
 from xml.sax.saxutils import escape
 
+from inhouse.core.plugins import operators
+
 WIDTH = 860
 MARGIN = 24
 TITLE_Y, TOP = 32, 64
@@ -45,34 +47,49 @@ def draw(facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: picture for name, picture in found.items() if picture}
 
 
+def different(facts: Mapping[str, Any]) -> int:
+    """Rows that are kept, the repeats of a mix not counted: read + made = kept + dropped + rejected."""
+    gone = int(facts["dropped"]["total"]) + int(facts["rejected"]["total"])
+    return int(facts["read"]) + int(facts.get("made", 0)) - gone
+
+
 def funnel(facts: Mapping[str, Any]) -> str:
-    """Rows read, left after each step, and kept."""
+    """Rows read, made, left after each step, and written; repeats of the mix come last."""
     read = left = int(facts["read"])
     lines = [("read · 读取", left, 0)]
     for name, lost in _losses(facts):
         left -= lost
         lines.append((name, left, lost))
-    if made := int(facts.get("made", 0)):
-        left += made
-        lines.append(("made · 增强", left, -made))
-    if facts.get("mix"):
-        copies = sum(facts["rows"].values())
-        lines.append(("mix · 配比", copies, left - copies))
+    written = sum(facts["rows"].values())
+    if written != left:
+        lines.append(("repeats · 重复", written, left - written))
     bars = [Bar(name, ((count, BAR), (max(lost, 0), LOST)), _note(count, lost)) for name, count, lost in lines]
-    kept = sum(facts["rows"].values())
-    bars.append(Bar("kept · 保留", ((kept, BAR),), f"{kept:,} ({kept / read:.1%})" if read else f"{kept:,}"))
+    part = f" ({written / read:.1%})" if read and not facts.get("made") and written == left else ""  # else no share
+    bars.append(Bar("kept · 保留", ((written, BAR),), f"{written:,}{part}"))
     return _bars("Rows left after each step · 各步骤后剩余的数据行", bars)
 
 
 def _losses(facts: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """What reading and each step took away; the build's own check for blank rows only where it found some."""
+    """What reading and each step took away (less than 0: made); blank rows only where the build found some."""
     if rejected := int(facts["rejected"]["total"]):
         yield "usable · 可用", rejected
-    for number, step in enumerate(facts["dropped"]["steps"], 1):
+    steps, made = facts["dropped"]["steps"], int(facts.get("made", 0))
+    own = {"shape": "blank · 空白", "mix": "mix · 配比"}
+    first = next((n for n, step in enumerate(steps) if _makes_rows(step["step"])), 0)  # of those that make rows
+    for number, step in enumerate(steps):
+        if made and number == first:
+            yield "made · 增强", -made
         lost = sum(step["reasons"].values())
-        if step["step"] == "mix" or (step["step"] == "shape" and not lost):
-            continue
-        yield "blank · 空白" if step["step"] == "shape" else f"{number}. {step['step']}", lost
+        name = own.get(step["step"])
+        if name is None:
+            yield f"{number + 1}. {step['step']}", lost
+        elif lost or step["step"] == "mix":
+            yield name, lost
+
+
+def _makes_rows(step: str) -> bool:
+    known = operators("cleaner").get(step)
+    return known is not None and getattr(known.module, "SHAPE", None) == "expand"
 
 
 def _note(count: int, lost: int) -> str:
