@@ -168,12 +168,25 @@ def test_split_by_time_refuses_what_it_cannot_read(value: object) -> None:
     assert "'when'" in str(error.value)
 
 
-def test_split_by_time_keeps_a_group_and_equal_questions_together() -> None:
-    split = SplitParams(test=0.2, time="t", group="g")
-    parts = assign(list("abcdefghij"), split, ["x", *"123456789"[:8], "x"], list(range(10)))
-    assert parts == ["test", *["train"] * 8, "test"]
+def test_split_by_time_keeps_equal_questions_together() -> None:
     parts = assign([*"abcdefghi", "A "], SplitParams(test=0.2, time="t"), None, list(range(10)))
     assert parts == ["test", *["train"] * 8, "test"]
+
+
+def test_split_by_time_and_group_is_made_when_groups_do_not_overlap() -> None:
+    split = SplitParams(test=0.2, valid=0.2, time="t", group="g")
+    groups = ["p", "p", "p", "q", "q", "q", "r", "r", "s", "s"]
+    assert assign(QUESTIONS[:10], split, groups, list(range(10))) == [*["train"] * 6, *["valid"] * 2, *["test"] * 2]
+
+
+def test_split_by_time_and_group_that_would_train_on_the_future_is_refused_with_figures() -> None:
+    split = SplitParams(test=0.2, time="t", group="g")
+    with pytest.raises(UserError) as error:  # the row of time 0 would be measured on with what rows of time 8 teach
+        assign(list("abcdefghij"), split, ["x", *"123456789"[:8], "x"], list(range(10)))
+    assert error.value.code == "split.group_time"
+    assert {key: error.value.facts[key] for key in ("rows", "groups", "of", "held_out")} == {
+        "rows": 1, "groups": 1, "of": 1, "held_out": 2,
+    }  # fmt: skip
 
 
 def test_split_by_time_when_all_rows_have_one_time_says_so() -> None:

@@ -29,6 +29,7 @@ class SplitParams(Params):
     """Shares of the rows whose source states no part. Equal questions always land on the same side.
 
     With `group` set it is groups that stay together: equal questions of two groups may part, and `leaks` finds them.
+    With `time` too, groups must not overlap: a group that is measured on may have no row older than one trained on.
     """
 
     test: float = Field(0.1, ge=0, lt=1, description="share that is only measured on")
@@ -107,7 +108,24 @@ def _by_time(keys: pl.Series, moments: pl.Series, split: SplitParams) -> pl.Seri
     test, valid = (_since(ordered, share) for share in (split.test, split.test + split.valid))
     if len(ordered) and valid <= ordered[-1]:
         raise UserError("split.time_same", column=str(split.time), rows=len(keys))
-    return pl.select(_part(newest >= test, newest >= valid))["part"]
+    parts = pl.select(_part(newest >= test, newest >= valid))["part"]
+    if split.group:
+        _refuse_older(rows.with_columns(parts), split)
+    return parts
+
+
+def _refuse_older(rows: pl.DataFrame, split: SplitParams) -> None:
+    """Raise split.group_time when rows of a group that is measured on are older than rows that are trained on."""
+    import polars as pl
+
+    trained = pl.col("moment").filter(pl.col("part") == "train").max()
+    older = rows.filter((pl.col("part") != "train") & (pl.col("moment") < trained))
+    if older.height:
+        held_out = rows.filter(pl.col("part") != "train")
+        raise UserError(
+            "split.group_time", group=str(split.group), time=str(split.time), rows=older.height,
+            groups=older["key"].n_unique(), of=held_out["key"].n_unique(), held_out=held_out.height,
+        )  # fmt: skip
 
 
 def _since(newest_first: pl.Series, share: float) -> float:
