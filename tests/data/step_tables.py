@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 
 from inhouse.core.plugins import operators
+from inhouse.core.rows import PARTS
 from inhouse.core.run import Events
 from inhouse.data.batch import Batch, piece_schema, row_schema, save
 from inhouse.data.build import Built, Site, through
 from inhouse.data.operators.around import Around
-from inhouse.data.parts import PARTS
 from inhouse.data.segments import Shard, dropped_schema, segments
 from inhouse.data.settings import DataParams
 from inhouse.data.tasks import Crew

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from inhouse.data.parts import PARTS
+from inhouse.core.rows import PARTS
 from inhouse.data.reading import row_id
 
 

@@ -17,7 +17,7 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context
-from inhouse.core.rows import Part, Row
+from inhouse.core.rows import PARTS, Row
 from inhouse.core.run import Events
 from inhouse.data.build import described
 from inhouse.data.finish import first_texts
@@ -28,7 +28,6 @@ from inhouse.data.stage import Result, located_of, perform
 from inhouse.dataset import FACTS, read_rows
 from inhouse.flow.project import Project, load
 
-PARTS: tuple[Part, ...] = ("train", "valid", "test")
 EXCERPT_CHARS = 120
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.operators.around import Around
+from inhouse.data.scripts import HAN_CLASS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ PROTECTED = r"""
 """
 WORD = r"[A-Za-z]+(?:['’][A-Za-z]+)*"
 TOKEN = re.compile(rf"(?P<protected>{PROTECTED}) | (?P<word>{WORD})", re.VERBOSE | re.DOTALL)
-HAN = re.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF]")
+HAN = re.compile(HAN_CLASS)
 ENDS_SENTENCE = '.!?:;\n"“”()[]*#>•'
 
 

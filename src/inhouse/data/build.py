@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.messages import text
 from inhouse.core.plugins import require
-from inhouse.core.rows import Part
+from inhouse.core.rows import PARTS, Part
 from inhouse.data.batch import read_frame, write_frame
 from inhouse.data.operators.around import Around
-from inhouse.data.parts import PARTS, decide_parts
+from inhouse.data.parts import decide_parts
 from inhouse.data.privacy import figures_of, may_quote, pii_steps
 from inhouse.data.reading import ReadTask, read_shards, sampled_shape, stretches
 from inhouse.data.records import TEXTS

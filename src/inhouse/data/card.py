@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from inhouse.core.messages import catalogue
 from inhouse.data.pictures import draw
+from inhouse.sources.licences import STRICTEST, strictest
 
 Language = Literal["en", "zh"]
 PICTURES = "pictures"  # folder beside the card
-STRICTEST = ("evaluation", "research", "unknown", "any")
 DUPLICATES = ("exact_dedup", "near_dedup")
 
 
@@ -218,14 +218,13 @@ def _sources(facts: Mapping[str, Any], language: Language) -> str:
         ]
         for source in facts["sources"]
     ]
-    together = _word("together", language).format(use=_word(f"use_{strictest(facts)}", language))
+    together = _word("together", language).format(use=_word(f"use_{_together(facts)}", language))
     return f"{_table(head, body)}\n\n{together}"
 
 
-def strictest(facts: Mapping[str, Any]) -> str:
+def _together(facts: Mapping[str, Any]) -> str:
     """What the terms of all sources together allow."""
-    stated = {source["allowed_use"] for source in facts["sources"]}
-    return next((use for use in STRICTEST if use in stated), "unknown")
+    return strictest(source["allowed_use"] for source in facts["sources"])
 
 
 def _not_for(facts: Mapping[str, Any], language: Language) -> str:
@@ -237,7 +236,7 @@ def _prohibited(facts: Mapping[str, Any], language: Language) -> Iterator[str]:
         names = [source["name"] for source in facts["sources"] if source["allowed_use"] == use]
         if names:
             yield _word(f"not_{use}", language).format(names=_list(names))
-    if strictest(facts) == "any":
+    if _together(facts) == "any":
         yield _word("not_any", language)
     if facts["rows"].get("test"):
         yield _word("not_test", language)

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.plugins import require
+from inhouse.core.rows import PARTS
 from inhouse.data.beside import DROPPED
-from inhouse.data.parts import PARTS
 from inhouse.data.versions import Version
 from inhouse.data.why import reason_text, rejects
 from inhouse.dataset import part_files

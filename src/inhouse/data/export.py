@@ -17,9 +17,9 @@ from pydantic import Field
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
+from inhouse.core.rows import PARTS, Part
 from inhouse.core.store import disk_errors
 from inhouse.data.card import PICTURES
-from inhouse.data.parts import PARTS
 from inhouse.data.versions import Version
 from inhouse.dataset import FACTS, part_files, read_rows
 
@@ -76,7 +76,7 @@ def _copy_beside(source: Path, target: Path) -> None:
         shutil.copytree(source / PICTURES, target / PICTURES)
 
 
-def _write_lines(source: Path, part: Literal["train", "valid", "test"], target: Path) -> None:
+def _write_lines(source: Path, part: Part, target: Path) -> None:
     if not part_files(source, part):
         return
     with (target / f"{part}.jsonl").open("w", encoding="utf-8", newline="\n") as f:

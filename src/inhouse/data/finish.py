@@ -8,12 +8,11 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inhouse.core.rows import Part
+from inhouse.core.rows import PARTS, Part
 from inhouse.data.batch import Batch, drafts_of, read_frame, write_frame
 from inhouse.data.build import Built, Site, tracked, write_scratch
 from inhouse.data.gather import Stretch, gathered, stretches_of
 from inhouse.data.lexicons.gender import balance
-from inhouse.data.parts import PARTS
 from inhouse.data.privacy import pii_steps
 from inhouse.data.segments import Shard
 from inhouse.data.shapes import Understood as Shape

@@ -13,13 +13,14 @@ from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file
 from inhouse.core.params import Params
 from inhouse.core.plugins import package_version, require
+from inhouse.data.scripts import HAN, SYLLABIC
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-ALL_LATIN = r"[\p{L}\p{N}--\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]+(?:['’.-][\p{L}\p{N}--\p{Han}]+)*"
-IDEOGRAPHIC = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
+ALL_LATIN = rf"[\p{{L}}\p{{N}}--{SYLLABIC}]+(?:['’.-][\p{{L}}\p{{N}}--{HAN}]+)*"
+IDEOGRAPHIC = f"[{SYLLABIC}]"
 TENTHS_PER_WORD = 13
 TENTHS_PER_IDEOGRAPH = 10
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
-from inhouse.core.rows import Part
 from inhouse.data.split import SplitParams, assign
 
 if TYPE_CHECKING:
     import polars as pl
-
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def decide_parts(index: pl.DataFrame, split: SplitParams) -> pl.Series:

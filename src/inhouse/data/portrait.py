@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.plugins import require
+from inhouse.core.rows import PARTS
 from inhouse.data.batch import read_frame
 from inhouse.data.beside import FIGURES, NOTES
-from inhouse.data.parts import PARTS
 from inhouse.data.tasks import Finished
 from inhouse.dataset import part_files
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.plugins import require
+from inhouse.data.scripts import HAN
 
 if TYPE_CHECKING:
     import polars as pl
 
 RESULT_DEPENDS_ON = ("jieba",)
-HAN = r"\p{Han}+"
 # Letters with their marks, and digits; an apostrophe between letters belongs to its word (don't, l’été).
-WORD = r"[[\p{L}\p{M}\p{N}_]--\p{Han}]+(?:['’][[\p{L}\p{M}]--\p{Han}]+)*"
+WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]+(?:['’][[\p{{L}}\p{{M}}]--{HAN}]+)*"
 MARK = r"[^\s\p{L}\p{M}\p{N}_]"
 
 
-def words_of(texts: pl.Series, cache_dir: Path, marks: bool = False) -> pl.DataFrame:
+def words_of(texts: pl.Series, marks: bool = False) -> pl.DataFrame:
     """The words of each text in order: doc (u32, place of the text), word. With `marks` punctuation counts too.
 
     Han characters are cut by jieba 0.42 (dictionary and its model for unknown words), run by run. Scripts without
@@ -27,40 +26,50 @@ def words_of(texts: pl.Series, cache_dir: Path, marks: bool = False) -> pl.DataF
     """
     import polars as pl
 
-    pattern = f"{HAN}|{WORD}|{MARK}" if marks else f"{HAN}|{WORD}"
+    pattern = f"{HAN}+|{WORD}|{MARK}" if marks else f"{HAN}+|{WORD}"
     found = (
         pl.DataFrame({"word": texts.str.extract_all(pattern)})
         .with_row_index("doc")
         .explode("word")
         .drop_nulls("word")
-        .with_columns(pl.col("word").str.contains(r"^\p{Han}{2}").alias("han"))
+        .with_columns(pl.col("word").str.contains(rf"^{HAN}{{2}}").alias("han"))
     )
     if not found["han"].any():
         return found.select("doc", "word")
     runs = found.filter("han")["word"].unique().sort()
     cut = pl.DataFrame(
-        {"word": runs, "cut": _cut(runs.to_list(), cache_dir)}, schema_overrides={"cut": pl.List(pl.String)}
+        {"word": runs, "cut": [chinese_words(run, guess=True) for run in runs.to_list()]},
+        schema_overrides={"cut": pl.List(pl.String)},
     )
     joined = found.join(cut, on="word", how="left", maintain_order="left")
     words = pl.when(pl.col("cut").is_null()).then(pl.concat_list("word")).otherwise(pl.col("cut"))
     return joined.select("doc", words.alias("word")).explode("word")
 
 
-def _cut(runs: list[str], cache_dir: Path) -> list[list[str]]:
-    cutter = _cutter(cache_dir)
-    return [cutter.lcut(run) for run in runs]
+def chinese_words(run: str, guess: bool) -> list[str]:
+    """The words of a run of Chinese characters, by jieba's dictionary.
+
+    `guess`: words that it does not know are found by its model; else they are left in characters.
+    """
+    found: list[str] = _cutter().lcut(run, HMM=guess)
+    return found
 
 
 @cache
-def _cutter(cache_dir: Path) -> Any:
-    """jieba with its own dictionary, whose loaded form is kept in `cache_dir`."""
+def _cutter() -> Any:
+    """The one cutter of this process, its dictionary read from the package.
+
+    jieba would keep the loaded form in the folder for temporary files and unmarshal what it finds there, whoever put
+    it there: loading that takes nine tenths of the time of building it anew, so nothing is kept.
+    """
     require("words", "jieba")
     import logging
 
     jieba = import_module("jieba")  # a package without types
     jieba.setLogLevel(logging.WARNING)
     cutter = jieba.Tokenizer()
-    cutter.tmp_dir = str(cache_dir) if cache_dir.is_dir() else None
+    cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())
+    cutter.initialized = True
     return cutter
 
 

@@ -21,7 +21,7 @@ from inhouse.core.rows import Part
 from inhouse.data.readers.bytes import chunks, ending
 from inhouse.data.records import Damaged, Record, Reject, Span
 from inhouse.sources import fetch, fingerprint, scheme_of
-from inhouse.sources.licences import Use, normal, read_licences, settle, use_of
+from inhouse.sources.licences import normal, read_licences, settle, use_of
 
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)(\W|$)|dataset_infos?\.json$", re.IGNORECASE)
 GLOB = re.compile(r"[*?\[]")
@@ -128,13 +128,6 @@ def terms(source: SourceParams, found: Path | None) -> tuple[Licence, ...]:
     others = "; ".join(f"{r.spdx} ({r.source})" for r in readings if r.spdx != spdx)
     note = f"the package it came in: {others}" if others else None
     return (Licence(subject=source.name, spdx=spdx, source="project file, data.sources", use=use, note=note),)
-
-
-def strictest(licences: tuple[Licence, ...]) -> Use:
-    """What all these terms together allow."""
-    stated = {licence.use for licence in licences}
-    order: tuple[Use, ...] = ("evaluation", "research", "unknown", "any")
-    return next((use for use in order if use in stated), "unknown")
 
 
 def _contents(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> tuple[str, tuple[str, ...]]:

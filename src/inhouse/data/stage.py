@@ -28,11 +28,12 @@ from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
-from inhouse.data.source import Located, external_of, locate, readers_of, strictest
+from inhouse.data.source import Located, external_of, locate, readers_of
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
 from inhouse.dataset import FACTS
+from inhouse.sources.licences import strictest
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
@@ -93,7 +94,7 @@ def located_of(params: DataParams, context: Context) -> list[Located]:
         _refuse_other_use(source.name, source.allowed_use, context.use)
     located = [locate(source, context) for source in params.sources]
     for found in located:
-        _refuse_other_use(found.params.name, strictest(found.licences), context.use)
+        _refuse_other_use(found.params.name, strictest(licence.use for licence in found.licences), context.use)
     return located
 
 

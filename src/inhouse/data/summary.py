@@ -9,17 +9,16 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.plugins import operator_of
-from inhouse.core.rows import Part
+from inhouse.core.rows import PARTS, Part
 from inhouse.data.batch import read_frame
 from inhouse.data.build import Built, SourceRead
 from inhouse.data.finish import sampled_texts, test_texts_in_train
 from inhouse.data.lexicons.gender import shares, skew
-from inhouse.data.parts import PARTS
 from inhouse.data.segments import MIX_STEP, SHAPE_STEP
 from inhouse.data.shapes.classification import ClassificationShape
-from inhouse.data.source import strictest
 from inhouse.data.tasks import Finished
 from inhouse.sources import scheme_of
+from inhouse.sources.licences import strictest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -122,7 +121,7 @@ def _source(built: Built, source: SourceRead) -> dict[str, Any]:
         "part": params.part,
         "shape": None if source.shape is None else source.shape.use,
         "licence": " AND ".join(licence.spdx for licence in source.located.licences) or None,
-        "allowed_use": strictest(source.located.licences),
+        "allowed_use": strictest(licence.use for licence in source.located.licences),
         "read": source.read,
         "kept": _kept(built, params.name),
         "rejected": source.rejected,

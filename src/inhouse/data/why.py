@@ -16,8 +16,8 @@ from inhouse.core.errors import UserError
 from inhouse.core.messages import known, text
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context
+from inhouse.core.rows import PARTS
 from inhouse.data.beside import DROPPED, FIGURES, FILES, NOTES, REJECTED
-from inhouse.data.parts import PARTS
 from inhouse.data.reading import SHARD_BYTES, row_id
 from inhouse.data.records import Record
 from inhouse.data.source import SourceParams, cut_file, locate, read_file

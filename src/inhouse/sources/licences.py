@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from inhouse.sources.cache import CONTENT, LICENCE, entry_holding
 LONGEST_BYTES = 2**20
 FILE_NAME = re.compile(r"^(licen[cs]e|copying)([._-].*)?$", re.IGNORECASE)
 Use = Literal["any", "evaluation", "research", "unknown"]
+STRICTEST: tuple[Use, ...] = ("evaluation", "research", "unknown", "any")
 
 # Terms whose text allows commercial use without asking (attribution and the like remain the user's duty).
 PERMISSIVE = {
@@ -160,14 +162,19 @@ def use_of(spdx: str) -> Use:
         return _use_of_one(spdx)
 
 
+def strictest(uses: Iterable[str]) -> Use:
+    """What terms that all hold allow together."""
+    stated = set(uses)
+    return next((use for use in STRICTEST if use in stated), "unknown")
+
+
 def _use_of_parsed(parsed: Any) -> Use:
     uses = {_use_of_parsed(part) for part in parsed.args}
     if not uses:  # one licence; an exception (A WITH B) only ever adds permissions
         return _use_of_one(parsed.render().partition(" WITH ")[0])
     if parsed.operator.strip() == "OR" and "any" in uses:
         return "any"
-    order: tuple[Use, ...] = ("research", "unknown", "any")
-    return next(use for use in order if use in uses)
+    return strictest(uses)
 
 
 def _use_of_one(spdx: str) -> Use:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from inhouse.data.scripts import HAN_CLASS
+
 Rule = Literal["contractions", "phrases", "requests", "particles", "stops"]
 
 
@@ -45,7 +47,6 @@ BEGIN = r"(?:\A|(?<=[.!?] )|(?<=\n))"
 END = r"(?=\s*\Z)"
 ZH_BEGIN = r"(?:\A|(?<=[。！？\n]))"
 ZH_ASKS = r"什么|怎么|怎样|如何|哪|谁|多少|多久|几|为何"
-HAN = r"[\u4E00-\u9FFF]"
 APOSTROPHE = "['’]"
 # English phrases: left may become right, and the other way round when the third is true.
 PHRASES = (
@@ -63,13 +64,13 @@ PHRASES = (
     ("prior to", "before", False),
 )
 ZH_PHRASES = (
-    ("能否", rf"能否(?={HAN})", "能不能"),
-    ("可否", rf"可否(?={HAN})", "能否"),
-    ("能不能", rf"能不能(?=[^够？。，\s]{HAN})", "能否"),
-    ("可不可以", rf"(?<![无不])可不可以(?={HAN})", "能不能"),
-    ("是否", rf"是否(?={HAN})", "是不是"),
-    ("如何", rf"(?<![论管任])如何(?=(?!是好|了|的|呢){HAN})", "怎么"),
-    ("怎样", rf"(?<![论管任])怎样(?=(?!的|了|呢|才好|啊){HAN})", "如何"),
+    ("能否", rf"能否(?={HAN_CLASS})", "能不能"),
+    ("可否", rf"可否(?={HAN_CLASS})", "能否"),
+    ("能不能", rf"能不能(?=[^够？。，\s]{HAN_CLASS})", "能否"),
+    ("可不可以", rf"(?<![无不])可不可以(?={HAN_CLASS})", "能不能"),
+    ("是否", rf"是否(?={HAN_CLASS})", "是不是"),
+    ("如何", rf"(?<![论管任])如何(?=(?!是好|了|的|呢){HAN_CLASS})", "怎么"),
+    ("怎样", rf"(?<![论管任])怎样(?=(?!的|了|呢|才好|啊){HAN_CLASS})", "如何"),
 )
 
 
@@ -157,10 +158,10 @@ def _chinese_requests() -> tuple[Variant, ...]:
     return (
         _variant("请问", rf"{ZH_BEGIN}请问[，,]?(?=[^。！？?\n]+[？?])", ""),
         _variant(asks, rf"{ZH_BEGIN}(?=(?:{asks})[^。！？?\n]+[？?])", "请问"),
-        _variant("帮我", rf"{ZH_BEGIN}(?:请|麻烦)?帮我(?={HAN})", "请帮我", "麻烦帮我", "帮我"),
-        _variant("麻烦", rf"{ZH_BEGIN}麻烦(?=[你您]{HAN})", "请"),
-        _variant("我想知道", rf"{ZH_BEGIN}我想知道(?={HAN})", "我想了解", "我想问一下"),
-        _variant("我想问一下", rf"{ZH_BEGIN}我想问一下(?={HAN})", "我想知道"),
+        _variant("帮我", rf"{ZH_BEGIN}(?:请|麻烦)?帮我(?={HAN_CLASS})", "请帮我", "麻烦帮我", "帮我"),
+        _variant("麻烦", rf"{ZH_BEGIN}麻烦(?=[你您]{HAN_CLASS})", "请"),
+        _variant("我想知道", rf"{ZH_BEGIN}我想知道(?={HAN_CLASS})", "我想了解", "我想问一下"),
+        _variant("我想问一下", rf"{ZH_BEGIN}我想问一下(?={HAN_CLASS})", "我想知道"),
         _variant("谢谢", rf"(?<=[，。！？,!? \n])谢谢(?=[。！!]?{END})", "多谢", "非常感谢"),
     )
 
@@ -169,9 +170,9 @@ def _particles() -> tuple[Variant, ...]:
     return (
         _variant("可以吗", r"可以吗(?=[？?])", "行吗"),
         _variant("行吗", r"(?<![可还不])行吗(?=[？?])", "可以吗"),
-        _variant("吗", rf"(?<={HAN})吗(?=[？?])", "么"),
+        _variant("吗", rf"(?<={HAN_CLASS})吗(?=[？?])", "么"),
         _variant("呢", rf"((?:{ZH_ASKS})[^。！？?，,\n]{{0,80}})呢(?=[？?])", r"\1"),
-        _variant(ZH_ASKS, rf"((?:{ZH_ASKS})[^。！？?，,\n]{{0,80}}(?![吗呢吧啊么了呀]){HAN})(?=[？?])", r"\1呢"),
+        _variant(ZH_ASKS, rf"((?:{ZH_ASKS})[^。！？?，,\n]{{0,80}}(?![吗呢吧啊么了呀]){HAN_CLASS})(?=[？?])", r"\1呢"),
     )
 
 
@@ -180,6 +181,6 @@ def _stops() -> tuple[Variant, ...]:
     return (
         _variant(".", r"(\A[^.!?\n]+[a-z])\.(?=\s*\Z)", r"\1"),
         _variant("!", r"(\A[^.!?\n]+[a-z])!(?=\s*\Z)", r"\1."),
-        _variant("。", rf"(\A[^。！？\n]+{HAN})。(?=\s*\Z)", r"\1"),
-        _variant("！", rf"(\A[^。！？\n]+{HAN})！(?=\s*\Z)", r"\1。"),
+        _variant("。", rf"(\A[^。！？\n]+{HAN_CLASS})。(?=\s*\Z)", r"\1"),
+        _variant("！", rf"(\A[^。！？\n]+{HAN_CLASS})！(?=\s*\Z)", r"\1。"),
     )

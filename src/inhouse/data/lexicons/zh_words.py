@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from inhouse.core.errors import UserError
-from inhouse.core.plugins import require
+from inhouse.data.scripts import HAN_CLASS
+from inhouse.data.segment import chinese_words
 
-RESULT_DEPENDS_ON = ("jieba",)
-HAN_RUN = re.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF]+")
+HAN_RUN = re.compile(f"{HAN_CLASS}+")
 CILIN = re.compile(r"[A-Z][a-z]\d\d[A-Z]\d\d[=#@]")  # the codes of Tongyici Cilin
 Words = Mapping[str, tuple[str, ...]]
 
@@ -66,7 +65,7 @@ def runs(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str]]:
 def cut_runs(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, list[str]]]:
     """The words of every run that holds a wanted one, and where the run begins."""
     for start, run in runs(text, wanted):
-        yield start, list(_tokenizer().cut(run, HMM=False))
+        yield start, chinese_words(run, guess=False)
 
 
 def cut(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str]]:
@@ -80,15 +79,3 @@ def cut(text: str, wanted: re.Pattern[str]) -> Iterator[tuple[int, str]]:
 def any_of(words: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds any of the words, the longest first."""
     return re.compile("|".join(sorted(map(re.escape, words), key=lambda word: (-len(word), word))) or r"(?!)")
-
-
-@cache
-def _tokenizer() -> Any:
-    """jieba by its dictionary alone: words that it does not know are left in characters, never guessed."""
-    require("words", "jieba")
-    import logging
-
-    import jieba  # type: ignore[import-untyped,unused-ignore]
-
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.Tokenizer()

@@ -118,7 +118,7 @@ def _counts(docs: pl.DataFrame, params: RareWords, around: Around) -> pl.DataFra
     import polars as pl
 
     texts = docs["text"].str.to_lowercase() if params.lower_case else docs["text"]
-    found = words_of(texts, around.cache).group_by("doc", "word").agg(pl.len().alias("count").cast(pl.UInt64))
+    found = words_of(texts).group_by("doc", "word").agg(pl.len().alias("count").cast(pl.UInt64))
     words = found["word"].unique()
     keyed = found.join(pl.DataFrame({"word": words, "key": keys_of(words)}), on="word", how="left")
     rows = docs.select("row").with_row_index("doc")

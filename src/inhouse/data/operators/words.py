@@ -38,7 +38,7 @@ def change(pieces: pl.DataFrame, params: Words, around: Around) -> pl.Series:
     import polars as pl
 
     texts = pieces["text"].str.to_lowercase() if params.lower_case else pieces["text"]
-    found = words_of(texts, around.cache, marks=params.punctuation == "keep")
+    found = words_of(texts, marks=params.punctuation == "keep")
     found = found.filter(~pl.col("word").str.to_lowercase().str.replace_all("’", "'").is_in(_left_out(params)))
     joined = found.group_by("doc", maintain_order=True).agg(pl.col("word").str.join(" "))
     new = (

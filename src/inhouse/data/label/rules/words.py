@@ -6,17 +6,15 @@ import re
 from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
+from inhouse.data.scripts import UNSPACED, UNSPACED_CLASS
 
 if TYPE_CHECKING:
     import polars as pl
 
 # Letters of scripts that put spaces between words. An ordinary \b counts Chinese characters among them, and so
 # misses every word that is glued to Chinese text.
-SPACED = r"[\p{L}\p{N}_--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-    "\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+SPACED = rf"[\p{{L}}\p{{N}}_--[{UNSPACED}]]"
+WITHOUT_SPACES = re.compile(UNSPACED_CLASS)
 
 
 def pattern_of(words: tuple[str, ...]) -> str:
@@ -33,7 +31,7 @@ def pattern_of(words: tuple[str, ...]) -> str:
 
 
 def _spaced(character: str) -> bool:
-    return (character.isalnum() or character == "_") and not UNSPACED.match(character)
+    return (character.isalnum() or character == "_") and not WITHOUT_SPACES.match(character)
 
 
 def _escaped(word: str) -> str:
