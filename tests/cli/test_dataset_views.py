@@ -133,8 +133,25 @@ def looked(folder: Path, rows: list[Any], shape: str) -> str:
 
 def test_first_look_says_only_what_is_known(tmp_path: Path) -> None:
     told = looked(tmp_path, [{"text": "eight ch"}, {"text": "eight ch"}, {"text": None}], "text")
-    assert told == "First look at a (3 rows): 59 bytes, shape text, median length 8 characters, 1 repeated, 1 unusable."
+    assert told == "First look at a (3 rows): 57 bytes, shape text, median length 8 characters, 1 repeated, 1 unusable."
     use_language("zh")
     assert looked(tmp_path, [{"text": "x" * 5000, "label": "good"}], "classification") == (
         "初步查看 a（前 1 行）：5.0 KB，结构 classification，长度中位数 5,000 字符，标签：good 1。"
     )
+
+
+def test_retune_looks_at_the_dataset_of_the_project_as_it_stands(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(RunRequest(until="data"), Events())
+    run(RunRequest(until="data", overrides=("data.steps.1.min_chars=3",)), Events())
+    words = ["data", "retune", "inhouse.yaml", "data.steps.1.min_chars=50"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["version"] == "v1" and found["steps"][0]["dropped"] == 1 < found["steps"][0]["would_drop"]
+    assert main(words) == 0 and "Dataset v1 (" in capsys.readouterr().out
+    assert main([*words, "--dataset", "v2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "v2"
+    (project / "inhouse.yaml").write_text(PROJECT.replace("min_chars: 8", "min_chars: 9"))
+    assert main(words) == 2 and "--dataset v2" in capsys.readouterr().err
+    assert main([*words, "--workspace", "nowhere"]) == 2 and "no dataset yet" in capsys.readouterr().err

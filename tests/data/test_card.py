@@ -77,11 +77,39 @@ def test_funnel_counts_down_from_read_to_kept(facts: dict[str, Any]) -> None:
     ]  # fmt: skip
 
 
-def test_funnel_with_augmentation_and_mix_ends_at_the_rows_there_are(facts: dict[str, Any]) -> None:
-    changed = {**facts, "made": 10, "mix": {"by": "rows"}, "rows": {"train": 30, "valid": 0, "test": 8}}
-    assert texts(pictures.funnel(changed))[-6:] == [
-        "made · 增强", "50 (+10)", "mix · 配比", "38 (-12)", "kept · 保留", "38 (86.4%)",
+def test_funnel_with_augmentation_and_mix_shows_what_the_mix_dropped_and_what_it_repeats() -> None:
+    steps = [
+        {"step": "length", "reasons": {"too_short": 5}}, {"step": "synonyms", "reasons": {}},
+        {"step": "near_dedup", "reasons": {"near_duplicate": 14}}, {"step": "shape", "reasons": {}},
+        {"step": "mix", "reasons": {"not_in_mix": 7}},
     ]  # fmt: skip
+    changed = {
+        "read": 20, "made": 10, "rejected": {"total": 0, "reasons": {}}, "dropped": {"total": 26, "steps": steps},
+        "rows": {"train": 6, "valid": 0, "test": 2}, "mix": {"by": "rows"},
+    }  # fmt: skip
+    assert texts(pictures.funnel(changed))[1:] == [
+        "read · 读取", "20", "1. length", "15 (-5)", "made · 增强", "25 (+10)", "2. synonyms", "25",
+        "3. near_dedup", "11 (-14)", "mix · 配比", "4 (-7)", "repeats · 重复", "8 (+4)", "kept · 保留", "8",
+    ]  # fmt: skip
+
+
+def test_rows_of_the_card_add_up_with_augmentation_and_repeats(facts: dict[str, Any]) -> None:
+    changed = {**facts, "made": 10, "rows": {"train": 60, "valid": 0, "test": 8}}
+    told = card.card(changed)
+    kept = 44 + 10 - facts["dropped"]["total"] - facts["rejected"]["total"]
+    dropped, unusable = facts["dropped"]["total"], facts["rejected"]["total"]
+    assert (
+        f"44 rows were read and 10 were made from them: {kept} are kept, {dropped} were dropped by a step, "
+        f"{unusable} could not be used. The mix repeats some: {kept} different rows, written 68 times." in told
+    )
+    assert f"{kept} 行不同的数据，共写入 68 行次" in told
+    assert "different rows" not in card.card(facts)
+
+
+def test_reasons_on_the_card_are_words_of_its_language(facts: dict[str, Any]) -> None:
+    english, chinese = card.card(facts).split("\n---\n")
+    assert "| length | too short | 1 |" in english and "too_short" not in english
+    assert "too_short" not in chinese and "empty_text" not in chinese and "| 文本为空 | 1 |" in chinese
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import Field
 
+from inhouse.api.data_check import abandoned
 from inhouse.api.request import Request
 from inhouse.core.artifact import Artifact, Frozen
 from inhouse.core.errors import UserError
@@ -17,6 +20,7 @@ from inhouse.data.export import Exported, Format
 from inhouse.data.versions import Version, find_version, version_of, versions
 from inhouse.flow.plan import pipeline, recipe
 from inhouse.flow.project import Project, load
+from inhouse.flow.runner import run_lock
 
 
 class VersionLine(Frozen):
@@ -34,6 +38,13 @@ class Versions(Frozen):
     """Every dataset of the workspace, oldest first."""
 
     versions: tuple[VersionLine, ...]
+
+
+class Cleaned(Frozen):
+    """What builds that were not finished had left in the workspace."""
+
+    folders: int
+    bytes: int
 
 
 class WhyRequest(Request):
@@ -80,6 +91,25 @@ def _line(version: Version) -> VersionLine:
     )  # fmt: skip
 
 
+def clean_data(request: Request) -> Cleaned:
+    """Remove what builds and checks that failed or were stopped have left: rows as they were read, and steps done.
+
+    The next build of such a project begins anew. Waits for a run of this workspace to end.
+    """
+    store = request.store
+    store.create()
+    found = 0
+    size = 0
+    with run_lock(store, Events()):
+        store.recover()
+        for folder in sorted(store.work.iterdir()):
+            if abandoned(folder):
+                size += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                shutil.rmtree(folder)
+                found += 1
+    return Cleaned(folders=found, bytes=size)
+
+
 def explain_row(request: WhyRequest) -> why.Why:
     """What became of one row and why: kept, dropped by which step, rejected, or left out by a mix."""
     store = request.store
@@ -103,15 +133,32 @@ def explain_row(request: WhyRequest) -> why.Why:
 
 def _built(project: Project, request: WhyRequest) -> Artifact:
     """The dataset that the project's data section made. Raises data.not_built when it was not built as it stands."""
-    node = next((node for node in pipeline(project) if node.room == "data"), None)
-    if node is None:
-        raise UserError("plan.no_step", room="data")
-    key, _, _ = recipe(node, {}, _folder(request.project))
-    if (found := request.store.find(key)) is not None:
+    if (found := made_by(project, request)) is not None:
         return found
     if not (there := versions(request.store)):
         raise UserError("data.version_none", workspace=request.store.root)
     raise UserError("data.not_built", project=request.project, newest=there[-1].name, row=request.row)
+
+
+class OfProject(Protocol):
+    """A request about a project."""
+
+    @property
+    def store(self) -> Store:
+        """Its workspace."""
+
+    @property
+    def project(self) -> Path:
+        """The project file, or its folder."""
+
+
+def made_by(project: Project, request: OfProject) -> Artifact | None:
+    """The dataset that a project's data section made; None when it was not built as it stands."""
+    node = next((node for node in pipeline(project) if node.room == "data"), None)
+    if node is None:
+        raise UserError("plan.no_step", room="data")
+    key, _, _ = recipe(node, {}, _folder(request.project))
+    return request.store.find(key)
 
 
 def _folder(project: Path) -> Path:
@@ -137,9 +184,3 @@ def export_dataset(request: ExportRequest) -> Exported:
         logged, reason = export.log_mlflow(content, request.offline)
         made = made.model_copy(update={"mlflow": path, "logged": logged, "not_logged": reason})
     return made
-
-
-def dataset_of(store: Store, name: str) -> Artifact:
-    """The dataset called v2, or with this id or beginning of one; the newest for "". Raises data.version_* errors."""
-    found = versions(store)
-    return (found[-1] if found and not name else find_version(store, name)).record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -18,17 +18,17 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context
 from inhouse.core.rows import PARTS, Row
-from inhouse.core.run import Events
-from inhouse.data.build import described
+from inhouse.core.run import Events, process_mark
+from inhouse.data.build import READS, described
 from inhouse.data.finish import first_texts
 from inhouse.data.look import first_look
-from inhouse.data.retune import Retuned, retune
 from inhouse.data.settings import DataParams
 from inhouse.data.stage import Result, located_of, perform
-from inhouse.dataset import FACTS, read_rows
+from inhouse.dataset import read_rows
 from inhouse.flow.project import Project, load
 
 EXCERPT_CHARS = 120
+CHECK = "check-"  # how the folder of a check begins
 
 
 class DataRequest(Request):
@@ -43,9 +43,10 @@ class Sample(Frozen):
     """A row that a step would drop, and how it begins ('' where a step takes personal data out)."""
 
     step: str
+    number: int = Field(description="place of the step from 1; 0: no step of the project")
     reason: str
     id: str
-    place: str
+    place: str = Field(description="source/file:offset, as `data why` takes it")
     begins: str
 
 
@@ -60,7 +61,7 @@ class Checked(Frozen):
 
 def check_data(request: DataRequest, events: Events) -> Checked:
     """Do what a build would do, and keep nothing but fetched sources; a first look at each source comes at once."""
-    project, params = _data_of(request)
+    project, params = data_of(request)
     with _passing_context(request, project, events) as context:
         located = located_of(params, context)
         for source in located:
@@ -75,33 +76,8 @@ def check_data(request: DataRequest, events: Events) -> Checked:
         )
 
 
-class RetuneRequest(Request):
-    """Which project, with the thresholds to try as overrides; the dataset is the one built before."""
-
-    project: Path = Field(Path("inhouse.yaml"), description="project file, or a folder that holds inhouse.yaml")
-    overrides: tuple[str, ...] = Field((), description="section.key=value, applied over the file")
-    dataset: str = Field("", description="dataset to look at: v1, an id or its beginning; absent: the newest")
-
-
-class RetuneResult(Frozen):
-    """Every step that judges figures, then and now."""
-
-    dataset: str
-    steps: tuple[Retuned, ...]
-
-
-def retune_data(request: RetuneRequest) -> RetuneResult:
-    """What other thresholds would drop, from the figures of a dataset that was built; nothing is built or changed."""
-    from inhouse.api.data import dataset_of
-
-    _, params = _data_of(request)
-    record = dataset_of(request.store, request.dataset)
-    folder = request.store.path(record.id)
-    built_with = json.loads((folder / FACTS).read_text(encoding="utf-8"))["steps"]
-    return RetuneResult(dataset=record.id, steps=tuple(retune(folder, built_with, params.steps)))
-
-
-def _data_of(request: DataRequest | RetuneRequest) -> tuple[Project, DataParams]:
+def data_of(request: DataRequest) -> tuple[Project, DataParams]:
+    """The project and its data section. Raises plan.no_step when there is none."""
     project = load(request.project, request.overrides)
     if project.data is None:
         raise UserError("plan.no_step", room="data")
@@ -113,7 +89,7 @@ def _passing_context(request: DataRequest, project: Project, events: Events) -> 
     """A context whose folders are gone afterwards."""
     folder = request.project if request.project.is_dir() else request.project.parent
     request.store.create()
-    passing = Path(tempfile.mkdtemp(prefix="check-", dir=request.store.work))
+    passing = Path(tempfile.mkdtemp(prefix=f"{CHECK}{os.getpid()}-", dir=request.store.work))
     try:
         yield Context(
             inputs={}, out=passing / "out", scratch=passing / "scratch", sources=request.store.sources,
@@ -121,6 +97,17 @@ def _passing_context(request: DataRequest, project: Project, events: Events) -> 
         )  # fmt: skip
     finally:
         shutil.rmtree(passing, ignore_errors=True)
+
+
+def abandoned(folder: Path) -> bool:
+    """Whether a folder of the workspace's `work` is what a build left, or a check that was killed.
+
+    A build is nobody's while the run lock is held; a check takes no lock, so its folder names its process.
+    """
+    if folder.name.startswith(CHECK):
+        pid = folder.name.removeprefix(CHECK).partition("-")[0]
+        return not pid.isdigit() or process_mark(int(pid)) is None
+    return (folder / "scratch" / READS).is_dir()
 
 
 def _first_rows(result: Result, count: int) -> Iterator[Row]:
@@ -138,14 +125,16 @@ def _samples(result: Result, each: int) -> Iterator[Sample]:
     from inhouse.data.beside import dropped_table
 
     table = dropped_table(result.built)
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[int, str, str]] = Counter()
     chosen = []
     for item in table.iter_rows(named=True):
-        seen[item["step"], item["reason"]] += 1
-        if seen[item["step"], item["reason"]] <= each:
+        kind = item["number"], item["step"], item["reason"]
+        seen[kind] += 1
+        if seen[kind] <= each:
             chosen.append(item)
     begins = first_texts(result.built, [int(item["id"], 16) for item in chosen], EXCERPT_CHARS)
     for item in chosen:
         place = f"{item['source']}/{item['file']}:{item['offset']}"
         shown = " ".join(begins.get(int(item["id"], 16), "").split())
-        yield Sample(step=item["step"], reason=item["reason"], id=item["id"], place=place, begins=shown)
+        told = {name: item[name] for name in ("step", "number", "reason", "id")}
+        yield Sample(**told, place=place, begins=shown)

@@ -12,7 +12,7 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data import Versions
+    from inhouse.api.data import Cleaned, Versions
     from inhouse.data.diff import Difference, Gone, Ids
     from inhouse.data.export import Exported
     from inhouse.data.why import RowText, Trace, Why
@@ -167,6 +167,11 @@ def exported(result: Exported, console: Console) -> None:
         console.print(escape(text(f"cell.data.{result.not_logged}")))
 
 
+def cleaned(result: Cleaned, console: Console) -> None:
+    """How much was removed."""
+    console.print(text("cell.data.cleaned", folders=result.folders, megabytes=round(result.bytes / 1e6, 1)))
+
+
 def _counted(rows: Mapping[str, int]) -> str:
     return " + ".join(f"{count:,} {part}" for part, count in rows.items() if count)
 
@@ -176,4 +181,5 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "why": why,
     "difference": difference,
     "exported": exported,
+    "cleaned": cleaned,
 }

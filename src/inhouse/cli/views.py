@@ -18,13 +18,13 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data_check import RetuneResult
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
     from inhouse.api.models import Model, Models
     from inhouse.api.project import Created, Schema
     from inhouse.api.releases import Deployed, ReleaseDetail, ReleaseLine, Releases
     from inhouse.api.reports import Report
+    from inhouse.api.retune import RetuneResult
     from inhouse.api.run import RunResult, TableLine
     from inhouse.api.serving import Keys, NewKey, ServeCommand
     from inhouse.core.gate import Verdict
@@ -240,7 +240,7 @@ def retuned(result: RetuneResult, console: Console) -> None:
     for step in result.steps:
         if step.samples:
             console.print(f"[dim]{step.step}: {', '.join(step.samples)}[/]")
-    console.print(text("cell.retune_note", dataset=result.dataset[:12]))
+    console.print(text("cell.retune_note", dataset=f"{result.version} ({result.dataset[:12]})"))
 
 
 def report(result: Report, console: Console) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
-from inhouse.core.messages import text
+from inhouse.core.messages import text as say
 from inhouse.core.plugins import require
 from inhouse.core.rows import PARTS, Part
 from inhouse.data.batch import read_frame, write_frame
@@ -382,11 +382,12 @@ def _refuse_unread(found: SourceRead, fail_above: float) -> None:
 
 
 def described(line: str) -> str:
-    """One reject as a line for a person: file, line, reason and what exactly."""
+    """One reject as a line for a person: where, as `data why` takes it, the line in the file, and what exactly."""
     item = json.loads(line)
-    place = f"{item['file']}:{item['line']}" if item["line"] else f"{item['file']} [{item['offset']}]"
+    at = f"{item['source']}/{item['file']}:{item['offset']}"
+    where = say("data.at_line", place=at, line=item["line"]) if item["line"] else at
     detail = f" ({item['detail']})" if item["detail"] else ""
-    return f"{place}: {text(TEXTS[item['reason']])}{detail}"
+    return f"{where}: {say(TEXTS[item['reason']])}{detail}"
 
 
 def part_counts(index: pl.DataFrame) -> dict[Part, int]:
