@@ -104,8 +104,13 @@ def test_hard_places_are_reported_honestly() -> None:
     shares, total = recall(list(truth_pii.hard()))
     for (type, language), share in sorted(shares.items()):
         print(f"recall, nothing announces it: {type:8} {language} {share:7.2%} (n={total[type, language]})")
-    assert shares["address", "zh"] >= 0.9
-    assert shares["address", "en"] >= 0.6
+    # What is found of them today, so that it cannot get worse; docs/{en,zh}/data.md publish the figures.
+    assert shares["address", "zh"] >= 0.975
+    assert shares["address", "en"] >= 0.725
+    assert shares["name", "zh"] >= 0.10
+    for place in ("en", "zh"):
+        told = (Path(__file__).parents[2] / "docs" / place / "data.md").read_text(encoding="utf-8")
+        assert all(f" {100 * share:.0f} % " in told for share in shares.values())
 
 
 # What is written

@@ -34,6 +34,13 @@ def said(text: str, wanted: Wanted | None = None) -> list[tuple[str, str]]:
         ("13812345678 13912345678", [("phone", "13812345678"), ("phone", "13912345678")]),
         ("2024-01-15 13812345678", [("phone", "13812345678")]),
         ("tel:13812345678", [("phone", "13812345678")]),
+        ("tel 138.1234.5678 ok", [("phone", "138.1234.5678")]),
+        ("电话:138.1234.5678。", [("phone", "138.1234.5678")]),
+        ("手机138·1234·5678", [("phone", "138·1234·5678")]),
+        ("+86.138.1234.5678", [("phone", "+86.138.1234.5678")]),
+        ("电话 0571.8888.6666", [("phone", "0571.8888.6666")]),
+        ("版本 138.1234.5678", []),
+        ("5.138.1234.5678 0.139.1234.5678 131.1234.567 3·5", []),
         ("https://wa.me/13812345678", [("phone", "13812345678")]),
         ("https://x.cn/13812345678", []),
         ("abc13812345678", []),
@@ -83,6 +90,13 @@ def test_check_digits_agree_with_published_examples() -> None:
     [
         ("写给li.lei@qq.com吧", [("email", "li.lei@qq.com")]),
         ("Mail a@b.com.Next line", [("email", "a@b.com")]),
+        ("mail a.b@münchen.de now", [("email", "a.b@münchen.de")]),
+        ("邮箱zs@例子.中国", [("email", "zs@例子.中国")]),
+        ("info@例子.中国谢谢。", [("email", "info@例子.中国")]),
+        ("请发li@公司.cn谢谢", [("email", "li@公司.cn")]),
+        ("wang@mail.公司.cn。", [("email", "wang@mail.公司.cn")]),
+        ("ivan@почта.рф, да", [("email", "ivan@почта.рф")]),
+        ("x@例子.今天 a@b。c.d foo@吧。这里.com @小明.com x@-例子.中国", []),
         ("<me@corp.intranetz>", [("email", "me@corp.intranetz")]),
         ("me@corp.intranetz", []),
         ("https://user:pw@host.com/x", []),
@@ -257,6 +271,7 @@ def test_compiled_pass_says_what_its_python_source_says(monkeypatch: pytest.Monk
     from inhouse.guard.kernels import scan as kernels
 
     samples = [
+        "138.1234.5678 0571.8888.6666 86.138.1234.5678 138·1234·5678 zs@例子.中国谢谢 a@ü a@" + "é" * 140,
         "手机１３８12345678，IP8.8.8.8 fe80:1::2 粤B12345 王先生 +33 1 23 45 67 89 v1.2.3.4 212.555.0199 １.5",
         "Mr. Smith, 12 Main St, name is Bob; TEL13812345678 1,234,567 10:20 12/25 555-123-4567x9 a@b.com. x@y",
         "5号 第五号 A5栋 ５号 号 st\n5 \nSt 2001:db8::1 IPfe80:a::1 xIPfe80:a::1 1\u00a02 12\u2011345678901",

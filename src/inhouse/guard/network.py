@@ -17,6 +17,11 @@ TOP = (
     "home"
 )
 KNOWN = frozenset(TOP.split())
+# Top-level domains in other letters than a-z that Chinese and Cyrillic addresses end in (IANA's root zone).
+WIDE_TOP = (
+    "中国", "中國", "公司", "网络", "網路", "在线", "中文网", "网址", "网店", "网站", "商城", "商店", "集团", "机构",
+    "政务", "公益", "香港", "台湾", "台灣", "澳門", "移动", "我爱你", "рф", "укр", "бг",
+)  # fmt: skip
 PICTURE = r"(?i)\A[0-9](?:\.[0-9])?x\."  # logo@2x.png
 MAIL_WORDS = r"(?i)(?:邮箱|邮件|邮址|e-?mail|mail|mailto|contact|from|to|cc)[^0-9A-Za-z\[\]]{0,6}\z"
 REMOTE_PATH = r"\A:[A-Za-z0-9_.~/-]*/"
@@ -33,8 +38,9 @@ PINNED = r"(?:[=<>~!@^]=?|[A-Za-z0-9_]-)\s?\z|[A-Za-z0-9_)]/\z"  # pkg==1.2.3.4,
 def find_email(text: str, start: int, stop: int) -> list[Span]:
     """The e-mail address around an '@', when it is one and not code, a remote path or a file name."""
     local, _, domain = text[start:stop].partition("@")
-    while (lead := len(local) - len(local.lstrip(".-+%"))) > 0:
-        start, local = start + lead, local[lead:]
+    if not domain.isascii():
+        whole, domain = domain, _wide_domain(domain)
+        stop -= len(whole) - len(domain)
     labels = domain.split(".")
     while len(labels) > 2 and labels[-1][:1].isupper() and labels[-1].lower() not in KNOWN:
         stop -= len(labels.pop()) + 1  # the next sentence, begun without a space
@@ -43,11 +49,30 @@ def find_email(text: str, start: int, stop: int) -> list[Span]:
     if _is_code(text, start, stop, labels):
         return []
     top = labels[-1].lower()
-    if ((len(top) == 2 or top in KNOWN) and top.isalpha()) or top.startswith("xn--"):
+    known = len(top) == 2 or top in KNOWN or not top.isascii()
+    if (known and top.isalpha()) or top.startswith("xn--"):
         return [Span(start, stop, "email", 0.97)]
     before = text[max(0, start - 24) : start]
     told = before.endswith("<") or matches(MAIL_WORDS, before)
     return [Span(start, stop, "email", 0.7)] if told and top.isalpha() else []
+
+
+def _wide_domain(text: str) -> str:
+    """The domain in letters of any script that a text begins with; empty for none."""
+    end = next((n for n, c in enumerate(text) if not (c.isalnum() or c in "-.")), len(text))
+    labels = text[:end].split(".")
+    for last in range(len(labels) - 1, 0, -1):
+        if top := _top_of(labels[last]):
+            return ".".join([*labels[:last], top])
+    return ""
+
+
+def _top_of(label: str) -> str:
+    """The top-level domain that a label begins with: Chinese text may go on right behind it."""
+    if wide := max((top for top in WIDE_TOP if label.startswith(top)), key=len, default=""):
+        return wide
+    end = next((n for n, c in enumerate(label) if not c.isascii()), len(label))
+    return label[:end] if label[:end].isalpha() and 2 <= end <= 18 else ""
 
 
 def _is_label(label: str) -> bool:

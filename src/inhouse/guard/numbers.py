@@ -10,7 +10,14 @@ from inhouse.guard.patterns import matches, pattern
 from inhouse.guard.spans import PiiType, Span
 from inhouse.guard.tables.divisions import ID_PROVINCES
 
-FULL_WIDTH = {0xFF10 + n: 48 + n for n in range(10)} | {0xFF0B: "+", 0xFF0D: "-", 0xFF08: "(", 0xFF09: ")", 0xA0: " "}
+FULL_WIDTH = {0xFF10 + n: 48 + n for n in range(10)} | {
+    0xFF0B: "+",
+    0xFF0D: "-",
+    0xFF08: "(",
+    0xFF09: ")",
+    0xA0: " ",
+    0xB7: ".",
+}
 FULL_WIDTH |= {0x2010 + n: "-" for n in range(4)}
 BEFORE = 48
 LONGEST_PART = 7  # groups: +33 1 23 45 67 89

@@ -64,13 +64,13 @@ def _digit_bytes(data: Any, i: int, end: int) -> int:
 
 @kernel(f"int64({BYTES}, int64, int64)")
 def _separator_bytes(data: Any, i: int, end: int) -> int:
-    """Bytes of the separator at `i` that may stand inside a number: space, hyphens, brackets; 0 for none."""
+    """Bytes of the separator at `i` that may stand inside a number: space, hyphens, brackets, middle dot; or 0."""
     if i >= end:
         return 0
     c = data[i]
     if c == 32 or c == 45 or c == 40 or c == 41:
         return 1
-    if c == 0xC2 and i + 1 < end and data[i + 1] == 0xA0:
+    if c == 0xC2 and i + 1 < end and (data[i + 1] == 0xA0 or data[i + 1] == 0xB7):
         return 2
     if i + 2 >= end:
         return 0
@@ -102,7 +102,7 @@ def _spoiled(data: Any, start: int, stop: int, end: int) -> int:
 
 @kernel(f"UniTuple(int64, 2)({BYTES}, int64, int64)")
 def _dotted(data: Any, start: int, end: int) -> tuple[int, int]:
-    """The end of the token of digits and dots at `start`, and its kind: an address, a phone (3.3.4), or 0."""
+    """The end of the token of digits and dots at `start`, and its kind: an address, a phone (3.3.4, 3.4.4), or 0."""
     sizes = np.zeros(6, np.int64)
     groups, i, longest = 1, start, 0
     while i < end and (_is_digit(data[i]) or (data[i] == 46 and i + 1 < end and _is_digit(data[i + 1]))):
@@ -115,6 +115,10 @@ def _dotted(data: Any, start: int, end: int) -> tuple[int, int]:
     if groups == 4 and longest <= 3:
         return i, IPV4
     if groups == 3 and sizes[0] == 3 and sizes[1] == 3 and sizes[2] == 4:
+        return i, DIGITS
+    if groups == 3 and sizes[1] == 4 and sizes[2] == 4 and (sizes[0] == 3 or (sizes[0] == 4 and data[start] == 48)):
+        return i, DIGITS
+    if groups == 4 and sizes[0] == 2 and sizes[1] == 3 and sizes[2] == 4 and sizes[3] == 4:
         return i, DIGITS
     if groups == 4 and sizes[0] == 1 and sizes[1] == 3 and sizes[2] == 3 and sizes[3] == 4:
         return i, DIGITS
@@ -192,6 +196,19 @@ def _in_local_part(c: int) -> bool:
     return _is_word(c) or c == 46 or c == 37 or c == 43 or c == 45
 
 
+@kernel(f"int64({BYTES}, int64, int64)")
+def _wide_domain(data: Any, at: int, end: int) -> int:
+    """The end of what could be a domain in letters of any script, of which [.., at) is the beginning; 0 for none."""
+    i, dots, wide = at, 0, False
+    while i < end and i - at <= 254 and (_is_word(data[i]) or data[i] == 45 or data[i] == 46 or data[i] >= 128):
+        dots += data[i] == 46
+        wide |= data[i] >= 128
+        i += 1
+    while i < end and i > at and data[i] & 0xC0 == 0x80:  # not in the middle of a character
+        i -= 1
+    return i if wide and dots else 0
+
+
 @kernel(FOUR)
 def _email(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int]:
     """What could be an e-mail address around the '@' at `at`: start, stop, kind or 0, where to go on."""
@@ -206,8 +223,11 @@ def _email(data: Any, begin: int, at: int, end: int) -> tuple[int, int, int, int
     dot = right - 1
     while dot > at and data[dot] != 46:
         dot -= 1
-    if left == at or dot <= at + 1 or right - dot < 3:
+    if left == at:
         return 0, 0, 0, at + 1
+    if dot <= at + 1 or right - dot < 3:
+        right = _wide_domain(data, right, end)
+        return (left, right, EMAIL, at + 1) if right else (0, 0, 0, at + 1)
     return left, right, EMAIL, at + 1
 
 
