@@ -41,17 +41,19 @@ def emit(docs: pl.DataFrame, params: Balance, around: Around) -> pl.DataFrame:
 
 def decide(emitted: pl.DataFrame, params: Balance, around: Around) -> pl.DataFrame:
     """over_quota for the rows that the hash puts last. Raises data.balance_labels when rows carry no label."""
-    require("data", "xxhash")
+    require("data", "numpy", "xxhash")
+    import numpy as np
     import polars as pl
     import xxhash
 
     if emitted["label"].null_count():
         raise UserError("data.balance_labels", rows=emitted["label"].null_count())
-    lots = [xxhash.xxh3_64_intdigest(f"{around.seed}:{row:016x}".encode()) for row in emitted["row"]]
+    digests = (xxhash.xxh3_64_intdigest(f"{around.seed}:{row:016x}".encode()) for row in emitted["row"])
+    lots = np.fromiter(digests, np.uint64, emitted.height)
     place = pl.struct("lot", "row").rank("ordinal").over("part", "label")
     quota = pl.col("part").replace_strict(_quotas(params), default=None, return_dtype=pl.UInt32)
     return (
-        emitted.with_columns(pl.Series("lot", lots, dtype=pl.UInt64))
+        emitted.with_columns(pl.Series("lot", lots))
         .filter(place > quota)
         .select("row", pl.lit("over_quota").alias("reason"), pl.lit(None, pl.UInt64).alias("kept"))
         .sort("row")

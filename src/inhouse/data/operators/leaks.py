@@ -101,7 +101,7 @@ def ask(emitted: pl.DataFrame, params: Leaks, around: Around) -> tuple[pl.Series
     exact = _exact(emitted, evaluation)
     if exact.height and params.exact == "fail":
         _refuse_exact(exact)
-    slots, places = hash_table(_postings(evaluation)[0])
+    slots, places = hash_table(np.unique(_values(evaluation["grams"], np.uint64)))
     near = evaluation.with_row_index("owner").filter(pl.col("bands").is_not_null())
     width = len(near["bands"][0]) if near.height else 1
     bands = _numbered(_values(near["bands"], np.uint32).reshape(-1, width))
@@ -250,8 +250,9 @@ def _postings(evaluation: pl.DataFrame) -> tuple[NDArray[np.uint64], NDArray[np.
     grams = _values(evaluation["grams"], np.uint64)
     holders = np.repeat(np.arange(evaluation.height, dtype=np.uint32), evaluation["grams"].list.len().to_numpy())
     order = np.argsort(grams, kind="stable")
-    keys, starts = np.unique(grams[order], return_index=True)
-    return keys, np.append(starts, len(grams)), holders[order]
+    grams, holders = grams[order], holders[order]
+    starts = np.flatnonzero(np.append(True, grams[1:] != grams[:-1]) if len(grams) else grams)
+    return grams[starts], np.append(starts, len(grams)), holders
 
 
 def _overlaps(hits: pl.Series, evaluation: pl.DataFrame, params: Leaks) -> NDArray[np.int64]:
