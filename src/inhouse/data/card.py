@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inhouse.core.messages import catalogue
-from inhouse.data.pictures import draw
+from inhouse.data.pictures import different, draw
 from inhouse.sources.licences import STRICTEST, strictest
 
 Language = Literal["en", "zh"]
@@ -74,11 +74,14 @@ def _cell(value: object) -> str:
 
 
 def _rows(facts: Mapping[str, Any], language: Language) -> str:
-    totals = {"read": facts["read"], "kept": sum(facts["rows"].values())}
+    totals = {"read": facts["read"], "made": facts.get("made", 0), "kept": different(facts)}
     totals |= {name: facts[name]["total"] for name in ("dropped", "rejected")}
+    told = [_word("add_up_made" if totals["made"] else "add_up", language).format_map(totals)]
+    if (written := sum(facts["rows"].values())) != totals["kept"]:
+        told.append(_word("add_up_repeats", language).format(different=totals["kept"], written=written))
     body = [[part, count] for part, count in facts["rows"].items() if count]
     table = _table([_word("part", language), _word("rows", language)], body)
-    return f"{_word('add_up', language).format_map(totals)}\n\n{table}"
+    return f"{(' ' if language == 'en' else '').join(told)}\n\n{table}"
 
 
 def _lengths(facts: Mapping[str, Any], language: Language) -> str:
@@ -184,14 +187,21 @@ def _made(facts: Mapping[str, Any], language: Language) -> str:
 
 def _gone(facts: Mapping[str, Any], language: Language) -> str:
     body: list[list[object]] = [
-        [_word("unusable", language), reason, count] for reason, count in facts["rejected"]["reasons"].items()
+        [_word("unusable", language), _reason(reason, language), count]
+        for reason, count in facts["rejected"]["reasons"].items()
     ]
     for step in facts["dropped"]["steps"]:
-        body += [[step["step"], reason, count] for reason, count in step["reasons"].items()]
+        body += [[step["step"], _reason(reason, language), count] for reason, count in step["reasons"].items()]
     if not body:
         return _word("none", language)
     table = _table([_word("step", language), _word("reason", language), _word("rows", language)], body)
     return f"{table}\n\n{_word('files', language)}"
+
+
+def _reason(code: str, language: Language) -> str:
+    """A reason in words; the code itself where nobody gave words."""
+    found = catalogue().get(f"data.reason.{code}")
+    return code if found is None else found[language]
 
 
 def _reports(facts: Mapping[str, Any]) -> str:
