@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inhouse.cli.table import Mark, escape, table
-from inhouse.core.messages import text
+from inhouse.core.messages import known, text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from inhouse.api.data import Cleaned, Versions
     from inhouse.data.diff import Difference, Gone, Ids
     from inhouse.data.export import Exported
-    from inhouse.data.why import RowText, Trace, Why
+    from inhouse.data.traces import Trace
+    from inhouse.data.why import RowText, Why
 
 MOST_CHARS = 600  # of a text that is shown; --json has the whole
 SHOWN_ID = 8  # characters of an id: `data why` takes as few as 4
@@ -66,6 +67,8 @@ def _fate(result: Why) -> str:
         label = f" · {result.row.label}" if result.row.label is not None else ""
         return text("cell.data.kept", part=result.row.part) + label
     if result.fate == "dropped":
+        if not result.number:  # no step of the project
+            return text("cell.data.left_by_mix" if result.step == "mix" else "cell.data.left", reason=result.told)
         return text("cell.data.dropped", number=result.number, step=result.step, reason=result.told)
     detail = f" ({result.detail})" if result.detail else ""
     line = "-" if result.line is None else str(result.line)
@@ -85,12 +88,21 @@ def _trace(trace: Trace, console: Console) -> None:
     console.print(f"\n[bold]{escape(trace.step)}[/]", end="")
     others = ", ".join(f"{name}: {_value(value)}" for name, value in trace.settings.items())
     console.print(f"  [dim]{escape(others)}[/]" if others else "")
-    rows = [(name, _value(value), trace.limits.get(name, "")) for name, value in trace.figures.items()]
+    rows = [(name, _value(value), _limit(trace, name)) for name, value in trace.figures.items()]
     if rows:
         table(console, text("cell.figure"), f">{text('cell.value')}", text("cell.data.limit"), rows=rows)
     for note in trace.notes:
-        shown = ", ".join(f"{name}: {_value(value)}" for name, value in note.items() if value is not None)
+        shown = ", ".join(f"{_named_note(name)}: {_value(value)}" for name, value in note.items() if value is not None)
         console.print(f"  {escape(text('cell.data.note', note=shown))}")
+
+
+def _limit(trace: Trace, figure: str) -> str:
+    limit = trace.limits.get(figure, "")
+    return Mark(f"[red]✗ {escape(limit)}[/]") if figure in trace.broken else limit
+
+
+def _named_note(name: str) -> str:
+    return text(f"cell.note.{name}") if known(f"cell.note.{name}") else name
 
 
 def _value(value: object) -> str:

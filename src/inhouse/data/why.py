@@ -17,10 +17,11 @@ from inhouse.core.messages import known, text
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context
 from inhouse.core.rows import PARTS
-from inhouse.data.beside import DROPPED, FIGURES, FILES, NOTES, REJECTED
+from inhouse.data.beside import DROPPED, FILES, REJECTED
 from inhouse.data.reading import SHARD_BYTES, row_id
 from inhouse.data.records import Record
 from inhouse.data.source import SourceParams, cut_file, locate, read_file
+from inhouse.data.traces import Trace, traces
 from inhouse.data.versions import Version
 from inhouse.dataset import part_files
 
@@ -44,16 +45,6 @@ class RowText(Frozen):
     part: str | None = Field(None, description="null when the row is not in the dataset either")
     label: str | None = None
     texts: tuple[tuple[str, str], ...] = Field((), description="role or column, and text")
-
-
-class Trace(Frozen):
-    """What one step noted of a row. `limits` are the settings that judge a figure, by its name."""
-
-    step: str
-    figures: dict[str, Any] = Field(default_factory=dict)
-    limits: dict[str, str] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict, description="the step's other settings")
-    notes: tuple[dict[str, Any], ...] = ()
 
 
 class Why(Frozen):
@@ -269,34 +260,6 @@ def rejects(folder: Path) -> Iterator[dict[str, Any]]:
 def _is_at(item: dict[str, Any], asked: _Asked) -> bool:
     here = item["source"] == asked.source and item["offset"] == asked.offset
     return here and asked.file in (None, item["file"])
-
-
-def traces(folder: Path, facts: dict[str, Any], row: str) -> Iterator[Trace]:
-    """The figures and notes that each step left of a row, in the order of the steps."""
-    for number, settings in enumerate(facts["steps"], 1):
-        label = f"{number:02d}-{settings['use']}"
-        figures = _of_row(folder / FIGURES / f"{label}.parquet", row)
-        notes = _of_row(folder / NOTES / f"{label}.parquet", row)
-        if figures or notes:
-            shown = figures[0] if figures else {}
-            limits = {name: limit for name in shown if (limit := _limit(name, settings))}
-            judged = {key for name in limits for key in (f"min_{name}", f"max_{name}")}
-            others = {k: v for k, v in settings.items() if k not in {"use", *judged} and v is not None}
-            yield Trace(step=label, figures=shown, limits=limits, settings=others, notes=tuple(notes))
-
-
-def _limit(figure: str, settings: dict[str, Any]) -> str:
-    """The settings `min_…` and `max_…` of a figure, as a person writes them."""
-    least, most = settings.get(f"min_{figure}"), settings.get(f"max_{figure}")
-    return ", ".join(f"{sign} {value}" for sign, value in (("≥", least), ("≤", most)) if value is not None)
-
-
-def _of_row(path: Path, row: str) -> list[dict[str, Any]]:
-    import polars as pl
-
-    if not path.exists():
-        return []
-    return pl.scan_parquet(path).filter(pl.col("id") == row).collect().drop("id").to_dicts()
 
 
 def _original(
