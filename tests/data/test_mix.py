@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from inhouse.core.errors import UserError
-from inhouse.data.mix import MixParams, check, estimated_tokens, mix, report, tokens_of
+from inhouse.data.mix import MixParams, _closest, check, estimated_tokens, mix, report, tokens_of
 
 SIZES = st.lists(st.integers(1, 50), min_size=1, max_size=30)
 
@@ -82,6 +84,46 @@ def test_mix_by_size_is_at_most_half_a_row_off_its_quota(
     found = used(frame({"x": groups[0], "y": groups[1]}), mixing(x=parts[0], y=parts[1], by=by, short=short))
     for name, group, part in zip("xy", sizes, parts, strict=True):
         assert abs(found[name] - unit * part) * 2 <= max(group)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=11), part=st.fractions(0, 1, max_denominator=50))
+def test_mix_takes_the_rows_that_come_closest_to_the_quota(sizes: list[int], part: Fraction) -> None:
+    quota = part * sum(sizes)
+    found = int(np.array(sizes)[_closest(np.array(sizes), quota)].sum())
+    every = {sum(some) for count in range(len(sizes) + 1) for some in combinations(sizes, count)}
+    assert abs(found - quota) == min(abs(one - quota) for one in every)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(20, 400), min_size=80, max_size=200, unique=True),
+    part=st.fractions(Fraction(1, 3), Fraction(3, 4), max_denominator=1000),
+)
+def test_mix_of_many_rows_is_less_than_half_the_smallest_row_off_and_keeps_the_order(
+    sizes: list[int], part: Fraction
+) -> None:
+    quota = part * sum(sizes)
+    taken = _closest(np.array(sizes), quota)
+    assert abs(int(np.array(sizes)[taken].sum()) - quota) <= Fraction(min(sizes), 2)
+    first = int(np.searchsorted(np.cumsum(sizes), int(quota), side="right"))
+    assert taken[: first - 16].all() and not taken[first + 32 :].any()  # only around the end is chosen
+
+
+def test_mix_of_rows_too_large_to_choose_among_still_stops_at_the_closest_row() -> None:
+    sizes = np.array([2**40, 2**41, 2**40 + 5])
+    assert _closest(sizes, Fraction(2**40 + 9)).tolist() == [True, False, False]
+    assert _closest(sizes, Fraction(2**41)).tolist() == [True, False, False]
+    assert _closest(sizes, Fraction(3 * 2**40 - 1)).tolist() == [True, True, False]
+
+
+def test_mix_of_a_few_rows_meets_shares_that_the_order_alone_misses() -> None:
+    lengths = [37, 64, 21, 90, 55, 18, 73, 46, 29, 82]
+    rows = frame({"a": lengths, "b": [n + 7 for n in lengths[:8]], "c": [n + 3 for n in lengths[2:9]]})
+    params = mixing(a=50, b=30, c=20)
+    for seed in range(5):
+        for source in report(rows, mix(rows, params, seed), params).sources:
+            assert abs(source.achieved - source.asked) < 0.002
 
 
 @settings(max_examples=60, deadline=None)

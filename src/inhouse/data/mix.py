@@ -18,11 +18,14 @@ from inhouse.data.scripts import HAN, SYLLABIC
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 ALL_LATIN = rf"[\p{{L}}\p{{N}}--{SYLLABIC}]+(?:['’.-][\p{{L}}\p{{N}}--{HAN}]+)*"
 IDEOGRAPHIC = f"[{SYLLABIC}]"
 TENTHS_PER_WORD = 13
 TENTHS_PER_IDEOGRAPH = 10
+CHOICE = 32  # rows of a source among which those are chosen that meet its quota
+LARGEST_CHOICE = 2**23  # what they may add up to: a megabyte of sums for each row
 
 
 def _with_free_keys(schema: dict[str, Any]) -> None:
@@ -116,8 +119,9 @@ def mix(rows: pl.DataFrame, params: MixParams, seed: int) -> pl.DataFrame:
     """How often each training row stands in the mix: (row, copies u32), sorted by row; 0 = left out.
 
     `rows`: row u64, source, part and, unless `by: rows`, a column named tokens or chars; other parts are ignored.
-    Each source is taken in the order of a hash of seed and row up to the place that comes closest to its quota: no
-    further from it than half a row. `by: rows` meets the quotas by largest remainder. Raises data.mix_* errors.
+    Each source is taken in the order of a hash of seed and row up to its quota; around that place the rows are chosen
+    that come closest to it: by a token or so where rows differ, never further than half a row. `by: rows` meets the
+    quotas by largest remainder. Raises data.mix_* errors.
     """
     require("data", "polars", "xxhash", "numpy")
     import polars as pl
@@ -252,24 +256,51 @@ def _whole(quotas: Mapping[str, Fraction]) -> dict[str, Fraction]:
 
 
 def _take(rows: pl.DataFrame, quota: Fraction, size: int) -> pl.DataFrame:
-    """Whole passes over the source, then its first rows up to the place closest to the quota."""
+    """Whole passes over the source, then the rows that come closest to what is left of the quota."""
     import polars as pl
 
     passes = int(quota // size) if size else 0
-    first = _closest(rows["size"].cum_sum().to_numpy(), quota - passes * size)
-    copies = pl.Series("copies", [passes + 1] * first + [passes] * (rows.height - first), dtype=pl.UInt32)
-    return rows.select("row", copies)
+    once_more = _closest(rows["size"].to_numpy(), quota - passes * size)
+    return rows.select("row", pl.Series("copies", once_more, dtype=pl.UInt32) + passes)
 
 
-def _closest(sums: np.ndarray[Any, np.dtype[np.int64]], quota: Fraction) -> int:
-    """How many rows come closest to the quota; the fewer of two equally close."""
-    if not quota:
-        return 0
-    below = int(sums.searchsorted(quota.__floor__(), side="right"))
-    if below == len(sums):
-        return below
-    missing = quota - (int(sums[below - 1]) if below else 0)
-    return below + 1 if int(sums[below]) - quota < missing else below
+def _closest(sizes: NDArray[np.int64], quota: Fraction) -> NDArray[np.bool_]:
+    """Which rows to take: the first ones, and of some around the place where the quota is reached the best choice."""
+    import numpy as np
+
+    sums = sizes.cumsum()
+    first = int(sums.searchsorted(quota.__floor__(), side="right")) if quota else 0
+    taken = np.arange(len(sizes)) < first
+    if not quota or first == len(sizes) or (first and int(sums[first - 1]) == quota):
+        return taken
+    around = CHOICE
+    while around > 1:
+        start, end = max(first - around // 2, 0), min(max(first + around // 2, around), len(sizes))
+        wanted = quota - int(sizes[:start].sum())
+        if wanted + int(sizes[start:end].max()) <= LARGEST_CHOICE:
+            taken[start:end] = _best_sum([int(size) for size in sizes[start:end]], wanted)
+            return taken
+        around //= 2
+    taken[first] = int(sums[first]) - quota < quota - (int(sums[first - 1]) if first else 0)
+    return taken
+
+
+def _best_sum(sizes: Sequence[int], wanted: Fraction) -> list[bool]:
+    """Which sizes add up closest to what is wanted, the smaller of two equally close sums, early sizes first."""
+    whole = wanted.__floor__()
+    within = (1 << (whole + max(sizes) + 1)) - 1
+    reached = [1]  # bit n: some of the sizes so far add up to n
+    for size in sizes:
+        reached.append((reached[-1] | reached[-1] << size) & within)
+    below = (reached[-1] & ((1 << (whole + 1)) - 1)).bit_length() - 1
+    more = reached[-1] >> (whole + 1)
+    above = whole + (more & -more).bit_length()
+    left = above if more and above - wanted < wanted - below else below
+    taken = []
+    for size, without in zip(reversed(sizes), reversed(reached[:-1]), strict=True):
+        taken.append(not without >> left & 1)
+        left -= size * taken[-1]
+    return taken[::-1]
 
 
 def tokens_of(texts: Sequence[str] | pl.Series, params: MixParams, project_dir: Path) -> pl.Series:
