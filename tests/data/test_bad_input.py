@@ -87,7 +87,7 @@ def files() -> dict[str, Bad]:
         "empty.jsonl": Bad(b""),
         "empty.csv": Bad(b""),
         "empty.txt": Bad(b""),
-        "empty.parquet": Bad(b""),
+        "empty.parquet": Bad(b"", (), ((0, "damaged"),)),
         "empty.jsonl.gz": Bad(gzip.compress(b"")),
         "bomb.zip": Bad(bomb(), ("before", "after"), ((1, "zip_bomb"),)),
         "bomb.txt.gz": Bad(gzip_bomb(), (), ((0, "zip_bomb"),)),

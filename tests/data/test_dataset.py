@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -280,6 +282,51 @@ def test_source_for_evaluation_stops_a_commercial_project(folder: Any) -> None:
     with pytest.raises(UserError) as error:  # before anything is read: there is no such file
         folder.run({"sources": {"from": "a.jsonl", "allowed_use": "evaluation"}}, use="commercial")
     assert error.value.code == "data.other_use"
+
+
+# Files that give nothing
+
+
+def _zip(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def test_file_that_gives_nothing_is_named_and_stops_no_build(folder: Any) -> None:
+    text = "".join(f"{number} lines of a document that is long enough\n" for number in range(20))
+    folder.write("docs/full.txt", text)
+    for name in ("empty.txt", "blank.txt", "empty.csv", "header.csv", "empty.parquet", "picture.png"):
+        folder.write(f"docs/{name}", {"blank.txt": "\n \n", "header.csv": "text\n"}.get(name, ""))
+    members = {"a.txt": text.encode() + b"more", "empty.txt": b"", "photo.jpg": b"\xff", "b/scan.tif": b"II"}
+    (folder.path / "docs/packed.zip").write_bytes(_zip(members))
+    settings = {"shape": "text", "steps": ["fix_text"], "split": {"test": 0.5}, "fail_above": 0.4}
+    ran = folder.run({"sources": "docs", **settings})
+    assert {(item["file"], item["reason"], item["detail"]) for item in ran.lines("rejected.jsonl")} == {
+        ("blank.txt", "empty_file", ""),
+        ("empty.csv", "empty_file", ""),
+        ("empty.parquet", "damaged", "0 bytes"),
+        ("empty.txt", "empty_file", ""),
+        ("header.csv", "empty_file", ""),
+        ("packed.zip", "empty_file", "empty.txt"),
+        ("packed.zip", "no_reader", "2: photo.jpg, b/scan.tif"),
+    }
+    assert ran.facts["rejected"]["reasons"] == {"damaged": 1, "empty_file": 5, "no_reader": 1}
+    assert ran.facts["read"] == 9  # two documents, and a place for every reject
+    assert "data.passed_over" in ran.notes  # the picture
+
+
+def test_damaged_file_counts_as_a_lost_row_and_an_empty_one_does_not(folder: Any) -> None:
+    for number in range(4):
+        folder.write(f"docs/{number}.txt", f"document {number}")
+        folder.write(f"docs/empty{number}.txt", "")
+    folder.write("docs/bad.parquet", "")
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "docs", "shape": "text", "fail_above": 0.19})
+    assert (error.value.facts["rejected"], error.value.facts["read"]) == (1, 5)
+    assert "bad.parquet" in error.value.facts["shown"] and "empty" not in error.value.facts["shown"]
 
 
 # What the user did wrong

@@ -374,7 +374,8 @@ def test_zip_members_are_read_by_their_endings(tmp_path: Path) -> None:
         (4, "whole file"),
     ]
     assert [(i.offset, i.line, i.reason, i.detail[:9]) for i in items if isinstance(i, Reject)] == [
-        (3, 2, "broken_json", "b.jsonl.g")
+        (3, 2, "broken_json", "b.jsonl.g"),
+        (5, None, "no_reader", "1: c.unkn"),
     ]
     assert fields(items)[-1] | {"text": ""} == {"text": "", "file": "doc.txt", "folder": "folder"}
 

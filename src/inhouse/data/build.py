@@ -17,8 +17,8 @@ from inhouse.data.batch import read_frame, write_frame
 from inhouse.data.operators.around import Around
 from inhouse.data.parts import decide_parts
 from inhouse.data.privacy import figures_of, may_quote, pii_steps
-from inhouse.data.reading import ReadTask, read_shards, sampled_shape, stretches
-from inhouse.data.records import TEXTS
+from inhouse.data.reading import COUNTED, ReadTask, read_shards, sampled_shape, stretches
+from inhouse.data.records import TEXTS, WITHOUT_ROW
 from inhouse.data.segments import (
     DROPPED_FROM_ROWS,
     MoreTask,
@@ -55,6 +55,7 @@ class SourceRead:
     read: int
     rejected: int
     tools: int
+    without_row: int  # rejects that stand for a file without a row
     reads: tuple[Finished, ...]
 
 
@@ -138,8 +139,8 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
     for source, shape in zip(located, shapes, strict=True):
         name = source.params.name
         reads = tuple(r for r, task in zip(done, tasks, strict=True) if task.params.name == name)
-        totals = {key: sum(r.facts[key] for r in reads) for key in ("read", "rejected", "tools")}
-        found = SourceRead(source, shape, totals["read"], totals["rejected"], totals["tools"], reads)
+        read, rejected, tools, without_row = (sum(r.facts[key] for r in reads) for key in COUNTED)
+        found = SourceRead(source, shape, read, rejected, tools, without_row, reads)
         _refuse_unread(found, params.fail_above)
         yield found
 
@@ -366,17 +367,19 @@ def _refuse_same_content(located: Sequence[Located]) -> None:
 def _refuse_unread(found: SourceRead, fail_above: float) -> None:
     """Raise data.empty, or data.too_many_rejects with the first of them."""
     source = found.located.params
-    if not found.read:
+    rows, rejected = found.read - found.without_row, found.rejected - found.without_row
+    if not rows:
         raise UserError("data.empty", source=source.name, place=source.from_)
-    if found.rejected / found.read <= fail_above:
+    if rejected / rows <= fail_above:
         return
     shown: list[str] = []
     for done in found.reads:
         with (done.folder / "rejects.jsonl").open(encoding="utf-8") as f:
-            shown += [described(json_line) for json_line, _ in zip(f, range(SHOWN - len(shown)), strict=False)]
+            lost = (line for line in f if json.loads(line)["reason"] not in WITHOUT_ROW)
+            shown += [described(line) for line, _ in zip(lost, range(SHOWN - len(shown)), strict=False)]
     raise UserError(
-        "data.too_many_rejects", source=source.name, rejected=found.rejected, read=found.read,
-        share=f"{found.rejected / found.read:.1%}", allowed=f"{fail_above:.1%}",
+        "data.too_many_rejects", source=source.name, rejected=rejected, read=rows,
+        share=f"{rejected / rows:.1%}", allowed=f"{fail_above:.1%}",
         shown="\n".join(f"  {line}" for line in shown),
     )  # fmt: skip
 

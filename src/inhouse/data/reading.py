@@ -14,7 +14,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.rows import Part
 from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, write_frame
 from inhouse.data.privacy import about_form
-from inhouse.data.records import Record, Reject, Span, Unfit, excerpt
+from inhouse.data.records import WITHOUT_ROW, Record, Reject, Span, Unfit, excerpt
 from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.calls import CALL
@@ -26,6 +26,7 @@ from inhouse.data.tasks import Finished, finished, publish
 if TYPE_CHECKING:
     import polars as pl
 
+COUNTED = ("read", "rejected", "tools", "without_row")  # what a task tells of the rows it read
 SAMPLE = 100  # records that are looked at to recognise a shape
 SHARD_BYTES = 8 * 2**20  # text of a shard: small enough for several in memory, large enough to hide each call's cost
 SHARD_ROWS = 50_000
@@ -105,7 +106,8 @@ def read_shards(task: ReadTask) -> Finished:
                 reader.take(piece, item)
         reader.flush()
         reader.rejects.close()
-        result.update(read=reader.read, rejected=reader.rejected, tools=reader.tools, shards=reader.shards)
+        counts = (reader.read, reader.rejected, reader.tools, reader.without_row)
+        result.update(zip(COUNTED, counts, strict=True), shards=reader.shards)
     return finished(task.folder)  # type: ignore[return-value]
 
 
@@ -117,6 +119,7 @@ class _Reader:
     out: Path
     read: int = 0
     rejected: int = 0
+    without_row: int = 0  # rejects that stand for a file without a row
     tools: int = 0  # rows that bring tool definitions, which rows of a dataset do not hold
     size: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -153,6 +156,7 @@ class _Reader:
     def reject(self, piece: Piece, item: Reject) -> None:
         """Note a row that cannot be used."""
         self.rejected += 1
+        self.without_row += item.reason in WITHOUT_ROW
         shown = {"source": self.task.params.name, "file": piece.name, **asdict(item)}
         if not self.task.excerpts:
             shown |= {"excerpt": "", "detail": about_form(item)}

@@ -33,6 +33,8 @@ Reason = Literal[
     "sheet_too_large",
     "no_match",
     "no_text",
+    "empty_file",
+    "no_reader",
 ]
 TEXTS: dict[Reason, str] = {
     "broken_json": "data.reason.broken_json",
@@ -62,7 +64,12 @@ TEXTS: dict[Reason, str] = {
     "sheet_too_large": "data.reason.sheet_too_large",
     "no_match": "data.reason.no_match",
     "no_text": "data.reason.no_text",
+    "empty_file": "data.reason.empty_file",
+    "no_reader": "data.reason.no_reader",
 }
+# Rejects that stand for a file without a row. They are named and counted like others, but no row was lost in them, so
+# they do not count towards `fail_above`.
+WITHOUT_ROW: frozenset[Reason] = frozenset(("empty_file", "no_reader"))
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a broken file far more often than a document
 EXCERPT_CHARS = 80

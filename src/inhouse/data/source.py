@@ -18,12 +18,14 @@ from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of, operators
 from inhouse.core.protocols import Context
 from inhouse.core.rows import Part
+from inhouse.core.run import Events
 from inhouse.data.readers.bytes import chunks, ending
 from inhouse.data.records import Damaged, Record, Reject, Span
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import normal, read_licences, settle, use_of
 
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)(\W|$)|dataset_infos?\.json$", re.IGNORECASE)
+SHOWN_ENDINGS = 8  # of files that are not read
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -99,7 +101,7 @@ def readers_of(source: SourceParams, project_dir: Path) -> frozenset[str]:
 def locate(source: SourceParams, context: Context) -> Located:
     """Fetch a source and list its files. Raises data.no_files when there is none to read."""
     if _is_glob(source):
-        files = _globbed(source, context.project_dir)
+        files = _globbed(source, context.project_dir, context.events)
         licences = terms(source, None)
     else:
         found = fetch(
@@ -109,7 +111,7 @@ def locate(source: SourceParams, context: Context) -> Located:
             project_dir=context.project_dir,
             events=context.events,
         )
-        files = _listed(source, found)
+        files = _listed(source, found, context.events)
         licences = terms(source, found)
     content, contents = _contents(source, files)
     return Located(source, files, content, contents, licences)
@@ -159,15 +161,19 @@ def told_apart(located: Sequence[Located]) -> list[Located]:
 
 
 def read_file(source: SourceParams, path: Path, span: Span | None = None) -> Iterator[Record | Reject]:
-    """The records and rejects of one file, or of one stretch of it; columns renamed as the source says."""
+    """The records and rejects of one file, or of one stretch of it; columns renamed as the source says.
+
+    A file that gives nothing at all gives one reject, `empty_file`.
+    """
     reader = reader_of(source.reader, path)
     read = operator_of("reader", reader).function("read")
     items: Iterator[Record | Reject] = read(path, reader) if span is None else read(path, reader, span)
-    if not source.rename:
-        yield from items
-        return
+    empty = span is None
     for item in items:
-        yield item if isinstance(item, Reject) else _renamed(item, source.rename)
+        empty = False
+        yield _renamed(item, source.rename) if source.rename and isinstance(item, Record) else item
+    if empty:
+        yield Reject(0, None, "empty_file")
 
 
 def read(located: Located) -> Iterator[tuple[str, Record | Reject]]:
@@ -229,20 +235,20 @@ def _is_glob(source: SourceParams) -> bool:
     return scheme_of(source.from_) == "local" and GLOB.search(source.from_) is not None
 
 
-def _globbed(source: SourceParams, project_dir: Path) -> tuple[tuple[str, Path], ...]:
+def _globbed(source: SourceParams, project_dir: Path, told: Events | None = None) -> tuple[tuple[str, Path], ...]:
     """Files that match, by their name below the last folder that the pattern spells out."""
     parts = Path(source.from_).expanduser().parts
     first = next(i for i, part in enumerate(parts) if GLOB.search(part))
     folder = project_dir.joinpath(*parts[:first])
     found = {(_shown(p.relative_to(folder)), p) for p in folder.glob("/".join(parts[first:])) if p.is_file()}
-    return _known(source, sorted(found))
+    return _known(source, sorted(found), told)
 
 
-def _listed(source: SourceParams, found: Path) -> tuple[tuple[str, Path], ...]:
+def _listed(source: SourceParams, found: Path, told: Events | None = None) -> tuple[tuple[str, Path], ...]:
     if found.is_file():
         return ((_shown(Path(found.name)), found),)
     below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file())
-    return _known(source, [(name, path) for name, path in below if not beside(name)])
+    return _known(source, [(name, path) for name, path in below if not beside(name)], told)
 
 
 def beside(name: str) -> bool:
@@ -256,7 +262,7 @@ def _shown(path: Path) -> str:
     return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
-def _known(source: SourceParams, found: list[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
+def _known(source: SourceParams, found: list[tuple[str, Path]], told: Events | None) -> tuple[tuple[str, Path], ...]:
     """Of several files, those a reader knows by their ending; a glob with a reader named takes all that match."""
     known = endings()
     if source.reader is not None:
@@ -266,4 +272,8 @@ def _known(source: SourceParams, found: list[tuple[str, Path]]) -> tuple[tuple[s
     files = tuple((name, path) for name, path in found if every or ending(path) in known)
     if not files:
         raise UserError("data.no_files", source=source.name, place=source.from_, known=", ".join(sorted(known)))
+    if told is not None and len(files) < len(found):
+        others = {ending(path) or path.name for _, path in found if ending(path) not in known}
+        shown = ", ".join(sorted(others)[:SHOWN_ENDINGS])
+        told.note("data.passed_over", source=source.name, count=len(found) - len(files), endings=shown)
     return files

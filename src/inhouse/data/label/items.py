@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events
 from inhouse.data.label.settings import LabelParams
-from inhouse.data.records import Record, Unfit
+from inhouse.data.records import WITHOUT_ROW, Record, Reject, Unfit
 from inhouse.data.shapes.draft import optional_text_of, text_of
 from inhouse.data.source import Located, read
 
@@ -74,6 +74,8 @@ def _records(source: Located, events: Events) -> Iterator[Record | None]:
     for number, (_, record) in enumerate(read(source)):
         if number % EVERY == 0:
             events.progress(number, None, "rows", source=source.params.name)
+        if isinstance(record, Reject) and record.reason in WITHOUT_ROW:
+            continue
         yield record if isinstance(record, Record) else None
 
 

@@ -71,12 +71,12 @@ def _unpacked(path: Path, stack: ExitStack) -> Path:
 
 
 def _rows(path: Path) -> int:
-    """How many rows the footer promises; 0 for an empty file. Raises Damaged when there is no footer."""
+    """How many rows the footer promises. Raises Damaged when there is no footer."""
     import polars as pl
 
     size = path.stat().st_size
     if not size:
-        return 0
+        raise Damaged("damaged", "0 bytes")
     with path.open("rb") as f:
         head = f.read(4)
         f.seek(max(size - 4, 0))

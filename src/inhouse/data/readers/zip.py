@@ -20,7 +20,7 @@ from inhouse.core.plugins import operator_of
 from inhouse.data.readers.bytes import ending
 from inhouse.data.readers.encoding import detect
 from inhouse.data.readers.members import budget_of, problem_of
-from inhouse.data.records import Damaged, Reason, Record, Reject
+from inhouse.data.records import Damaged, Reason, Record, Reject, excerpt
 from inhouse.sources.archive import extract
 
 SUFFIXES = (".zip",)
@@ -56,14 +56,17 @@ def read(path: Path, params: ZipReader) -> Iterator[Record | Reject]:
             return
         with _opened(path) as archive:
             left = budget_of(path.stat().st_size)
-            for info in _wanted(archive, params):
+            wanted, others = _wanted(archive, params)
+            for info in wanted:
                 problem = _problem(info, left)
                 left -= 0 if problem else info.file_size
                 last = -1
-                for item in [Reject(0, None, problem)] if problem else _member(archive, info, params):
+                for item in [Reject(0, None, problem)] if problem else _rows(archive, info, params):
                     last = item.offset
                     yield _placed(item, offset, info.filename)
                 offset += last + 1
+            if others:
+                yield Reject(offset, None, "no_reader", excerpt(f"{len(others)}: {', '.join(others)}"))
     except Damaged as damage:
         yield damage.at(offset)
     except OSError as error:
@@ -77,15 +80,20 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise Damaged("damaged", str(error)) from None
 
 
-def _wanted(archive: zipfile.ZipFile, params: ZipReader) -> Iterator[zipfile.ZipInfo]:
-    """The files that the settings name and a reader knows; archives among them, which are then rejected."""
+def _wanted(archive: zipfile.ZipFile, params: ZipReader) -> tuple[list[zipfile.ZipInfo], list[str]]:
+    """The files that the settings name: those a reader takes, archives among them, and the names of the others."""
     from inhouse.data.source import beside, endings
 
+    known, wanted, others = endings(), [], []
     for info in archive.infolist():
         info.filename = _name(info)
-        known = params.reader is not None or ending(Path(info.filename)) in endings()
-        if known and not info.is_dir() and not beside(info.filename) and fnmatchcase(info.filename, params.only):
-            yield info
+        if info.is_dir() or beside(info.filename) or not fnmatchcase(info.filename, params.only):
+            continue
+        if params.reader is not None or ending(Path(info.filename)) in known:
+            wanted.append(info)
+        else:
+            others.append(info.filename)
+    return wanted, others
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -104,6 +112,16 @@ def _problem(info: zipfile.ZipInfo, left: int) -> Reason | None:
     if ending(Path(info.filename)) in SUFFIXES:
         return "nested_archive"
     return problem_of(info) or ("zip_bomb" if info.file_size > left else None)
+
+
+def _rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader) -> Iterator[Record | Reject]:
+    """What a reader finds in a member; one reject for a member that gives nothing."""
+    empty = True
+    for item in _member(archive, info, params):
+        empty = False
+        yield item
+    if empty:
+        yield Reject(0, None, "empty_file")
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, params: ZipReader) -> Iterator[Record | Reject]:
