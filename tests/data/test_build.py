@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -10,13 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import xxhash
+from truth_build import DATA as EVERY
+from truth_build import News
 
+from conftest import Folder
 from inhouse.core.errors import Cancelled, UserError
+from inhouse.core.plugins import operators
 from inhouse.core.protocols import Context
 from inhouse.core.run import Events
 from inhouse.data import stage, tasks
@@ -38,6 +47,11 @@ DATA = {
     "split": {"test": 0.1, "valid": 0.1},
     "mix": {"a": 2, "b": 1, "by": "chars", "short": "repeat", "epochs": 3},
 }
+
+
+SHARD = 9000  # bytes; so cut the news are some 120 tasks
+KILLS = 20
+BY_TWO_WORKERS = (4, 9, 14, 19)  # these of the kills hit a build with worker processes
 
 
 def documents(seed: int, count: int) -> list[dict[str, str]]:
@@ -67,9 +81,72 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and "measured" not in p.parts)
 
 
-def test_build_in_other_shards_gives_the_same_bytes(sources: Any) -> None:
+@pytest.fixture(scope="module")
+def news(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A file and a folder on which every step that needs no model has something to do."""
+    folder = Folder(tmp_path_factory.mktemp("news"))
+    writer = News(1)
+    folder.jsonl("a.jsonl", writer.rows(110))
+    folder.jsonl("b/one.jsonl", writer.rows(55))
+    folder.jsonl("b/two.jsonl", [*writer.rows(55), "broken"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(news: Folder) -> dict[str, bytes]:
+    """What becomes of it in one shard a file, in this process."""
+    return built(news, 1 << 20, EVERY)
+
+
+def test_news_has_something_to_do_for_every_step(whole: dict[str, bytes]) -> None:
+    """Or the tests below would compare what did nothing."""
+    without_model = {"perplexity", "paraphrase", "back_translation"}
+    assert {operator_name(step) for step in EVERY["steps"]} == set(operators("cleaner")) - without_model
+    facts = json.loads(whole["dataset.json"])
+    dropping = {found["step"] for found in facts["dropped"]["steps"] if found["reasons"]}
+    assert dropping >= {
+        "length", "symbols", "repetition", "language", "exact_dedup", "near_dedup", "leaks", "boilerplate",
+        "rare_words", "balance",
+    }  # fmt: skip
+    assert {"notes/01-fix_text.parquet", "notes/07-pii.parquet", "figures/03-length.parquet"} <= set(whole)
+    train = pl.read_parquet(io.BytesIO(whole["train-00000.parquet"]))
+    places = range(len(EVERY["steps"]))
+    born = {
+        xxhash.xxh3_64_hexdigest(f"{parent}:{place}:0".encode()): operator_name(EVERY["steps"][place])
+        for parent in {*train["id"].str.slice(0, 16), *train["parent"].drop_nulls()} for place in places
+    }  # fmt: skip
+    assert {born[row] for row in train["id"] if row in born} == {"synonyms", "grammar", "counterfactual"}
+    texts = [turn["content"] for turns in train["messages"] for turn in turns if turn["role"] == "user"]
+    assert any("PHONE" in text for text in texts) and any("Schöne Grüße" in text for text in texts)
+    assert max(map(len, texts)) <= 300 + len("Which desk? ")
+    assert train["id"].str.contains("#").any()
+
+
+def operator_name(step: str | dict[str, Any]) -> str:
+    return step if isinstance(step, str) else step["use"]
+
+
+@pytest.fixture(scope="module")
+def cut(news: Folder, whole: dict[str, bytes]) -> tuple[dict[str, bytes], int]:
+    """The same of shards of SHARD bytes, and how many tasks that took."""
+    files = built(news, SHARD, EVERY)
+    return files, finished_tasks(news.path / f".scratch{news.count}")
+
+
+def finished_tasks(scratch: Path) -> int:
+    return sum(1 for _ in scratch.glob("*/*/result.json"))
+
+
+def test_build_in_other_shards_gives_the_same_bytes(
+    news: Folder, whole: dict[str, bytes], cut: tuple[dict[str, bytes], int]
+) -> None:
+    files, tasks_run = cut
+    assert files == whole and tasks_run > 5 * KILLS
+    assert built(news, 4001, EVERY) == whole
+
+
+def test_mix_is_what_the_rows_of_a_build_add_up_to(sources: Any) -> None:
     whole = built(sources, 1 << 20)
-    assert built(sources, 2000) == whole == built(sources, 777)
     facts = json.loads(whole["dataset.json"])
     repeats = sum(facts["rows"].values()) - (facts["read"] - facts["rejected"]["total"] - facts["dropped"]["total"])
     mixed = {source["name"]: source for source in facts["mix"]["sources"]}
@@ -78,67 +155,98 @@ def test_build_in_other_shards_gives_the_same_bytes(sources: Any) -> None:
     assert {"train-00000.parquet", "figures/02-length.parquet", "dropped.parquet", "rejected.jsonl"} <= set(whole)
 
 
-def test_build_by_two_workers_gives_the_same_bytes(sources: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = built(sources)
+def test_build_by_two_workers_gives_the_same_bytes(
+    news: Folder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "SMALL", 0)
     monkeypatch.setattr(stage, "usable_cores", lambda: 2)
-    assert built(sources) == alone
+    assert built(news, SHARD, EVERY) == whole
 
 
-def test_build_on_ray_gives_the_same_bytes(sources: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_on_ray_gives_the_same_bytes(
+    news: Folder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray")
-    alone = built(sources)
     monkeypatch.setattr(stage, "SMALL", 0)
     monkeypatch.setattr(stage, "usable_cores", lambda: 2)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     try:
-        assert built(sources, data={**DATA, "engine": "ray"}) == alone
+        assert built(news, 20_000, {**EVERY, "engine": "ray"}) == whole
     finally:
         ray.shutdown()
 
 
-BUILD = """
-import sys
-from pathlib import Path
-from inhouse.core.protocols import Context
-from inhouse.core.run import Events
-from inhouse.data import stage
-from inhouse.data.settings import DataParams
-import json
-if __name__ == "__main__":
-    folder, scratch, out = map(Path, sys.argv[1:4])
-    stage.SMALL = 0
-    context = Context({}, out, scratch, folder / ".sources", folder, Events(), 7, True, "evaluation")
-    params = DataParams.model_validate(json.loads(sys.argv[4]))
-    result = stage.perform(params, stage.located_of(params, context), context, 1500)
-    stage.write(result, out)
-"""
+@pytest.fixture
+def start(news: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Path], Any]:
+    """Starts a build with so many workers that writes to a folder, and leaves what is unfinished beside it.
 
+    With one worker it is forked off a server that has all modules loaded but ran nothing, which saves seconds a start.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["build_child"])
+    import build_child
 
-def test_build_killed_at_any_moment_goes_on_and_ends_in_the_same_bytes(sources: Any, tmp_path: Path) -> None:
-    whole = built(sources, 1500)
-    chooser = random.Random(5)
-    scratch, kills = tmp_path / "scratch", 0
-    script = tmp_path / "build.py"
-    script.write_text(BUILD, encoding="utf-8")
-    environment = {**os.environ, "INHOUSE_THREADS": "2"}
-    for attempt in range(40):
-        out = tmp_path / f"out-{attempt}"
+    def started(workers: int, out: Path) -> Any:
         out.mkdir()
-        command = [sys.executable, str(script), str(sources.path), str(scratch), str(out), json.dumps(DATA)]
-        child = subprocess.Popen(command, env=environment)
-        try:
-            code = child.wait(0.6 + 0.12 * chooser.random() * attempt if kills < 20 else 120)
-        except subprocess.TimeoutExpired:
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-            kills += 1
-            continue
-        assert code == 0, f"attempt {attempt}"
-        break
-    found = {p.relative_to(out).as_posix(): p.read_bytes() for p in files_of(out)}
-    assert found == whole
-    assert kills, "the build was never interrupted"
+        arguments = (json.dumps(EVERY), SHARD, news.path, tmp_path / "scratch", out)
+        if workers > 1:
+            return Script(workers, *map(str, arguments))
+        child = context.Process(target=build_child.build, args=arguments)
+        child.start()
+        return child
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("INHOUSE_THREADS", "1")
+    return started
+
+
+def killed_at(count: int, scratch: Path, child: Any) -> bool:
+    """Kill a build as soon as so many tasks are finished; false when it ended before."""
+    deadline = time.monotonic() + 120
+    while finished_tasks(scratch) < count and child.is_alive():
+        assert time.monotonic() < deadline, "the build does not go on"
+        child.join(0.01)
+    child.kill()
+    child.join()
+    return bool(child.exitcode == -signal.SIGKILL)
+
+
+class Script:
+    """A build with worker processes of its own, with the manners of a Process."""
+
+    def __init__(self, workers: int, *arguments: str) -> None:
+        environment = {**os.environ, "INHOUSE_THREADS": str(workers)}
+        script = str(Path(__file__).with_name("build_child.py"))
+        self.process = subprocess.Popen([sys.executable, script, *arguments], env=environment)
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.process.returncode
+
+
+def test_build_killed_at_twenty_moments_goes_on_and_ends_in_the_same_bytes(
+    whole: dict[str, bytes], cut: tuple[dict[str, bytes], int], tmp_path: Path, start: Callable[[int, Path], Any]
+) -> None:
+    kills = 0
+    for kill in range(KILLS):
+        child = start(2 if kill in BY_TWO_WORKERS else 1, tmp_path / f"out-{kill}")
+        kills += killed_at(cut[1] * (kill + 1) // (KILLS + 2), tmp_path / "scratch", child)
+    assert kills == KILLS
+    child = start(1, tmp_path / "out")
+    child.join()
+    assert child.exitcode == 0
+    assert {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in files_of(tmp_path / "out")} == whole
 
 
 def test_steps_that_drop_every_row_of_a_segment_are_an_error(sources: Any) -> None:
