@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from inhouse.core.errors import UserError
-from inhouse.data.answers import Answers, Spent
+from inhouse.remote.answers import Answers, Spent
 from inhouse.data.label.review.tables import open_file
 from inhouse.database import alone, connected, errors, sqlite_url, writing
 from inhouse.release.database import connect
@@ -130,7 +130,7 @@ def test_file_that_is_not_ours_is_named(content: bytes, statement: str, kind: st
 
 
 def test_answers_that_another_process_keeps_locked_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inhouse.data.answers.BUSY_S", 0.05)
+    monkeypatch.setattr("inhouse.remote.answers.BUSY_S", 0.05)
     first, second = Answers(tmp_path), Answers(tmp_path)
     first._db.execute("BEGIN IMMEDIATE")
     with pytest.raises(UserError) as raised:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.rows import Message
-from inhouse.data.endpoint import Endpoint, ask, ask_many
-from inhouse.data.reply import fitting
+from inhouse.remote.endpoint import Endpoint, ask, ask_many
+from inhouse.remote.reply import fitting
 
 SCHEMA = {
     "type": "object",
@@ -325,7 +325,7 @@ def test_ask_cache_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 def test_ask_several_processes_share_answers_and_budget(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from inhouse.data.endpoint import Endpoint, ask_many\n"
+        "import sys; from pathlib import Path; from inhouse.remote.endpoint import Endpoint, ask_many\n"
         "from inhouse.core.errors import UserError\n"
         "found = Endpoint(base_url=sys.argv[1], model='m', budget={'requests': 30}, at_once=3)\n"
         "talks = [[{'role': 'user', 'content': str(n)}] for n in range(40)]\n"
@@ -342,7 +342,7 @@ def test_ask_several_processes_share_answers_and_budget(tmp_path: Path) -> None:
 
 def test_ask_many_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from inhouse.data.endpoint import Endpoint, ask_many\n"
+        "import os, signal, sys; from pathlib import Path; from inhouse.remote.endpoint import Endpoint, ask_many\n"
         "talks = [[{'role': 'user', 'content': str(n)}] for n in range(8)]; done = []\n"
         "def tick(n):\n"
         "    done.append(n)\n"

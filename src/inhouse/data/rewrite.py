@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from inhouse.core.rows import Message
 from inhouse.data.augment import HAN, Copies, Piece, dice, grown, is_changeable, is_chosen, is_variant, rows_of
-from inhouse.data.endpoint import Endpoint, ask_many
 from inhouse.data.operators.around import Around
+from inhouse.remote.endpoint import Endpoint, ask_many
 
 if TYPE_CHECKING:
     import polars as pl

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +12,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.settings import openai_headers
+from inhouse.remote.http import check, reaching
 
 if TYPE_CHECKING:
     import httpx
@@ -131,26 +131,6 @@ class RemoteEngine:
             count += 1
         if not count:
             raise UserError("remote.not_openai", url=self.name, got=response.headers.get("content-type", "nothing"))
-
-
-@contextmanager
-def reaching(url: str, timeout_s: float) -> Iterator[None]:
-    """Tell what went wrong on the way to an endpoint: remote.timeout or remote.unreachable."""
-    import httpx
-
-    try:
-        yield
-    except httpx.TimeoutException:
-        raise UserError("remote.timeout", url=url, seconds=timeout_s) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError("remote.unreachable", url=url, problem=str(error) or type(error).__name__) from None
-
-
-def check(response: httpx.Response, url: str, model: str) -> None:
-    """Raise remote.refused with the endpoint's own words unless it answered."""
-    if not response.is_success:
-        detail = response.read()[:300].decode(errors="replace")
-        raise UserError("remote.refused", url=url, status=response.status_code, model=model, detail=detail)
 
 
 def assemble(chunks: Iterator[Chunk], started: float) -> Generation:

@@ -12,9 +12,9 @@ from inhouse.core.agreement import Agreement, agreement
 from inhouse.core.artifact import Frozen
 from inhouse.core.rows import Message
 from inhouse.core.run import Events
-from inhouse.data.endpoint import Answer, ask_many
 from inhouse.data.label.items import Item
 from inhouse.data.label.settings import AskModel
+from inhouse.remote.endpoint import Answer, ask_many
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from inhouse.core.params import OneOf, Params
-from inhouse.data.endpoint import Endpoint
 from inhouse.data.source import SourceParams
+from inhouse.remote.endpoint import Endpoint
 
 PROMPT = "Choose the label that fits the text best. Labels: {labels}"
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from inhouse.data.endpoint import address_of
 from inhouse.data.operators.around import Around
 from inhouse.data.rewrite import Rewriting, Task, ask_each, rewritten
+from inhouse.remote.endpoint import address_of
 
 if TYPE_CHECKING:
     import polars as pl

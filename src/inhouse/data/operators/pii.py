@@ -64,7 +64,7 @@ def change(pieces: pl.DataFrame, params: Pii, around: Around) -> tuple[pl.Series
     import polars as pl
 
     hide = _hide(params)
-    found = _find(pieces["text"], params, around.project_dir)
+    found = _find(pieces["text"], params, around)
     touched = sorted(found)
     # Only texts that hold something become Python strings: most do not.
     old = pieces["text"].gather(touched).to_list()
@@ -141,7 +141,7 @@ def _hidden(text: str, spans: list[Span], params: Pii, values: list[str]) -> str
     return "".join([*parts, text[last:]])
 
 
-def _find(column: pl.Series, params: Pii, project_dir: Path) -> dict[int, list[Span]]:
+def _find(column: pl.Series, params: Pii, around: Around) -> dict[int, list[Span]]:
     from inhouse.data.kernels.buffers import flat
     from inhouse.guard.pii import Wanted, find_all
 
@@ -149,7 +149,7 @@ def _find(column: pl.Series, params: Pii, project_dir: Path) -> dict[int, list[S
     found = find_all(*flat(column), wanted)
     for recogniser in params.recognisers:
         recognise = operator_of("recogniser", recogniser).function("recognise")
-        for number, spans in enumerate(recognise(column.fill_null("").to_list(), recogniser, project_dir)):
+        for number, spans in enumerate(recognise(column.fill_null("").to_list(), recogniser, around)):
             more = [s for s in spans if s.type in wanted.types and s.score >= wanted.at_least]
             if more:
                 found[number] = settle([*found.get(number, []), *more])

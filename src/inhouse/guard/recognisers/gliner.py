@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.guard.recognisers import Around
 from inhouse.guard.spans import PiiType, Span
 
 RESULT_DEPENDS_ON = ("gliner",)
@@ -31,9 +33,9 @@ class Gliner(Params):
     window_chars: int = Field(1200, ge=100, description="characters that the model sees at a time")
 
 
-def recognise(texts: list[str], params: Gliner, project_dir: Path) -> list[list[Span]]:
+def recognise(texts: Sequence[str], params: Gliner, around: Around) -> list[list[Span]]:
     """The spans that the model finds, with its probabilities."""
-    model = _model(str(project_dir / params.model))
+    model = _model(str(around.project_dir / params.model))
     return [[span for start in _windows(text, params) for span in _spans(model, text, start, params)] for text in texts]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pydantic import Field
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
+from inhouse.guard.recognisers import Around
 from inhouse.guard.spans import PiiType, Span
 
 RESULT_DEPENDS_ON = ("presidio-analyzer", "spacy")
@@ -33,7 +35,7 @@ class Presidio(Params):
     language: str = Field("en", description="language code that the recognisers are made for")
 
 
-def recognise(texts: list[str], params: Presidio, project_dir: Path) -> list[list[Span]]:
+def recognise(texts: Sequence[str], params: Presidio, around: Around) -> list[list[Span]]:
     """The spans that the recognisers find, with presidio's scores."""
     recognizers = [_recognizer(name, params) for name in params.recognizers]
     return [[span for one in recognizers for span in _spans(one, text, params)] for text in texts]

@@ -17,9 +17,9 @@ from inhouse.core.fingerprint import hash_json
 from inhouse.core.params import OnlyHow, Params
 from inhouse.core.rows import Message
 from inhouse.core.settings import openai_headers, settings
-from inhouse.data.answers import Answers, Spent
-from inhouse.data.reply import fitting
-from inhouse.engines.remote import check, reaching
+from inhouse.remote.answers import Answers, Spent
+from inhouse.remote.http import check, reaching
+from inhouse.remote.reply import fitting
 
 if TYPE_CHECKING:
     import httpx
