@@ -145,3 +145,39 @@ def test_answers_that_another_process_keeps_locked_are_named(tmp_path: Path, mon
 def test_mistake_in_a_statement_is_not_told_as_a_damage(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError), alone(tmp_path / "a.db", told, 1) as plain:
         plain.execute("SELEKT 1")
+
+
+def test_file_that_another_process_sets_up_for_too_long_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inhouse.database.LOCK_S", 0.01)
+    with (
+        alone(tmp_path / "a.db", told, 1),
+        pytest.raises(UserError, match="busy a.db"),
+        alone(tmp_path / "a.db", told, 1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        ("attempt to write a readonly database", "store.read_only"),
+        ("unable to open database file", "store.read_only"),
+        ("database or disk is full", "store.no_space"),
+    ],
+)
+def test_disk_that_does_not_take_more_is_named(problem: str, code: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised, errors(tmp_path / "a.db", told):
+        raise sqlite3.OperationalError(problem)
+    assert raised.value.code == code
+    assert str(raised.value)
+
+
+def test_problem_in_a_transaction_of_an_engine_is_told_or_kept(tmp_path: Path) -> None:
+    engine = open_file(tmp_path)
+    with pytest.raises(UserError) as raised, writing(engine) as connection:
+        connection.exec_driver_sql("SELECT 1 FROM elsewhere")
+    assert raised.value.code == "review.bad_file"
+    with pytest.raises(SQLAlchemyError), writing(engine) as connection:
+        connection.exec_driver_sql("SELEKT 1")
