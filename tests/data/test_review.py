@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from inhouse.core.errors import UserError
 from inhouse.data.label.items import text_id
 from inhouse.data.label.review import queue as queues
-from inhouse.data.label.review.exchange import from_studio, rows_of, studio_config, to_studio
+from inhouse.data.label.review.exchange import as_lines, from_studio, studio_config, to_studio
 from inhouse.data.label.review.figures import status_of
 from inhouse.data.label.review.queue import NewTask, Queue, Task
 from inhouse.data.label.review.tables import open_file
@@ -254,7 +254,7 @@ def test_exported_rows_are_the_decided_ones_with_their_columns(engine: Engine) -
     say(engine, "ann", a="spam", b="spam", c="ham")
     say(engine, "bob", a="spam", b="ham")
     queues.adjudicate(engine, QUEUE, text_id("b"), "eve", "正常")
-    lines = [json.loads(line) for line in rows_of(QUEUE, queues.all_tasks(engine, QUEUE)).splitlines()]
+    lines = [json.loads(line) for line in as_lines(QUEUE, queues.all_tasks(engine, QUEUE)).splitlines()]
     assert sorted(lines, key=lambda line: str(line["text"])) == [
         {"text": "a", "n": 1, "label": "spam", "label_by": "review", "label_reviewers": 2},
         {"text": "b", "n": 1, "label": "正常", "label_by": "adjudication", "label_reviewers": 2},

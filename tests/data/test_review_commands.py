@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 from inhouse.api import review as api
 from inhouse.cli.main import main
 from inhouse.core.errors import UserError
+from inhouse.core.plugins import operators
 from inhouse.core.run import Events
 from inhouse.data.label.items import text_id
 
-ROWS = [{"text": f"row {n}", "n": n} for n in range(3)]
+ROWS: list[dict[str, Any]] = [{"text": f"row {n}", "n": n} for n in range(3)]
 
 
 class Reviews:
@@ -191,4 +194,40 @@ def test_export_is_a_source_and_import_takes_label_studio(desk: Reviews) -> None
     studio[0]["annotations"] = [{"result": [], "completed_by": 1}]
     broken.write_text(json.dumps(studio))
     assert "1 results were left out" in desk.run("import", str(broken), "--queue", "left")
-    assert "several review queues" in desk.run("status", code=2)
+    said = desk.run("status", code=2)
+    assert "several review queues: copy, desk, left" in said
+    assert "\n  inhouse data review status --queue copy\n" in said
+
+
+def test_export_to_csv_is_csv_that_a_source_reads(reviews: Reviews) -> None:
+    rows: list[dict[str, Any]] = [{"text": 'a, "b"\n第二行', "n": [1, 2], "ok": True}, {"text": "plain", "more": None}]
+    reviews.add(reviews.file(rows), labels=("spam", "ham"), reviewers=1)
+    for row in rows:
+        reviews.run("next", "--reviewer", "ann", "--set", f"{text_id(row['text'])}=ham")
+    target = reviews.folder / "out" / "rows.csv"
+    assert "2 rows" in reviews.run("export", str(target))
+    with target.open(encoding="utf-8", newline="") as f:
+        found = {row["text"]: row for row in csv.DictReader(f)}
+    assert found['a, "b"\n第二行'] == {
+        "text": 'a, "b"\n第二行', "n": "[1, 2]", "ok": "true", "more": "", "label": "ham", "label_by": "review",
+        "label_reviewers": "1",
+    }  # fmt: skip
+    items = list(operators("reader")["csv"].function("read")(target, operators("reader")["csv"].params()))
+    assert [item.fields["label"] for item in items] == ["ham", "ham"]
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.csv.bak"])
+def test_export_to_an_unknown_ending_is_refused(desk: Reviews, name: str) -> None:
+    said = desk.run("export", str(desk.folder / name), code=2)
+    assert ".jsonl, .ndjson, .csv, .json" in said
+    assert not (desk.folder / name).exists()
+
+
+def test_export_of_nothing_decided_says_so_and_what_to_do(desk: Reviews) -> None:
+    said = desk.run("export", str(desk.folder / "x.csv"), code=2)
+    assert "3 open, 0 disputed" in said and "inhouse data review next --queue desk --reviewer" in said
+    assert not (desk.folder / "x.csv").exists()
+    for row, label in itertools.product(ROWS, ("spam", "ham")):
+        desk.run("next", "--reviewer", label, "--set", f"{text_id(row['text'])}={label}")
+    assert "inhouse data review adjudicate" in desk.run("export", str(desk.folder / "x.csv"), code=2)
+    assert "3 rows" in desk.run("export", str(desk.folder / "all.json"))  # all of them, decided or not

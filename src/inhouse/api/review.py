@@ -17,7 +17,7 @@ from inhouse.core.run import Events
 from inhouse.core.store import disk_errors, write_durably
 from inhouse.data.label.items import Item, Items, labels_of
 from inhouse.data.label.review import queue as queues
-from inhouse.data.label.review.exchange import from_studio, rows_of, studio_config, to_studio
+from inhouse.data.label.review.exchange import as_csv, as_lines, from_studio, studio_config, to_studio
 from inhouse.data.label.review.figures import ReviewStatus, status_of
 from inhouse.data.label.review.queue import NewTask, Queue, Task
 from inhouse.data.label.review.tables import open_file
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROJECTS = (".yaml", ".yml")
 STUDIO = ".json"
+EXPORTS = {".jsonl": as_lines, ".ndjson": as_lines, ".csv": as_csv, STUDIO: to_studio}
 
 
 class AddRequest(Request):
@@ -57,7 +58,7 @@ class ReviewerRequest(QueueRequest):
 
 
 class ExportRequest(QueueRequest):
-    """Where the review goes: .json is Label Studio's format, any other name gets rows as JSON lines."""
+    """Where the review goes, in the format of the ending: .jsonl, .csv, or .json for Label Studio."""
 
     file: Path = Field(description="file to write")
 
@@ -156,17 +157,34 @@ def review_status(request: QueueRequest) -> ReviewStatus:
 
 
 def review_export(request: ExportRequest) -> Exported:
-    """Write the decided rows as JSON lines, or every row for Label Studio."""
+    """Write the decided rows as JSON lines or CSV, or every row for Label Studio.
+
+    Raises review.bad_ending, and review.none_decided when there is no row to write.
+    """
+    write = EXPORTS.get(request.file.suffix.lower())
+    if write is None:
+        raise UserError("review.bad_ending", path=request.file, endings=", ".join(EXPORTS))
     engine = open_file(request.store.root)
     queue = queues.find_queue(engine, request.queue)
     tasks = queues.all_tasks(engine, queue)
     studio = request.file.suffix.lower() == STUDIO
-    content = to_studio(queue, tasks) if studio else rows_of(queue, tasks)
+    if not studio and not any(task.label is not None for task in tasks):
+        raise _none_decided(request, queue, tasks)
+    content = write(queue, tasks)
     with disk_errors(request.file):
         request.file.parent.mkdir(parents=True, exist_ok=True)
         write_durably(request.file, content)
     rows = len(tasks) if studio else sum(task.label is not None for task in tasks)
     return Exported(queue=queue.name, file=request.file, rows=rows, config=studio_config(queue) if studio else None)
+
+
+def _none_decided(request: ExportRequest, queue: Queue, tasks: list[Task]) -> UserError:
+    states = [task.state for task in tasks]
+    still, disputed = states.count("open"), states.count("disputed")
+    command = "adjudicate" if disputed and not still else "next"
+    return UserError(
+        "review.none_decided", queue=queue.name, open=still, disputed=disputed, path=request.file, command=command
+    )
 
 
 def review_import(request: ImportRequest) -> Added:

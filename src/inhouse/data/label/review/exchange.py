@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +66,33 @@ class Imported:
     left_out: int
 
 
-def rows_of(queue: Queue, tasks: Sequence[Task]) -> str:
-    """The decided texts as JSON lines: every column they came with, the label decided and who decided it."""
-    lines = []
+def as_lines(queue: Queue, tasks: Sequence[Task]) -> str:
+    """The decided texts as JSON lines."""
+    return "".join(json_line(row) for row in rows_of(queue, tasks))
+
+
+def as_csv(queue: Queue, tasks: Sequence[Task]) -> str:
+    """The decided texts as CSV, with every column that any has; lists and objects are written as JSON."""
+    rows = list(rows_of(queue, tasks))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return out.getvalue().encode("utf-8", "replace").decode()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | bool) else value
+
+
+def rows_of(queue: Queue, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """The decided texts: every column they came with, the label decided and who decided it."""
     for task in sorted(tasks, key=lambda task: task.asked.id):
         if task.label is None:
             continue
         columns = {**task.asked.fields, queue.text_column: task.asked.text, queue.label_column: task.label}
         by = "review" if task.decided_by == AGREEMENT else "adjudication"
-        lines.append(json_line({**columns, "label_by": by, "label_reviewers": len(task.answers)}))
-    return "".join(lines)
+        yield {**columns, "label_by": by, "label_reviewers": len(task.answers)}
 
 
 def to_studio(queue: Queue, tasks: Sequence[Task]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ def find_queue(engine: Engine, name: str | None) -> Queue:
     found = [row for row in rows if name in (None, row.name)]
     names = ", ".join(row.name for row in rows)
     if len(found) > 1:
-        raise UserError("review.which_queue", names=names)
+        commands = "\n".join(f"  inhouse data review status --queue {shlex.quote(row.name)}" for row in rows)
+        raise UserError("review.which_queue", names=names, commands=commands)
     if not found:
         raise UserError("review.no_queue", name=name or "-", names=names or "-")
     [row] = found
