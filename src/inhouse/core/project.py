@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
 Lines = dict[Key, int]
 
+MOST_PLACES, DEEPEST = 3, 6  # sections that are named, and how deep they are looked for
 MOST_NODES = 100_000  # of a project file with its aliases written out
 WANTED = {
     "int": "problem.type_int",
@@ -48,7 +50,7 @@ def load_project(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise explain(error, path, lines, model) from None
+        raise explain(error, Written(path, data, lines), model) from None
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -162,24 +164,45 @@ def _scalar(raw: str) -> Any:
     return value
 
 
-def explain(error: ValidationError, path: Path, lines: Lines, model: type[BaseModel]) -> UserError:
+@dataclass(frozen=True)
+class Written:
+    """A project file as its author wrote it, overrides applied, with the line of every key that is in the file."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: Lines
+
+
+def explain(error: ValidationError, written: Written, model: type[BaseModel]) -> UserError:
     """The first problem as a UserError with its line; up to five more stand in `rest`, a line each."""
-    problems = [_problem(e, lines, model) for e in error.errors(include_url=False)]
+    found = error.errors(include_url=False)
+    # An item that is wrong does not count as one of its list, which then seems to be too short.
+    real = [e for e in found if e["type"] != "too_short" or not any(_is_below(o["loc"], e["loc"]) for o in found)]
+    problems = [_problem(e, written, model) for e in real]
     line, where, what = problems[0]
+    path = written.path
     rest = "".join(
         "\n  " + say("project.invalid", path=path, line=n, where=w, problem=t, rest="") for n, w, t in problems[1:6]
     )
     return UserError("project.invalid", path=path, line=line, where=where, problem=what, rest=rest)
 
 
-def _problem(error: Any, lines: Lines, model: type[BaseModel]) -> tuple[int, str, str]:
-    at = _in_file(error["loc"], lines)
+def _is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(place) > len(other) and place[: len(other)] == other
+
+
+def _problem(error: Any, written: Written, model: type[BaseModel]) -> tuple[int, str, str]:
+    at, lines = _in_file(error, written.data), written.lines
     line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
     where = ".".join(str(k) for k in at) or "project"
     near = (error.get("ctx") or {}).get("near")
+    said = _said(error)
     if error["type"] == "extra_forbidden":
-        near = next(iter(get_close_matches(str(at[-1]), known_keys(model), n=1)), None)
-    return line, where, _said(error) + (say("problem.did_you_mean", near=near) if near else "")
+        here, elsewhere = places(model, error["loc"][:-1], str(at[-1]))
+        near = next(iter(get_close_matches(str(at[-1]), here, n=1)), None)
+        if not near and elsewhere:
+            said += say("problem.belongs", where=", ".join(elsewhere))
+    return line, where, said + (say("problem.did_you_mean", near=near) if near else "")
 
 
 def _said(error: Any) -> str:
@@ -207,20 +230,49 @@ def _said(error: Any) -> str:
     return simple[kind]() if kind in simple else other
 
 
-def _in_file(location: tuple[Any, ...], lines: Lines) -> Key:
-    """A pydantic location without the union tags it puts between the keys that the file has."""
+def _in_file(error: Any, data: Any) -> Key:
+    """Where an error is, without the tags that pydantic puts between the keys that were written."""
     at: Key = ()
-    for index, key in enumerate(location):
-        last = index == len(location) - 1
-        if (*at, key) in lines or last:
-            at = (*at, key)
-    return at
+    value = data
+    for key in error["loc"]:
+        known = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if key in known:
+            value, at = value[key], (*at, key)
+    return (*at, error["loc"][-1]) if error["type"] == "missing" else at
 
 
-def known_keys(model: type[BaseModel]) -> set[str]:
-    """Every key that may stand anywhere in a project file, for 'did you mean'."""
+def places(model: type[BaseModel], location: Sequence[Any], key: str) -> tuple[set[str], list[str]]:
+    """The keys that may stand at a location of a project file, and the sections elsewhere that have `key`."""
     schema = model.model_json_schema()
-    keys = set(schema.get("properties", {}))
-    for part in schema.get("$defs", {}).values():
-        keys |= set(part.get("properties", {}))
-    return keys
+    found = _objects(schema, schema)
+    for step in location:
+        found = [below for part in found for below in _below(part, step, schema)] or found
+    here = {name for part in found for name in part.get("properties", {})}
+    return here, sorted(set(_sections(schema, schema, key, "")), key=lambda w: (w.count("."), w))[:MOST_PLACES]
+
+
+def _objects(part: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a part of a schema may be, its references and alternatives resolved."""
+    if "$ref" in part:
+        return _objects(schema["$defs"][part["$ref"].rpartition("/")[2]], schema)
+    options = [*part.get("anyOf", ()), *part.get("oneOf", ()), *part.get("allOf", ())]
+    return [found for option in options for found in _objects(option, schema)] if options else [part]
+
+
+def _below(part: dict[str, Any], step: Any, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What stands under a key or a place of a list; under the tag of an operator it is that operator."""
+    if isinstance(step, int):
+        return _objects(part["items"], schema) if "items" in part else []
+    if step in part.get("properties", {}):
+        return _objects(part["properties"][step], schema)
+    return [part] if part.get("properties", {}).get("use", {}).get("const") == step else []
+
+
+def _sections(part: dict[str, Any], schema: dict[str, Any], key: str, where: str) -> Iterator[str]:
+    """Sections that have the key, by their dotted paths; operators of a list are too many to name."""
+    for found in _objects(part, schema):
+        properties = found.get("properties", {})
+        if key in properties:
+            yield where or say("problem.top")
+        for name, below in properties.items() if where.count(".") < DEEPEST else ():
+            yield from _sections(below, schema, key, f"{where}.{name}".lstrip("."))
