@@ -1,8 +1,9 @@
-"""The data commands as a person types them: list, why, diff, export."""
+"""The data commands as a person types them: list, why, diff, clean, export."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from inhouse.cli.main import main
 from inhouse.core import store
+from inhouse.core.errors import UserError
 from inhouse.core.plugins import operators
 from inhouse.core.run import Events
 from inhouse.data import tasks
@@ -129,6 +131,27 @@ def test_why_shows_parents_children_and_repeats(say: Say, tmp_path: Path) -> Non
     assert "Rows made from it" in say("why", parent["row"]["id"])[1]
     child = say("why", parent["children"][0])[1]
     assert "Made by augmentation from" in child and "The mix repeats it" in child
+
+
+def test_clean_removes_what_failed_builds_left_and_nothing_else(say: Say, tmp_path: Path) -> None:
+    build(tmp_path)
+    kept = sorted((tmp_path / ".inhouse" / "objects").rglob("*"))
+    change(tmp_path, "fail_above: 0.2", "fail_above: 0.0")
+    change(tmp_path, "from: news.jsonl", "from: bad.jsonl")
+    (tmp_path / "bad.jsonl").write_text((tmp_path / "news.jsonl").read_text() + "tel 13812345678\n")
+    with pytest.raises(UserError):
+        build(tmp_path)
+    work = tmp_path / ".inhouse" / "work"
+    [failed] = work.iterdir()
+    others = [work / "abc" / "scratch" / "checkpoint", work / f"check-{os.getpid()}-x"]
+    for folder in (*others, work / "check-999999999-x", work / "check-x"):
+        folder.mkdir(parents=True)
+    code, shown, _ = say("clean")
+    assert code == 0 and "3 unfinished builds" in shown and not failed.exists()
+    assert sorted(work.iterdir()) == sorted([work / "abc", others[1]])
+    assert all(folder.exists() for folder in others)
+    assert sorted((tmp_path / ".inhouse" / "objects").rglob("*")) == kept
+    assert json.loads(say("clean", "--json")[1]) == {"folders": 0, "bytes": 0}
 
 
 def test_diff_shows_a_few_ids_and_gives_programs_all(say: Say, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from inhouse.data.finish import write_tables
 from inhouse.data.mix import tokenizer_of
 from inhouse.data.operators.around import Around
 from inhouse.data.portrait import lengths_of, portrait
+from inhouse.data.privacy import refuse_personal_labels
 from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes.classification import ClassificationShape
@@ -106,6 +107,7 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     with Crew(workers, params.engine, context.events) as crew:
         site = Site(context.scratch, crew, around, shard_bytes)
         built = build(params, located, site)
+        refuse_personal_labels(built)
         refuse_unusable(built)
         mix = None if params.mix is None else mixed(built, params.mix, site)
         built = mix.built if mix else built
