@@ -36,6 +36,10 @@ FOLDERS = {
 }
 
 
+# What rooms share and results depend on; the rest of the core only carries them.
+SHARED = ("inhouse.guard.", "inhouse.remote.", "inhouse.dataset", "inhouse.core.rows")
+
+
 @dataclass(frozen=True)
 class Operator:
     """A named module of a kind, with the class of its settings."""
@@ -108,8 +112,8 @@ class _Source:
 
 
 def _sources(name: str, path: Path, apart: bool) -> dict[str, _Source]:
-    """A module, and what it uses of its own room, of the guard, and of what all rooms know of datasets, by name."""
-    rooms = (".".join(name.split(".")[:2]) + ".", "inhouse.guard.", "inhouse.dataset", "inhouse.core.rows")
+    """A module, and what it uses of its own room and of what rooms share, by name."""
+    rooms = (".".join(name.split(".")[:2]) + ".", *SHARED)
     others = _operator_modules() if apart else frozenset()
     found: dict[str, _Source] = {}
     left = [(name, path)]
