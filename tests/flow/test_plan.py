@@ -50,7 +50,18 @@ def test_pipeline_leaves_out_what_the_file_leaves_out() -> None:
     assert release.inputs["model"] == "tuned"
 
 
+def test_project_without_a_model_builds_data_and_nothing_else(tmp_path: Path) -> None:
+    assert names(without("model", "train", "evaluate", "compress", "release")) == ["dataset"]
+    file = tmp_path / "inhouse.yaml"
+    file.write_text("name: corpus\ndata: {sources: raw}\n")
+    assert [node.name for node in until(pipeline(load(file)), "data")] == ["dataset"]
+    with pytest.raises(UserError) as caught:
+        pipeline(without("model", "data", "train", "evaluate", "compress", "release"))
+    assert caught.value.code == "plan.nothing"
+
+
 def test_pipeline_measures_a_remote_model_through_its_endpoint() -> None:
+    assert EXAMPLE.model is not None
     remote = EXAMPLE.model.model_copy(update={"base": "https://example.org/v1"})
     nodes = pipeline(without("train", "compress", "release", model=remote))
     assert nodes[2].params.engine == "remote"  # type: ignore[attr-defined]
@@ -59,6 +70,7 @@ def test_pipeline_measures_a_remote_model_through_its_endpoint() -> None:
 @pytest.mark.parametrize(
     ("gone", "section", "missing"),
     [(("data",), "train", "data"), (("data", "train", "compress", "release"), "evaluate", "data"),
+     (("model",), "train", "model"), (("model", "train", "compress", "release"), "evaluate", "model"),
      (("train",), "compress", "train"), (("evaluate",), "release", "evaluate")],
 )  # fmt: skip
 def test_pipeline_without_a_needed_section_names_both(gone: tuple[str, ...], section: str, missing: str) -> None:

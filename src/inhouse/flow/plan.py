@@ -60,6 +60,11 @@ class Planned:
 
 def pipeline(project: Project) -> tuple[Node, ...]:
     """The steps of a project, each after the ones it reads."""
+    for section in ("train", "evaluate", "compress", "release"):
+        if getattr(project, section) and not project.model:
+            raise UserError("plan.needs", section=section, missing="model")
+    if not project.model and not project.data:
+        raise UserError("plan.nothing")
     if project.train and not project.data:
         raise UserError("plan.needs", section="train", missing="data")
     if project.evaluate and not project.data:
@@ -68,7 +73,7 @@ def pipeline(project: Project) -> tuple[Node, ...]:
         raise UserError("plan.needs", section="compress", missing="train")
     if project.release and not project.evaluate:
         raise UserError("plan.needs", section="release", missing="evaluate")
-    nodes = [Node("base", select, project.model)]
+    nodes = [Node("base", select, project.model)] if project.model else []
     if project.data:
         nodes.append(Node("dataset", data, project.data, seed=project.seed, use=project.use))
     if project.train:
@@ -98,6 +103,7 @@ def _measured(project: Project, settings: EvaluateParams, models: list[str]) -> 
 
 
 def _reference_engine(project: Project) -> Literal["transformers", "remote"]:
+    assert project.model is not None  # pipeline: what is measured needs a model
     return "remote" if project.model.base.startswith(("http://", "https://")) else "transformers"
 
 

@@ -28,7 +28,9 @@ class Project(Params):
         "evaluation", description="what the release is for: the licences of model and data are checked against it"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="one seed for every random choice")
-    model: ModelParams = Field(description="the open model to start from")
+    model: ModelParams | None = Field(
+        None, description="the open model to start from; may be left out where only data is built"
+    )
     data: DataParams | None = Field(None, description="examples to learn from and to measure on")
     label: LabelParams | None = Field(None, description="how rows without a label get one; `inhouse data label` only")
     train: TrainParams | None = Field(None, description="how to fine-tune")
