@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from inhouse.core.errors import UserError
-from inhouse.remote.answers import Answers, Spent
 from inhouse.data.label.review.tables import open_file
 from inhouse.database import alone, connected, errors, sqlite_url, writing
 from inhouse.release.database import connect
+from inhouse.remote.answers import Answers, Spent
 
 PROCESSES = 5
 ROUNDS = 24
