@@ -19,6 +19,8 @@ rows of the training part.
 
 All but `decide` see one batch at a time and know nothing of the others, so batches may run anywhere. `decide` sees all
 rows sorted by id and must not depend on their order. An operator may also have `external(params, project_dir)`, the
-fingerprints of files that it reads, MEASURED_BY, the names of settings that figures depend on, and NOTE, the code of
-a remark that is shown unless the dataset is for classification.
+fingerprints of files that it reads and of what the environment says, RESULT_DEPENDS_ON, the packages whose version
+changes its result (in any module that it imports), MEASURED_BY, the names of settings that figures depend on, and NOTE,
+the code of a remark that is shown unless the dataset is for classification. Code and tables beside it enter the recipe
+by themselves; a setting that cannot change a result is marked `Annotated[..., OnlyHow()]`.
 """
