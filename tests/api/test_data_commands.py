@@ -95,7 +95,7 @@ def test_list_shows_versions_in_order(say: Say, tmp_path: Path) -> None:
         ("v2", second, 21, ["news"]),
     ]
     shown = say("list")[1]
-    assert first[:12] in shown and "v2" in shown and "创建时间" in say("list", "zh")[1]
+    assert first[:8] in shown and "v2" in shown and "创建时间" in say("list", "zh")[1]
 
 
 def test_why_tells_each_fate_of_a_projects_row(say: Say, tmp_path: Path) -> None:

@@ -155,3 +155,11 @@ def test_retune_looks_at_the_dataset_of_the_project_as_it_stands(
     (project / "inhouse.yaml").write_text(PROJECT.replace("min_chars: 8", "min_chars: 9"))
     assert main(words) == 2 and "--dataset v2" in capsys.readouterr().err
     assert main([*words, "--workspace", "nowhere"]) == 2 and "no dataset yet" in capsys.readouterr().err
+
+
+def test_list_at_80_columns_has_one_line_for_each_version(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(RunRequest(until="data"), Events())
+    assert main(["data", "list"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert len(lines) == 3 and max(map(len, lines)) <= 80
+    assert re.search(r"v1 .*\d{4}-\d\d-\d\d \d\d:\d\d  .*150 train \+ \d+ test .*news, b$", lines[2])

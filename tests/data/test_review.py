@@ -243,6 +243,7 @@ def test_status_counts_verdicts_and_corrections(engine: Engine) -> None:
     queues.adjudicate(engine, QUEUE, text_id("d"), "eve", "spam")
     found = status_of(QUEUE, queues.all_tasks(engine, QUEUE))
     assert (found.checked, found.corrected, found.adjudicated, found.decided) == (3, 1, 1, 4)
+    assert found.given >= found.checked
     assert status_of(FREE, []).pairs == ()
 
 

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from inhouse.cli.commands import Command
+from inhouse.cli.words import Spoken
 from inhouse.core.messages import known, text
+from inhouse.core.project import said
 
 PROJECT_FIELDS = ("project", "overrides")
 
@@ -52,9 +54,10 @@ def click_command(command: Command, call: Callable[..., None]) -> click.Command:
             given |= split_items(given.pop("items", ()))
         call(command, given | fixed, as_json)
 
-    return click.Command(
-        command.path[-1], params=parameters, callback=callback, help=_help(command), short_help=text(command.help)
-    )
+    return Spoken(
+        command.path[-1], params=parameters, callback=callback, help=_help(command), short_help=text(command.help),
+        options_metavar=text("cli.metavar"),
+    )  # fmt: skip
 
 
 def _help(command: Command) -> str:
@@ -111,4 +114,7 @@ def request_of(model: type[BaseModel], values: dict[str, Any]) -> BaseModel:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise click.UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
+        name = f"--{str(first['loc'][0]).replace('_', '-')}"
+        if first["type"] == "missing":
+            raise click.UsageError(text("cli.missing", name=name)) from None
+        raise click.UsageError(f"{name}: {said(first)}") from None

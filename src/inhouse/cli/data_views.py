@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from inhouse.cli.table import Mark, escape, table
@@ -28,9 +29,16 @@ def datasets(result: Versions, console: Console) -> None:
     if not result.versions:
         console.print(text("cell.data.no_versions"))
         return
-    rows = [(v.name, v.id[:12], v.created, _counted(v.rows), ", ".join(v.sources)) for v in result.versions]
+    rows = [
+        (v.name, v.id[:SHOWN_ID], _local(v.created), _counted(v.rows), ", ".join(v.sources)) for v in result.versions
+    ]
     columns = (text("cell.data"), "id", text("cell.created_at"), text("cell.rows"), text("cell.data.sources"))
     table(console, *columns, rows=rows)
+
+
+def _local(moment: str) -> str:
+    """A time of the log as date and minute where the user is."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def why(result: Why, console: Console) -> None:

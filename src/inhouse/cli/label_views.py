@@ -123,8 +123,11 @@ def review_tasks(result: TaskViews, console: Console) -> None:
 
 def review_status(result: ReviewStatus, console: Console) -> None:
     """Progress, agreement of reviewers and of labels."""
-    counts = ("tasks", "open", "disputed", "decided", "adjudicated", "checked", "corrected")
+    counts = ("tasks", "open", "disputed", "decided", "adjudicated")
     rows = [(text(f"cell.{name}"), str(getattr(result, name))) for name in counts]
+    if result.given:
+        before = (("given_before", result.given), ("checked", result.checked), ("corrected", result.corrected))
+        rows += [(text(f"cell.{name}"), str(count)) for name, count in before]
     rows += [(text("cell.answers_of", name=name), str(count)) for name, count in result.answers.items()]
     table(console, result.queue, f">{text('cell.rows')}", rows=rows)
     for pair in result.pairs:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from inhouse import __version__
+from inhouse.cli import words
 from inhouse.cli.commands import COMMANDS, Command
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
@@ -26,7 +27,9 @@ class Lazy(click.Group):
     """
 
     def __init__(self, name: str, path: tuple[str, ...], **attributes: Any) -> None:
-        super().__init__(name, **attributes)
+        super().__init__(
+            name, options_metavar=text("cli.metavar"), subcommand_metavar=text("cli.metavar.commands"), **attributes
+        )
         self.path = path  # the words that stand before this group's commands
         self.itself = next((c for c in COMMANDS if path and c.path == path), None)
 
@@ -57,12 +60,24 @@ class Lazy(click.Group):
         command = self.itself if name == ITSELF else mine.get(name)
         if command is None and name in mine:
             path = (*self.path, name)
-            return Lazy(name, path, help=text("cli." + ".".join(path)), no_args_is_help=path not in PATHS)
+            group = Lazy(name, path, help=text("cli." + ".".join(path)), no_args_is_help=path not in PATHS)
+            group.params.append(_language())
+            return group
         if command is None:
             return None
         from inhouse.cli.build import click_command
 
         return click_command(command, call)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        words.usage(self, ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        words.options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return words.named(super().get_help_option(ctx))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line a command from the catalogue, without building the commands."""
@@ -105,11 +120,13 @@ def root() -> Lazy:
         callback=_version,
         help=text("cli.field.version"),
     )
-    language = click.Option(
-        ["--lang"], type=click.Choice(["en", "zh"]), expose_value=False, help=text("cli.field.lang")
-    )
-    group.params += [language, version]
+    group.params += [_language(), version]
     return group
+
+
+def _language() -> click.Option:
+    kinds = click.Choice(["en", "zh"])
+    return click.Option(["--lang"], type=kinds, expose_value=False, help=text("cli.field.lang"))
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -131,12 +148,12 @@ def choose_language(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0, 2 user error, 3 gate failed, 4 missing extra, 130 stopped)."""
-    words = sys.argv[1:] if arguments is None else arguments
-    choose_language(words)
+    typed = sys.argv[1:] if arguments is None else arguments
+    choose_language(typed)
     try:
-        ended = root().main(words, prog_name="inhouse", standalone_mode=False)
+        ended = root().main(typed, prog_name="inhouse", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        words.show(error)
         return error.exit_code
     except click.Abort:
         return 130
@@ -144,10 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader went away (`| head`): not our user's error
         return 0
     except InhouseError as error:
-        _complain(error, as_json="--json" in words)
+        _complain(error, as_json="--json" in typed)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the border of the program: a bug's traceback goes to a file
-        _complain(_bug(error), as_json="--json" in words)
+        _complain(_bug(error), as_json="--json" in typed)
         return InhouseError.exit_code
     return ended if isinstance(ended, int) else 0  # click gives the code of an Exit as the result
 

@@ -196,16 +196,16 @@ def _problem(error: Any, written: Written, model: type[BaseModel]) -> tuple[int,
     line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
     where = ".".join(str(k) for k in at) or "project"
     near = (error.get("ctx") or {}).get("near")
-    said = _said(error)
+    what = said(error)
     if error["type"] == "extra_forbidden":
         here, elsewhere = places(model, error["loc"][:-1], str(at[-1]))
         near = next(iter(get_close_matches(str(at[-1]), here, n=1)), None)
         if not near and elsewhere:
-            said += say("problem.belongs", where=", ".join(elsewhere))
-    return line, where, said + (say("problem.did_you_mean", near=near) if near else "")
+            what += say("problem.belongs", where=", ".join(elsewhere))
+    return line, where, what + (say("problem.did_you_mean", near=near) if near else "")
 
 
-def _said(error: Any) -> str:
+def said(error: Any) -> str:
     """What is wrong, in the language in use; pydantic's own words where there are no others."""
     kind, facts, message = str(error["type"]), error.get("ctx") or {}, str(error["msg"])
     wanted = WANTED.get(kind.partition("_")[0])

@@ -30,7 +30,7 @@ class LabelAgreement(Frozen):
 
 
 class ReviewStatus(Frozen):
-    """The state of one queue. `checked` decided texts had a label before, of which `corrected` got another."""
+    """The state of one queue. Texts `given` a label before, of which `checked` are decided, `corrected` otherwise."""
 
     queue: str
     labels: tuple[str, ...]
@@ -39,6 +39,7 @@ class ReviewStatus(Frozen):
     disputed: int
     decided: int
     adjudicated: int
+    given: int = 0
     checked: int
     corrected: int
     answers: dict[str, int]
@@ -59,6 +60,7 @@ def status_of(queue: Queue, tasks: Sequence[Task]) -> ReviewStatus:
         disputed=states["disputed"],
         decided=states["decided"],
         adjudicated=sum(task.decided_by not in (None, AGREEMENT) for task in tasks),
+        given=sum(task.asked.given is not None for task in tasks),
         checked=len(checked),
         corrected=sum(task.label != task.asked.given for task in checked),
         answers=dict(sorted(Counter(name for task in tasks for name, _ in task.answers).items())),
