@@ -28,6 +28,10 @@ from inhouse.release.settings import ReleaseNode
 from inhouse.select import stage as select
 from inhouse.train import stage as train
 
+NEEDS = {
+    "model": (), "data": (), "train": ("model", "data"), "evaluate": ("model", "data"), "compress": ("model", "train"),
+    "release": ("model", "evaluate"),
+}  # fmt: skip
 State = Literal["cached", "run", "waits"]
 
 
@@ -60,19 +64,7 @@ class Planned:
 
 def pipeline(project: Project) -> tuple[Node, ...]:
     """The steps of a project, each after the ones it reads."""
-    for section in ("train", "evaluate", "compress", "release"):
-        if getattr(project, section) and not project.model:
-            raise UserError("plan.needs", section=section, missing="model")
-    if not project.model and not project.data:
-        raise UserError("plan.nothing")
-    if project.train and not project.data:
-        raise UserError("plan.needs", section="train", missing="data")
-    if project.evaluate and not project.data:
-        raise UserError("plan.needs", section="evaluate", missing="data")
-    if project.compress and not project.train:
-        raise UserError("plan.needs", section="compress", missing="train")
-    if project.release and not project.evaluate:
-        raise UserError("plan.needs", section="release", missing="evaluate")
+    _refuse_gaps(project)
     nodes = [Node("base", select, project.model)] if project.model else []
     if project.data:
         nodes.append(Node("dataset", data, project.data, seed=project.seed, use=project.use))
@@ -86,6 +78,16 @@ def pipeline(project: Project) -> tuple[Node, ...]:
     if project.release:
         nodes.append(_released(project, {n.name for n in nodes}))
     return tuple(nodes)
+
+
+def _refuse_gaps(project: Project) -> None:
+    """Raise plan.needs for a section without one that it needs, plan.nothing for a project that asks for nothing."""
+    there = {name for name in NEEDS if getattr(project, name)}
+    for section, needed in NEEDS.items():
+        if missing := [name for name in needed if section in there and name not in there]:
+            raise UserError("plan.needs", section=section, missing=missing[0])
+    if not there:
+        raise UserError("plan.nothing")
 
 
 def _measured(project: Project, settings: EvaluateParams, models: list[str]) -> Iterator[Node]:

@@ -1,0 +1,83 @@
+"""Every block of the pages on data and labels works when it is pasted, in order, into an empty folder."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inhouse.cli.main import main
+from inhouse.core import store
+from inhouse.data import tasks
+from inhouse.data.label.settings import LabelParams
+from inhouse.flow.project import load
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+KEYS = "1\n" * 200  # what somebody at the keyboard answers
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """Kind and text of the blocks that a reader would paste."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return ((kind, block) for kind, block in re.findall(r"```(console|yaml)\n(.*?)```", text, re.S))
+
+
+def typed(block: str) -> Iterator[str]:
+    """What stands behind the prompts, lines that `>` goes on with together."""
+    for command in re.split(r"^\$ ", block, flags=re.M)[1:]:
+        yield re.sub(r"\n> ", "\n", command).strip()
+
+
+def paste_settings(block: str) -> None:
+    """Write or extend the file that the first line names; what names none is a section to be read."""
+    found = re.match(r"# (added to |追加到 )?(\S+\.yaml)\n", block)
+    if not found:
+        LabelParams.model_validate(yaml.safe_load(block)["label"])
+        return
+    file = Path(found[2])
+    with file.open("a" if found[1] else "w", encoding="utf-8") as f:
+        f.write(block)
+    load(file)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("page", ["data.md", "labelling.md"])
+def test_page_works_as_it_stands(
+    page: str, language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in (tasks, store):  # nothing here can tell whether an artifact was flushed to the disk
+        monkeypatch.setattr(module, "sync_folder", lambda path: None)
+    monkeypatch.setenv("INHOUSE_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for kind, block in blocks(f"{language}/{page}"):
+        if kind == "yaml":
+            paste_settings(block)
+            continue
+        for line in typed(block):
+            if line.startswith("inhouse "):
+                monkeypatch.setattr("sys.stdin", io.StringIO(KEYS))
+                code = main(shlex.split(line)[1:])
+                said = capsys.readouterr()
+                assert code == 0, f"{line}\n{said.out}\n{said.err}"
+            else:
+                subprocess.run(["bash", "-c", line], check=True)
+
+
+@pytest.mark.parametrize("page", ["data.md", "labelling.md"])
+def test_both_languages_show_the_same_commands(page: str) -> None:
+    shown = [
+        [
+            re.sub(r"--reviewer \S+|'\{.*|^echo.*", "", line)
+            for _, block in blocks(f"{language}/{page}")
+            for line in typed(block)
+        ]
+        for language in ("en", "zh")
+    ]
+    assert shown[0] == shown[1]
