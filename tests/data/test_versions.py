@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -538,6 +539,23 @@ def test_mlflow_input_is_logged_to_the_open_run_or_a_new_one(monkeypatch: pytest
 # What a build cost
 
 
+def test_measured_names_every_step_and_adds_up_to_the_seconds_of_the_build(folder: Any) -> None:
+    words = [f"word{n}" for n in range(4000)]
+    draw = random.Random(0)
+    rows = [{"text": " ".join(draw.choices(words, k=200))} for _ in range(2000)]
+    folder.jsonl("a.jsonl", rows)
+    steps = ["fix_text", {"use": "length", "min_chars": 3}, "exact_dedup", "near_dedup", "rare_words", "leaks"]
+    ran = folder.run({"sources": "a.jsonl", "shape": "text", "steps": steps})
+    found = json.loads((ran.out / MEASURED_FILE).read_text("utf-8"))
+    spent = {step["step"]: step["seconds"] for step in found["steps"]}
+    assert list(spent) == ["01-fix_text", "02-length", "03-exact_dedup", "04-near_dedup", "05-rare_words", "06-leaks"]
+    assert all(seconds > 0 for seconds in spent.values())
+    listed = sum(spent.values()) + found["shards"]["seconds"] + found["write"]["seconds"]
+    listed += sum(source["seconds"] for source in found["read"])
+    assert found["workers"] == 1
+    assert 0.6 * found["seconds"] < listed <= found["seconds"] + 0.05
+
+
 def test_measured_has_times_of_inputs_and_rates_of_steps(space: Workspace, tmp_path: Path) -> None:
     space.jsonl("a.jsonl", [doc(n) for n in range(50)])
     out, scratch = tmp_path / "out", tmp_path / "scratch"
@@ -546,7 +564,7 @@ def test_measured_has_times_of_inputs_and_rates_of_steps(space: Workspace, tmp_p
     data = {"sources": "a.jsonl", "shape": "text", "steps": ["fix_text", {"use": "length", "min_chars": 3}]}
     params = DataParams.model_validate(data)
     result = stage.perform(params, stage.located_of(params, context), context)
-    found = measured(result.built, result.tables)
+    found = measured(result.built, result.tables, result.seconds, result.workers)
     write_measured(found, out)
     assert json.loads((out / MEASURED_FILE).read_text("utf-8")) == found
     (source,) = found["inputs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,6 +85,8 @@ class Built:
     dropped: pl.DataFrame
     passes: tuple[tuple[Finished, ...], ...] = field(default=())
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)  # what a step tells of all rows, by its label
+    looks: tuple[Finished, ...] = ()  # second looks of decisions
+    deciding: dict[str, float] = field(default_factory=dict)  # seconds that decisions took, by the step's label
 
     @property
     def read(self) -> int:
@@ -235,12 +238,16 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
 
     around = site.around
     site.crew.events.check()
+    started, looked = time.monotonic(), 0.0
     emitted = _emitted(built, step, done).sort("row", maintain_order=True)
     decide = step.operator.function("decide")
     if "ask" in vars(step.operator.module):
         found = step.operator.function("ask")(emitted, step.params, around)
         rows, given = found if isinstance(found, tuple) else (found, None)
-        more = _second_look(built, step, rows, given, site)
+        before = time.monotonic()
+        more, looks = _second_look(built, step, rows, given, site)
+        looked = time.monotonic() - before
+        built = replace(built, looks=(*built.looks, *looks))
         decided = decide(emitted, step.params, around, more)
         if "report" in vars(step.operator.module):
             told = step.operator.function("report")(emitted, step.params, around, more)
@@ -255,7 +262,9 @@ def _decided(built: Built, step: Step, done: Sequence[Finished], site: Site) -> 
         moved = moved.select("row", pl.col("part").cast(pl.Enum(PARTS)).alias("new"))
         index = index.join(moved, on="row", how="left", maintain_order="left")
         index = index.with_columns(pl.coalesce("new", "part").alias("part")).drop("new")
-    return replace(built, index=index, dropped=pl.concat([built.dropped, places(built, gone, step.place)]))
+    dropped = pl.concat([built.dropped, places(built, gone, step.place)])
+    spent = {**built.deciding, step.label: round(time.monotonic() - started - looked, 4)}
+    return replace(built, index=index, dropped=dropped, deciding=spent)
 
 
 def _emitted(built: Built, step: Step, done: Sequence[Finished]) -> pl.DataFrame:
@@ -288,8 +297,8 @@ def _current(emitted: pl.DataFrame, index: pl.DataFrame) -> pl.DataFrame:
 
 def _second_look(
     built: Built, step: Step, rows: pl.Series | None, given: pl.DataFrame | None, site: Site
-) -> pl.DataFrame:
-    """What a step says of the documents that it asked to see again (None: of all), sorted by row."""
+) -> tuple[pl.DataFrame, list[Finished]]:
+    """What a step says of the documents that it asked to see again (None: of all), sorted by row, and the work."""
     import polars as pl
 
     folder = site.folder / f"more-{step.label}"
@@ -307,13 +316,13 @@ def _second_look(
         write_scratch(alive, path)
         tasks.append(MoreTask(folder / f"{number:05d}", built.shards[number], path, step, site.around, asked))
     sizes = [task.shard.megabytes for task in tasks]
-    looked = tracked(site, emit_more, tasks, sizes, step.operator.name)
+    looked = list(tracked(site, emit_more, tasks, sizes, step.operator.name))
     frames = [read_frame(result.folder / "emitted.arrow") for result in looked]
     if not frames:  # nothing was asked for: an empty batch shows which columns there are
         empty = built.shards[0].open().only(wanted.select("row", pl.col("part").cast(pl.String)))
         given_ = () if given is None else (given,)
-        return step.operator.function("emit_more")(empty.docs(), step.params, site.around, *given_)  # type: ignore[no-any-return]
-    return pl.concat(frames).sort("row", maintain_order=True)
+        return step.operator.function("emit_more")(empty.docs(), step.params, site.around, *given_), []
+    return pl.concat(frames).sort("row", maintain_order=True), looked
 
 
 def places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:

@@ -122,7 +122,9 @@ def pass_shard(task: PassTask) -> Finished:
             save(batch, out, "shard")
         docs = batch.docs()
         for step in task.segment.deciding:
+            started = time.monotonic()
             emitted = step.operator.function("emit")(docs, step.params, task.around)
+            walk.times[step.label] = round(time.monotonic() - started, 4)
             write_frame(emitted, out / f"{step.label}.emitted.arrow")
         write_frame(walk.gone(), out / "dropped.arrow")
         write_frame(batch.rows.select("row", "part", "parent"), out / "rows.arrow")
@@ -148,9 +150,9 @@ class _Walk:
 
     def step(self, step: Step, batch: Batch) -> Batch:
         """The batch after one step."""
-        started = time.process_time()
+        started = time.monotonic()
         after: Batch = {"map": self._map, "keep": self._keep, "expand": self._expand}[step.shape](step, batch)
-        self.times[step.label] = round(time.process_time() - started, 4)
+        self.times[step.label] = round(time.monotonic() - started, 4)
         return after
 
     def _map(self, step: Step, batch: Batch) -> Batch:
@@ -262,10 +264,12 @@ def emit_more(task: MoreTask) -> Finished:
     """What a decision's second look at some rows gives."""
     if done := finished(task.folder):
         return done
-    with publish(task.folder) as (out, _):
+    with publish(task.folder) as (out, result):
         docs = task.shard.open().only(read_frame(task.rows)).docs()
+        started = time.monotonic()
         look = task.step.operator.function("emit_more")
         given = () if task.asked is None else (read_frame(task.asked),)
         more = look(docs, task.step.params, task.around, *given)
+        result["steps"] = {task.step.label: round(time.monotonic() - started, 4)}
         write_frame(more, out / "emitted.arrow")
     return finished(task.folder)  # type: ignore[return-value]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ from inhouse.data.portrait import lengths_of, portrait
 from inhouse.data.privacy import refuse_personal_labels
 from inhouse.data.reading import SHARD_BYTES
 from inhouse.data.settings import DataParams
+from inhouse.data.shapes import AutoShape
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
 from inhouse.data.source import Located, external_of, locate, readers_of
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
+from inhouse.data.why import reason_text
 from inhouse.dataset import FACTS
 from inhouse.sources.licences import strictest
 
@@ -75,6 +78,8 @@ class Result:
     built: Built
     tables: list[Finished]
     facts: dict[str, Any]
+    seconds: float
+    workers: int
 
 
 def run(params: DataParams, context: Context) -> Made:
@@ -90,7 +95,11 @@ def run(params: DataParams, context: Context) -> Made:
 
 
 def located_of(params: DataParams, context: Context) -> list[Located]:
-    """The sources on this machine, their terms checked against the project's use. Raises data.other_use."""
+    """The sources on this machine, their terms checked against the project's use.
+
+    Raises data.other_use, and data.never_* where no row can be in a part that is needed.
+    """
+    _refuse_missing_part(params)
     for source in params.sources:  # before anything is downloaded
         _refuse_other_use(source.name, source.allowed_use, context.use)
     located = [locate(source, context) for source in params.sources]
@@ -101,6 +110,7 @@ def located_of(params: DataParams, context: Context) -> list[Located]:
 
 def perform(params: DataParams, located: Sequence[Located], context: Context, shard_bytes: int = SHARD_BYTES) -> Result:
     """Build and write the tables below context.scratch; a build that was killed goes on where it was."""
+    started = time.monotonic()
     size = sum(path.stat().st_size for source in located for _, path in source.files)
     workers = 1 if size < SMALL else usable_cores()
     around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
@@ -112,7 +122,8 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
         mix = None if params.mix is None else mixed(built, params.mix, site)
         built = mix.built if mix else built
         tables = write_tables(built, mix.copies if mix else None, site)
-    return Result(built, tables, {**summary(built, tables), "mix": mix and mix.report})
+    facts = {**summary(built, tables), "mix": mix and mix.report}
+    return Result(built, tables, facts, time.monotonic() - started, workers)
 
 
 def write(result: Result, out: Path) -> None:
@@ -123,7 +134,7 @@ def write(result: Result, out: Path) -> None:
     facts = {**result.facts, **portrait(out, lengths_of(result.tables))}
     (out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     card.write(facts, out)
-    versions.write_measured(versions.measured(result.built, result.tables), out)
+    versions.write_measured(versions.measured(result.built, result.tables, result.seconds, result.workers), out)
 
 
 def link(source: Path, target: Path) -> None:
@@ -152,6 +163,18 @@ def _tell(result: Result, events: Events) -> None:
         events.note("data.test_text_in_train", rows=leaked)
 
 
+def _refuse_missing_part(params: DataParams) -> None:
+    """Raise when the sources' parts and the split alone say that nothing is trained on, or nothing measured on."""
+    parts = {source.part for source in params.sources}
+    if None not in parts and "train" not in parts:
+        raise UserError("data.never_train", parts=", ".join(sorted(part for part in parts if part)))
+    test = split_of(params).test
+    if "test" in parts or (None in parts and test):
+        return
+    if test or not isinstance(params.shape, AutoShape | TextShape):  # documents may do without when the split says so
+        raise UserError("data.never_test")
+
+
 def _refuse_other_use(source: str, allowed: str, use: str) -> None:
     if allowed in ONLY_EVALUATION and use != "evaluation":
         raise UserError("data.other_use", source=source, allowed=allowed, use=use)
@@ -176,8 +199,10 @@ def refuse_unusable(built: Built) -> None:
 
 
 def _why(built: Built) -> str:
-    """Reasons with their counts, for a person."""
-    names = {place: operator_of("cleaner", step).name for place, step in enumerate(built.params.steps)}
-    found = built.dropped.group_by("step", "reason").len().iter_rows()
-    shown = sorted(f"{names.get(place, 'shape')} {reason} {count}" for place, reason, count in found)
-    return ", ".join(shown) or "0"
+    """What each step dropped and why, the most first, for a person."""
+    names = {n: f"{n + 1} {operator_of('cleaner', step).name}: " for n, step in enumerate(built.params.steps)}
+    found = (
+        built.dropped.group_by("step", "reason").len().sort("len", "step", "reason", descending=[True, False, False])
+    )
+    shown = (f"{names.get(place, '')}{reason_text(reason)} {count:,}" for place, reason, count in found.iter_rows())
+    return "; ".join(shown) or "0"

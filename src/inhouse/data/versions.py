@@ -130,24 +130,34 @@ def _known(path: Path) -> list[str]:
         return []
 
 
-def measured(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
+def measured(built: Built, tables: Sequence[Finished], seconds_in_all: float, workers: int) -> dict[str, Any]:
     """What a build cost on this machine at this time, for measured/build.json.
 
-    Seconds of `read`, `steps` and `write` are those of the workers together; MB are 10**6 bytes, of files for reading
-    and of text for steps. A step that decides over all rows is timed only as far as it works on shards.
+    `seconds` are those of the whole build, by the clock. Those of `read`, `steps`, `shards` (opening and storing
+    them around the steps) and `write` are of all workers together: with one worker they add up to the whole but for a
+    rest, such as flushing files to the disk and the figures of the card. What a killed build had done before counts with the seconds that
+    it took then. MB are 10**6 bytes, of files for reading and of text for steps.
     """
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = dict(built.deciding)
     sizes: dict[str, int] = {}
     for done in (task for segment in built.passes for task in segment):
         for label, spent in done.facts.get("steps", {}).items():
             seconds[label] = seconds.get(label, 0.0) + float(spent)
             sizes[label] = sizes.get(label, 0) + int(done.facts.get("bytes", 0))
+    passes = [task for segment in built.passes for task in segment] + list(built.looks)
+    for done in built.looks:
+        for label, spent in done.facts.get("steps", {}).items():
+            seconds[label] = seconds.get(label, 0.0) + float(spent)
+    moving = _seconds(passes) - sum(float(s) for task in passes for s in task.facts.get("steps", {}).values())
     written = sum(int(done.facts.get("bytes", 0)) for done in built.passes[-1]) if built.passes else 0
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds_in_all, 3),
+        "workers": workers,
         "inputs": [input_times(source.located) for source in built.sources],
         "read": [{"name": s.located.params.name, **_rate(_seconds(s.reads), _bytes(s))} for s in built.sources],
-        "steps": [{"step": label, **_rate(seconds[label], sizes[label])} for label in sorted(seconds)],
+        "steps": [{"step": label, **_rate(seconds[label], sizes.get(label, 0))} for label in sorted(seconds)],
+        "shards": {"seconds": round(max(moving, 0.0), 3)},
         "write": _rate(_seconds(tables), written),
         "peak_bytes": peak_memory(),
     }
