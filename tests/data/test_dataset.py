@@ -228,7 +228,14 @@ def test_one_json_file_gives_both_parts_by_key(folder: Any) -> None:
 def test_card_speaks_both_languages_and_has_the_counts(folder: Any) -> None:
     folder.jsonl("a.jsonl", [*PROMPTS, PROMPTS[0], {"prompt": "利率", "completion": "下调"}, {"prompt": None}])
     card = (folder.run({"sources": "a.jsonl", "steps": ["exact_dedup"]}).out / "README.md").read_text("utf-8")
-    for words in ("43 rows were read", "共读取 43 行", "| exact_dedup | duplicate | 1 |", "Latin", "Han", "not stated"):
+    for words in (
+        "43 rows were read",
+        "共读取 43 行",
+        "| exact_dedup | equal to another row | 1 |",
+        "Latin",
+        "Han",
+        "not stated",
+    ):
         assert words in card
 
 
@@ -342,9 +349,12 @@ def test_damaged_file_counts_as_a_lost_row_and_an_empty_one_does_not(folder: Any
         ({}, {"sources": "*.jsonl"}, "data.no_files"),
         ({}, {"sources": "a.jsonl"}, "sources.missing"),
         ({"a.jsonl": PROMPTS, "b.jsonl": PROMPTS}, {"sources": ["a.jsonl", "b.jsonl"]}, "data.same_content"),
-        ({"a.jsonl": PROMPTS}, {"sources": {"from": "a.jsonl", "part": "train"}}, "data.no_test"),
-        ({"a.jsonl": PROMPTS}, {"sources": {"from": "a.jsonl", "part": "test"}}, "data.no_train"),
+        ({"a.jsonl": PROMPTS}, {"sources": {"from": "a.jsonl", "part": "train"}}, "data.never_test"),
+        ({"a.jsonl": PROMPTS}, {"sources": {"from": "a.jsonl", "part": "test"}}, "data.never_train"),
+        ({"a.jsonl": PROMPTS}, {"sources": "a.jsonl", "split": {"test": 0}, "shape": "messages"}, "data.never_test"),
         ({"a.jsonl": PROMPTS}, {"sources": "a.jsonl", "split": {"test": 0}}, "data.no_test"),
+        ({}, {"sources": {"from": "https://nowhere.example/a.jsonl", "part": "train"}}, "data.never_test"),
+        ({"a.jsonl": PROMPTS}, {"sources": "a.jsonl", "split": {"test": 0, "valid": 0.999}}, "data.no_train"),
         ({"a.jsonl": PROMPTS[:1]}, {"sources": "a.jsonl", "split": {"test": 0.0001}}, "split.no_test"),
         (
             {"a.jsonl": PROMPTS},
@@ -374,7 +384,7 @@ def test_error_on_many_rejects_shows_the_first_three(folder: Any) -> None:
         folder.run({"sources": "a.jsonl"})
     message = str(error.value)
     assert "5 of 6 rows" in message
-    assert [f"a.jsonl:{n}" in message for n in (2, 3, 4, 5)] == [True, True, True, False]
+    assert [f"a/a.jsonl:{n - 1} (line {n})" in message for n in (2, 3, 4, 5)] == [True, True, True, False]
 
 
 def test_few_rejects_do_not_stop_the_run(folder: Any) -> None:
@@ -421,3 +431,11 @@ def test_cancelled_build_stops(folder: Any) -> None:
     (folder.path / "cancel").touch()
     with pytest.raises(Cancelled):
         run(DataParams.model_validate({"sources": "a.jsonl"}), context)
+
+
+def test_everything_dropped_tells_each_step_with_its_reason_in_words(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [*({"text": f"a b c {n}"} for n in range(4)), {"text": "x"}])
+    steps = [{"use": "length", "min_chars": 3}, {"use": "length", "min_words": 9}]
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "a.jsonl", "steps": steps, "shape": "text", "split": {"test": 0.3}})
+    assert "(dropped: 2 length: too short 4; 1 length: too short 1)" in str(error.value)

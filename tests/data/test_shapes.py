@@ -114,7 +114,7 @@ def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row
     with pytest.raises(UserError) as error:
         folder.run({"sources": "train.jsonl"})
     assert error.value.code == "data.too_many_rejects"
-    assert f"train.jsonl:1: {text('data.reason.' + reason)}" in str(error.value)
+    assert f"train/train.jsonl:0 (line 1): {text('data.reason.' + reason)}" in str(error.value)
 
 
 def test_named_chat_shape_is_used_over_the_recognised_one(folder: Any) -> None:
