@@ -294,6 +294,23 @@ def test_crew_gives_results_in_order_and_the_first_error(workers: int) -> None:
     assert error.value.code == "data.empty" and error.value.facts["source"] == "s"
 
 
+def _sleep(seconds: float) -> Finished:
+    time.sleep(seconds)
+    return Finished(Path("slept"))
+
+
+def test_crew_that_is_asked_to_stop_ends_workers_in_the_middle_of_their_work(tmp_path: Path) -> None:
+    events = Events(tmp_path / "events.jsonl")
+    started = 0.0
+    with pytest.raises(Cancelled), Crew(2, "local", events) as crew:
+        for number, _ in enumerate(crew.each(_sleep, [0.0, 0.0, 60.0, 60.0])):
+            if number == 1:
+                (tmp_path / "cancel").touch()
+                started = time.monotonic()
+    assert time.monotonic() - started < 2
+    assert not multiprocessing.active_children()
+
+
 def _wait(number: int) -> Finished:
     time.sleep(0.05)
     return Finished(Path(str(number)))

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,14 +84,21 @@ class Crew:
         self.engine = engine
         self.events = events
         self._pool: ProcessPoolExecutor | None = None
+        self._others: set[BaseProcess] = set()  # children that are not this crew's
 
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            # Not one task is waited for: what is half done is done again by the next build, and a person who asked to
+            # stop should not sit through it.
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
 
     @property
     def pool(self) -> ProcessPoolExecutor:
@@ -99,6 +107,7 @@ class Crew:
             # spawn, not fork: a forked child may wait for ever for a lock that a thread of polars held.
             context = multiprocessing.get_context("spawn")
             facts = (os.getpid(), language())
+            self._others = set(multiprocessing.active_children())
             self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin, initargs=facts)
         return self._pool
 
