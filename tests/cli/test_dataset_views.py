@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from inhouse.api.data_check import DataRequest, check_data
@@ -163,3 +164,27 @@ def test_list_at_80_columns_has_one_line_for_each_version(project: Path, capsys:
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert len(lines) == 3 and max(map(len, lines)) <= 80
     assert re.search(r"v1 .*\d{4}-\d\d-\d\d \d\d:\d\d  .*150 train \+ \d+ test .*news, b$", lines[2])
+
+
+def test_why_names_no_step_for_what_the_mix_left_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = run(RunRequest(until="data"), Events())
+    gone = pl.read_parquet(built.dataset.card.parent / "dropped.parquet") if built.dataset else pl.DataFrame()
+    row = gone.filter(pl.col("step") == "mix")["id"][0]
+    assert main(["data", "why", row]) == 0
+    shown = capsys.readouterr().out
+    assert "left out by the mix: not needed" in shown and "step 0" not in shown
+    assert main(["data", "why", row, "--lang", "zh"]) == 0
+    assert "未被配比选入：按配比未选入" in capsys.readouterr().out
+
+
+def test_why_shows_notes_and_own_settings_in_the_users_language(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (project / "news.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "write to zhang.san@qq.com about the bread in the city"}) + "\n")
+    (project / "inhouse.yaml").write_text(PROJECT.replace("normalize_space,", "{use: pii, types: [email]},"))
+    run(RunRequest(until="data"), Events())
+    assert main(["data", "why", "news:70", "--lang", "zh"]) == 0
+    shown = capsys.readouterr().out
+    assert '01-pii  types: ["email"]\n' in shown and "actions" not in shown
+    assert "起始字符: 9" in shown and "slot" not in shown and "start" not in shown
