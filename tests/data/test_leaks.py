@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -233,7 +234,25 @@ def test_leaks_looks_into_outside_evaluation_sets(tmp_path: Path) -> None:
     assert leaking([*rows, ("train", "第一行")], params, tmp_path)[-1] == (5, "leaks_against", None)
     with pytest.raises(UserError) as error:
         leaking([("train", "第一行")], Leaks(against=("set.txt",)), tmp_path)
-    assert error.value.facts["other"] == "-"
+    assert error.value.facts == {"rows": 1, "first": f"{1:016x}", "path": Path("set.txt"), "line": 1}
+    assert "exact: remove" in str(error.value) and "line 1 of set.txt" in str(error.value)
+
+
+def test_build_that_leaks_names_file_and_line_of_both(folder: Any) -> None:
+    folder.jsonl("exam.jsonl", [{"q": "another question", "a": "no"}, {"q": "capital of France?", "a": "Paris"}])
+    folder.jsonl("src/a.jsonl", [{"text": f"document {n}"} for n in range(20)])
+    folder.jsonl("src/b.jsonl", [{"text": "first"}, {"text": "capital of France?\nParis"}])
+    folder.jsonl("test.jsonl", [{"text": "a test of its own"}])
+    sources = [{"from": "src", "name": "web", "part": "train"}, {"from": "test.jsonl", "name": "exam", "part": "test"}]
+    data = {"shape": "text", "sources": sources}
+    with pytest.raises(UserError) as error:
+        folder.run({**data, "steps": [{"use": "leaks", "against": ["exam.jsonl"]}]})
+    assert error.value.code == "data.leak_exact_against"
+    assert "web/b.jsonl:1, equal to line 2 of exam.jsonl" in str(error.value)
+    folder.jsonl("test.jsonl", [{"text": "document 3"}])
+    with pytest.raises(UserError) as error:
+        folder.run({**data, "steps": ["leaks"]})
+    assert "web/a.jsonl:3, equal to exam/test.jsonl:0 of 'test'" in str(error.value)
 
 
 QUESTION = "What is the capital of France?"
@@ -245,7 +264,7 @@ def test_leaks_compares_every_text_of_an_outside_row_by_itself(tmp_path: Path, t
     params = Leaks(against=("set.jsonl",))
     with pytest.raises(UserError) as error:
         leaking([("train", "other"), ("train", text)], params, tmp_path)
-    assert error.value.code == "data.leak_exact"
+    assert (error.value.code, error.value.facts["line"]) == ("data.leak_exact_against", 1)
     rows = [("train", f"{text.upper()}!"), ("train", "q 18"), ("train", "label positive")]
     assert leaking(rows, params, tmp_path) == [(1, "leaks_against", None)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 READS = "read"  # folder of what was read, below that of a build
+ID = re.compile(r"[0-9a-f]{16}")
 SHOWN = 3  # rejects that an error shows
 COMBINED_FROM = 2**21  # emitted rows that are put together at once: some 50 MB
 SMALL = 12 * 2**20  # below this many bytes worker processes cost more than they bring
@@ -216,8 +218,26 @@ def through(built: Built, segment: Segment, site: Site, last: bool) -> Built:
         passes=(*built.passes, tuple(done)),
     )  # fmt: skip
     for step in segment.deciding:
-        after = _decided(after, step, done, site)
+        try:
+            after = _decided(after, step, done, site)
+        except UserError as error:
+            error.facts |= _places_of(after, error.facts)
+            raise
     return after
+
+
+def _places_of(built: Built, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The facts `first` and `other` that are ids of rows, as places that `data why` takes and a person finds."""
+    import polars as pl
+
+    named = {name: int(facts[name], 16) for name in ("first", "other") if ID.fullmatch(str(facts.get(name)))}
+    rows = pl.DataFrame({"row": list(named.values()), "reason": "", "kept": 0}, schema_overrides={"row": pl.UInt64})
+    found = places(built, rows.cast({"kept": pl.UInt64}).unique("row"), 0)
+    at = {
+        row: f"{source}/{file}:{offset}"
+        for row, source, file, offset in found.select("row", "source", "file", "offset").iter_rows()
+    }
+    return {name: at[row] for name, row in named.items() if row in at}
 
 
 def by_shard(index: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -13,7 +13,12 @@ SOME_CHARS = 2**20  # of a set that are described at once
 
 
 def rows_of(path: Path, columns: frozenset[str]) -> Iterator[list[str]]:
-    """The texts of each row of an evaluation set: lines that are not blank, of a .jsonl the texts in a line's object.
+    """The texts of each row of an evaluation set. Raises data.leak_file and data.leak_columns."""
+    return (values for _, values in lines_of(path, columns))
+
+
+def lines_of(path: Path, columns: frozenset[str]) -> Iterator[tuple[int, list[str]]]:
+    """The number (from 1) and the texts of each line that is not blank: of a .jsonl those in its object, else itself.
 
     Raises data.leak_file, and data.leak_columns when no row has any of the columns.
     """
@@ -28,7 +33,7 @@ def rows_of(path: Path, columns: frozenset[str]) -> Iterator[list[str]]:
             except (ValueError, RecursionError) as error:
                 raise UserError("data.leak_file", path=path, line=number, problem=error) from None
             found |= bool(values)
-            yield values
+            yield number, values
     if columns and not found:
         raise UserError("data.leak_columns", path=path, columns=", ".join(sorted(columns)))
 

@@ -133,10 +133,10 @@ def _known(path: Path) -> list[str]:
 def measured(built: Built, tables: Sequence[Finished], seconds_in_all: float, workers: int) -> dict[str, Any]:
     """What a build cost on this machine at this time, for measured/build.json.
 
-    `seconds` are those of the whole build, by the clock. Those of `read`, `steps`, `shards` (opening and storing
-    them around the steps) and `write` are of all workers together: with one worker they add up to the whole but for a
-    rest, such as flushing files to the disk and the figures of the card. What a killed build had done before counts with the seconds that
-    it took then. MB are 10**6 bytes, of files for reading and of text for steps.
+    `seconds` are those of the whole build, by the clock. Those of `read`, `steps`, `shards` (opening and storing them
+    around the steps) and `write` are of all workers together: with one worker they add up to the whole but for a rest,
+    such as flushing files to the disk and the figures of the card. What a killed build had done before counts with the
+    seconds that it took then. MB are 10**6 bytes, of files for reading and of text for steps.
     """
     seconds: dict[str, float] = dict(built.deciding)
     sizes: dict[str, int] = {}

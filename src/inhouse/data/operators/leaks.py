@@ -15,7 +15,7 @@ from inhouse.core.plugins import require
 from inhouse.data.clusters import FIRST
 from inhouse.data.operators.around import Around
 from inhouse.data.operators.exact_dedup import whole_hashes
-from inhouse.data.outside import neighbours, rows_of, some
+from inhouse.data.outside import lines_of, neighbours, rows_of, some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,7 @@ def ask(emitted: pl.DataFrame, params: Leaks, around: Around) -> tuple[pl.Series
     evaluation = _evaluation(emitted, params, around)
     exact = _exact(emitted, evaluation)
     if exact.height and params.exact == "fail":
-        _refuse_exact(exact)
+        _refuse_exact(exact, emitted, params, around)
     slots, places = hash_table(np.unique(_values(evaluation["grams"], np.uint64)))
     near = evaluation.with_row_index("owner").filter(pl.col("bands").is_not_null())
     width = len(near["bands"][0]) if near.height else 1
@@ -150,7 +150,9 @@ def decide(emitted: pl.DataFrame, params: Leaks, around: Around, more: pl.DataFr
     )
     if found.height and params.action == "fail":
         first = found.row(0, named=True)
-        raise UserError("data.leaks_found", rows=found.height, first=f"{first['row']:016x}", part=first["reason"][6:])
+        other = "-" if first["kept"] is None else f"{first['kept']:016x}"
+        part = first["reason"].removeprefix("leaks_")
+        raise UserError("data.leaks_found", rows=found.height, first=f"{first['row']:016x}", other=other, part=part)
     return found
 
 
@@ -237,10 +239,29 @@ def _exact(emitted: pl.DataFrame, evaluation: pl.DataFrame) -> pl.DataFrame:
     return train.join(known, on=["high", "low"]).drop("high", "low").sort("row")
 
 
-def _refuse_exact(exact: pl.DataFrame) -> None:
+def _refuse_exact(exact: pl.DataFrame, emitted: pl.DataFrame, params: Leaks, around: Around) -> None:
+    import polars as pl
+
     first = exact.row(0, named=True)
-    other = "-" if first["kept"] is None else f"{first['kept']:016x}"
-    raise UserError("data.leak_exact", rows=exact.height, first=f"{first['row']:016x}", other=other, part=first["of"])
+    row = f"{first['row']:016x}"
+    if first["of"] != AGAINST:
+        other = f"{first['kept']:016x}"
+        raise UserError("data.leak_exact", rows=exact.height, first=row, other=other, part=first["of"])
+    whole = emitted.filter(pl.col("row") == first["row"]).select("high", "low").row(0)
+    path, line = _line_of(whole, params, around)
+    raise UserError("data.leak_exact_against", rows=exact.height, first=row, path=path, line=line)
+
+
+def _line_of(whole: tuple[int, int], params: Leaks, around: Around) -> tuple[Path, int]:
+    """The file and the line of the outside text with this hash, by itself or joined with its neighbours."""
+    import polars as pl
+
+    for path in params.against:
+        for number, values in lines_of(_found(path, around.project_dir), frozenset(params.columns)):
+            hashes = pl.DataFrame(whole_hashes(pl.Series([*values, *neighbours(values)], dtype=pl.String)))
+            if whole in hashes.rows():
+                return path, number
+    raise AssertionError("the hash came from one of these files")
 
 
 def _postings(evaluation: pl.DataFrame) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
