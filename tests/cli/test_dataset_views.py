@@ -188,3 +188,11 @@ def test_why_shows_notes_and_own_settings_in_the_users_language(
     shown = capsys.readouterr().out
     assert '01-pii  types: ["email"]\n' in shown and "actions" not in shown
     assert "起始字符: 9" in shown and "slot" not in shown and "start" not in shown
+
+
+def test_check_cuts_long_texts(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"{n} " + "long " * 400} for n in range(20)]
+    (project / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    views.show("checked", check_data(DataRequest(rows=1, overrides=("data.mix=null",)), Events()), as_json=False)
+    shown = capsys.readouterr().out
+    assert len(shown) < 3000

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inhouse.core.rows import Row
 
 Line = tuple[str, str]
+MOST_CHARS = 600  # of a text that is shown; --json has the whole
 MOST_REASONS = 5  # of a build; a check shows all
 NO_STEP = {"shape": "cell.data.blank", "mix": "cell.data.mix"}  # what drops rows and is no step of the project
 
@@ -117,5 +118,7 @@ def _row(row: Row, console: Console) -> None:
     for message in row.messages:
         if len(row.messages) > 1:
             console.print(f"[bold]{message.role}[/] ", end="")
-        console.print(message.content or "", markup=False)
+        said = message.content or ""
+        cut = said if len(said) <= MOST_CHARS else f"{said[:MOST_CHARS]}… ({len(said):,})"
+        console.print(cut, markup=False)
     console.print()
