@@ -299,6 +299,25 @@ def _sleep(seconds: float) -> Finished:
     return Finished(Path("slept"))
 
 
+@pytest.mark.parametrize(("megabytes", "cores", "workers"), [(0, 8, 1), (1.5, 8, 1), (2, 8, 2), (5, 8, 5), (5, 2, 2)])
+def test_build_starts_a_worker_only_for_work_that_pays_for_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, megabytes: float, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(stage, "SMALL", 2**20)
+    monkeypatch.setattr(stage, "usable_cores", lambda: cores)
+    seen: list[int] = []
+
+    def crew(number: int, *_: object) -> Crew:
+        seen.append(number)
+        raise Cancelled
+
+    monkeypatch.setattr(stage, "Crew", crew)
+    folder.write("a.txt", b"x" * int(megabytes * 2**20))
+    with pytest.raises(Cancelled):
+        folder.run({"sources": "a.txt", "shape": "text"})
+    assert seen == [workers]
+
+
 def test_crew_that_is_asked_to_stop_ends_workers_in_the_middle_of_their_work(tmp_path: Path) -> None:
     events = Events(tmp_path / "events.jsonl")
     started = 0.0

@@ -112,7 +112,7 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     """Build and write the tables below context.scratch; a build that was killed goes on where it was."""
     started = time.monotonic()
     size = sum(path.stat().st_size for source in located for _, path in source.files)
-    workers = 1 if size < SMALL else usable_cores()
+    workers = max(1, min(usable_cores(), size // max(SMALL, 1)))
     around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
     with Crew(workers, params.engine, context.events) as crew:
         site = Site(context.scratch, crew, around, shard_bytes)
