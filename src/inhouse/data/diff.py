@@ -13,8 +13,9 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.plugins import require
 from inhouse.core.rows import PARTS
 from inhouse.data.beside import DROPPED
+from inhouse.data.reasons import reason_text
 from inhouse.data.versions import Version
-from inhouse.data.why import reason_text, rejects
+from inhouse.data.why import rejects
 from inhouse.dataset import part_files
 
 if TYPE_CHECKING:

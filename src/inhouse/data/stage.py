@@ -27,6 +27,7 @@ from inhouse.data.operators.around import Around
 from inhouse.data.portrait import lengths_of, portrait
 from inhouse.data.privacy import refuse_personal_labels
 from inhouse.data.reading import SHARD_BYTES
+from inhouse.data.reasons import reason_text
 from inhouse.data.settings import DataParams
 from inhouse.data.shapes import AutoShape
 from inhouse.data.shapes.classification import ClassificationShape
@@ -35,7 +36,6 @@ from inhouse.data.source import Located, external_of, locate, readers_of
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
-from inhouse.data.why import reason_text
 from inhouse.dataset import FACTS
 from inhouse.sources.licences import strictest
 

@@ -13,12 +13,12 @@ from pydantic import Field, ValidationError
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
-from inhouse.core.messages import known, text
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context
 from inhouse.core.rows import PARTS
 from inhouse.data.beside import DROPPED, FILES, REJECTED
 from inhouse.data.reading import SHARD_BYTES, row_id
+from inhouse.data.reasons import reason_text
 from inhouse.data.records import Record
 from inhouse.data.source import SourceParams, cut_file, locate, read_file
 from inhouse.data.traces import Trace, traces
@@ -227,11 +227,6 @@ def _ids_at(version: Version, asked: _Asked, facts: dict[str, Any]) -> set[str]:
         files = pl.read_parquet(version.folder / FILES).filter(pl.col("source") == asked.source)
         contents = files["content"].to_list()
     return {f"{row_id(content, asked.offset):016x}" for content in contents}
-
-
-def reason_text(code: str) -> str:
-    """A reason in words; the code itself where nobody gave words."""
-    return text(f"data.reason.{code}") if known(f"data.reason.{code}") else code
 
 
 def _rejected(version: Version, asked: _Asked) -> Why | None:
