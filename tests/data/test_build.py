@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import crew_work
 import polars as pl
 import pytest
 import xxhash
@@ -30,7 +31,7 @@ from inhouse.core.protocols import Context
 from inhouse.core.run import Events
 from inhouse.data import stage, tasks
 from inhouse.data.settings import DataParams
-from inhouse.data.tasks import Crew, Finished, publish
+from inhouse.data.tasks import Crew, publish
 
 WORDS = re.findall(
     r"\w+", "bank rate ship crude grain trade loan price cut rise week report 利率 下调 银行 货币 小麦 出口 原油 上涨"
@@ -279,24 +280,13 @@ def test_task_that_fails_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     assert done and done.facts["rows"] == 3 and not (done.folder / "half").exists()
 
 
-def _fail(number: int) -> Finished:
-    if number == 3:
-        raise UserError("data.empty", source="s", place="p")
-    return Finished(Path(str(number)))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_crew_gives_results_in_order_and_the_first_error(workers: int) -> None:
     with Crew(workers, "local", Events()) as crew:
-        assert [str(done.folder) for done in crew.each(_fail, [0, 1, 2])] == ["0", "1", "2"]
+        assert [str(done.folder) for done in crew.each(crew_work.fail, [0, 1, 2])] == ["0", "1", "2"]
         with pytest.raises(UserError) as error:
-            list(crew.each(_fail, [0, 1, 2, 3, 4]))
+            list(crew.each(crew_work.fail, [0, 1, 2, 3, 4]))
     assert error.value.code == "data.empty" and error.value.facts["source"] == "s"
-
-
-def _sleep(seconds: float) -> Finished:
-    time.sleep(seconds)
-    return Finished(Path("slept"))
 
 
 @pytest.mark.parametrize(("megabytes", "cores", "workers"), [(0, 8, 1), (1.5, 8, 1), (2, 8, 2), (5, 8, 5), (5, 2, 2)])
@@ -322,7 +312,7 @@ def test_crew_that_is_asked_to_stop_ends_workers_in_the_middle_of_their_work(tmp
     events = Events(tmp_path / "events.jsonl")
     started = 0.0
     with pytest.raises(Cancelled), Crew(2, "local", events) as crew:
-        for number, _ in enumerate(crew.each(_sleep, [0.0, 0.0, 60.0, 60.0])):
+        for number, _ in enumerate(crew.each(crew_work.sleep, [0.0, 0.0, 60.0, 60.0])):
             if number == 1:
                 (tmp_path / "cancel").touch()
                 started = time.monotonic()
@@ -330,24 +320,14 @@ def test_crew_that_is_asked_to_stop_ends_workers_in_the_middle_of_their_work(tmp
     assert not multiprocessing.active_children()
 
 
-def _wait(number: int) -> Finished:
-    time.sleep(0.05)
-    return Finished(Path(str(number)))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_crew_stops_when_the_job_is_cancelled(tmp_path: Path, workers: int) -> None:
     (tmp_path / "cancel").touch()
     with pytest.raises(Cancelled), Crew(workers, "local", Events(tmp_path / "events.jsonl")) as crew:
-        list(crew.each(_wait, list(range(50))))
-
-
-def _die(number: int) -> Finished:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return Finished(Path())
+        list(crew.each(crew_work.wait, list(range(50))))
 
 
 def test_crew_says_so_when_a_worker_is_killed() -> None:
     with pytest.raises(UserError) as error, Crew(2, "local", Events()) as crew:
-        list(crew.each(_die, [1, 2, 3]))
+        list(crew.each(crew_work.die, [1, 2, 3]))
     assert error.value.code == "data.worker_lost"

@@ -48,7 +48,7 @@ def test_tables_from_groups_of_shards_have_the_same_bytes(
         assert chat(new_folder(), 150).run(CHAT).bytes() == whole
 
 
-def test_writing_tables_opens_every_shard_once(new_folder: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_tables_reads_every_byte_once(new_folder: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "TABLE_BYTES", 9000)
     monkeypatch.setattr(stage.perform, "__defaults__", (5000,))  # bytes of a shard
     opened: Counter[Path] = Counter()
@@ -70,15 +70,26 @@ def test_writing_tables_opens_every_shard_once(new_folder: Callable[[], Any], mo
 
         return noted
 
+    read: dict[Path, list[tuple[int, int]]] = {}
+    sizes: dict[Path, int] = {}
+    open_stretch = gather.Stretch.open
+
+    def read_stretch(stretch: gather.Stretch) -> Any:
+        read.setdefault(stretch.path, []).append((stretch.start, stretch.end))
+        sizes[stretch.path] = stretch.path.stat().st_size
+        return open_stretch(stretch)
+
     monkeypatch.setattr(Shard, "open", counted)
+    monkeypatch.setattr(gather.Stretch, "open", read_stretch)
     monkeypatch.setattr(gather, "sort_by_table", noting(sort))
     monkeypatch.setattr(finish, "write_one", noting(write))
     made = chat(new_folder(), 150).run(CHAT)
-    shards = [path for path in opened if path.name != gather.SORTED]
     tables = list(made.out.glob("*-0*.parquet"))
-    assert len(shards) > 5
-    assert all(opened[path] == 1 for path in shards)
-    assert sum(opened[path] for path in opened if path.name == gather.SORTED) == len(tables)
+    assert len(opened) > 5 and set(opened.values()) == {1}
+    assert sum(map(len, read.values())) == len(tables)
+    for path, stretches in read.items():  # every byte of what was sorted once
+        starts, ends = zip(*sorted(stretches), strict=True)
+        assert (0, *ends) == (*starts, sizes[path])
 
 
 def test_index_is_cut_into_its_shards_in_order_of_ids() -> None:

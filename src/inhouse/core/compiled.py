@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inhouse.core.settings import cache_home
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 UNUSED_S = 30 * 24 * 3600  # after which what was compiled from other code is removed
@@ -35,6 +40,29 @@ def kernel(signature: Any = None, inline: Literal["never", "always"] = "never") 
         return found  # type: ignore[no-any-return]
 
     return compiled
+
+
+def kept(file: str, name: str, depends_on: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The tables that `make` computes, kept on the disk beside the compiled code of the folder that `file` is in.
+
+    `depends_on` is what they depend on besides that code and Python's own tables of characters.
+    """
+    import numpy as np
+
+    place = _place(Path(file).parent, "")
+    if place is None:
+        return make()
+    path = place / f"{name}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        made = make()
+    draft = path.with_suffix(f".{os.getpid()}.npz")
+    with suppress(OSError):
+        np.savez(draft, **made)  # type: ignore[arg-type]
+        draft.replace(path)
+    return made
 
 
 @contextmanager

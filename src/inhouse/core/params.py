@@ -16,7 +16,7 @@ from inhouse.core.plugins import operators
 class Params(BaseModel):
     """Frozen settings; an unknown key is an error. YAML, CLI, schema and docs derive from these models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def dropped_table(built: Built) -> pl.DataFrame:
 
 
 def _by_id(frames: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """What all shards say, ordered by id, a stretch of ids at a time: the frames themselves are mapped."""
+    """What all shards say, ordered by id, a stretch of ids at a time."""
     import numpy as np
     import polars as pl
 
@@ -106,6 +106,6 @@ def train_labels(built: Built) -> set[str | None]:
     train = built.index.filter(pl.col("part") == "train")
     for number in train["shard"].unique():
         shard = built.shards[number]
-        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "label")
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow", "row", "label")
         found |= set(rows.join(train.select("row"), on="row", how="semi")["label"].unique())
     return found

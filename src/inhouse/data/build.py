@@ -171,7 +171,7 @@ def _index(sources: Sequence[SourceRead], split: SplitParams) -> tuple[tuple[Sha
     shards = tuple(Shard(done.folder, shard["name"]) for done in reads for shard in done.facts["shards"])
     frames = []
     for number, shard in enumerate(shards):
-        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "part", "stated", "parent")
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow", "row", "part", "stated", "parent")
         keys = read_frame(shard.folder / f"{shard.name}.keys.arrow")
         frames.append(rows.join(keys, on="row", maintain_order="left").with_columns(shard=pl.lit(number, pl.UInt32)))
     if not frames:
@@ -353,7 +353,7 @@ def places(built: Built, gone: pl.DataFrame, place: int) -> pl.DataFrame:
     frames = [pl.DataFrame(schema=dropped_schema())]
     for number in shards:
         shard = built.shards[number]
-        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "source", "file", "offset")
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow", "row", "source", "file", "offset")
         noted = rows.join(gone.select("row", "reason", "kept"), on="row", how="inner", maintain_order="left")
         frames.append(noted.select(*DROPPED_FROM_ROWS, step=pl.lit(place, pl.Int32), kept=pl.col("kept")))
     return pl.concat(frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from inhouse.dataset import messages_column, write_table
 if TYPE_CHECKING:
     import polars as pl
 
-TABLE_BYTES = 64 * 2**20  # text of one table
+TABLE_BYTES = 32 * 2**20  # text of one table
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,16 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
 
 def form_of(built: Built) -> Form:
     """The columns that this dataset needs."""
-    import polars as pl
 
     shapes = {source.located.params.name: source.shape for source in built.sources if source.shape is not None}
     used = built.index["shard"].unique().sort().to_list()
-    frames = [pl.scan_ipc(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow") for n in used]
-    asked = {"tools": pl.col("turns").is_not_null().any(), "labels": pl.col("label").is_not_null().any()}
-    found = pl.collect_all([frame.select(**asked) for frame in frames])
+    frames = (read_frame(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow", "label", "turns") for n in used)
+    found = [frame.null_count() < frame.height for frame in frames]  # whether each column has a value
     return Form(
         shapes=shapes,
         documents=all(isinstance(shape, TextShape) for shape in shapes.values()),
-        labels=any(frame["labels"].item() for frame in found),
-        tools=any(frame["tools"].item() for frame in found),
+        labels=any(frame["label"].item() for frame in found),
+        tools=any(frame["turns"].item() for frame in found),
         children=built.index["parent"].null_count() < built.index.height,
         gender=any(step.use == "counterfactual" for step in built.params.steps),  # type: ignore[attr-defined]
     )
@@ -175,10 +174,15 @@ def measured(batch: Batch) -> pl.DataFrame:
     import polars as pl
     import xxhash
 
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.space import count_words
+
     texts = batch.docs()["text"]
-    digests = [xxhash.xxh3_64_intdigest(raw) for raw in texts.cast(pl.Binary).to_list()]
+    data, offsets = flat(texts)
+    raw = memoryview(data)  # type: ignore[arg-type]
+    digests = [xxhash.xxh3_64_intdigest(raw[start:end]) for start, end in pairwise(offsets.tolist())]
     return batch.rows.select("row", "source", "label").with_columns(
-        words=texts.str.count_matches(r"\S+"),
+        words=pl.Series(count_words(data, offsets), dtype=pl.UInt32),
         chars=texts.str.len_chars(),
         digest=pl.Series(digests, dtype=pl.UInt64),
     )
@@ -189,11 +193,11 @@ def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> pl.Series:
     import polars as pl
 
     wanted = built.index.filter(pl.col("row").is_in(list(rows)))
-    texts = [pl.Series("text", [], dtype=pl.String)]
+    texts: list[str] = []  # of Python: a slice of a column keeps the whole column in memory
     for number in wanted["shard"].unique().sort():
         batch = built.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
-        texts.append(batch.docs()["text"].str.slice(0, chars))
-    return pl.concat(texts)
+        texts += batch.docs()["text"].str.slice(0, chars).to_list()
+    return pl.Series("text", texts, dtype=pl.String)
 
 
 def first_texts(built: Built, rows: Sequence[int], chars: int) -> dict[int, str]:
@@ -218,7 +222,7 @@ def test_texts_in_train(done: Sequence[Finished]) -> int:
 
     frames: dict[Any, list[pl.DataFrame]] = {part: [] for part in PARTS}
     for result in done:
-        frames[result.facts["part"]].append(read_frame(result.folder / "measured.arrow").select("digest"))
+        frames[result.facts["part"]].append(read_frame(result.folder / "measured.arrow", "digest"))
     if not frames["test"] or not frames["train"]:
         return 0
     return pl.concat(frames["train"]).join(pl.concat(frames["test"]), on="digest", how="semi").height

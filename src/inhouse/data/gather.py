@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from inhouse.data.batch import Batch, read_frame, save
+from inhouse.data.batch import Batch, read_frame
 from inhouse.data.build import Site, tracked, write_scratch
 from inhouse.data.segments import Shard
 from inhouse.data.tasks import Finished, finished, publish
@@ -15,24 +15,27 @@ from inhouse.data.tasks import Finished, finished, publish
 if TYPE_CHECKING:
     import polars as pl
 
-GROUP_BYTES = 64 * 2**20  # text of the shards that are sorted by table at once: as much as one table has
-SORTED = "sorted"
+GROUP_BYTES = 16 * 2**20  # text of the shards that are sorted by table at once
+SORTED = "sorted.arrow"
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of a shard: its first row and how many, its first piece and how many."""
+    """The rows of one table in a file of sorted rows: bytes from, between rows and pieces, and to."""
 
-    shard: Shard
-    row: int
-    rows: int
-    piece: int
+    path: Path
+    start: int
     pieces: int
+    end: int
 
     def open(self) -> Batch:
-        """The batch, mapped."""
-        batch = self.shard.open()
-        return Batch(batch.rows.slice(self.row, self.rows), batch.pieces.slice(self.piece, self.pieces))
+        """The batch; nothing else of the file is read."""
+        import polars as pl
+
+        with self.path.open("rb") as f:
+            f.seek(self.start)
+            rows, pieces = f.read(self.pieces - self.start), f.read(self.end - self.pieces)
+        return Batch(pl.read_ipc_stream(rows), pl.read_ipc_stream(pieces))
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class SortTask:
 def stretches_of(shards: Sequence[Shard], placed: pl.DataFrame, site: Site) -> dict[int, list[Stretch]]:
     """Where the rows of each table lie, once groups of shards have been sorted by table.
 
-    `placed`: row, shard and table of every row. As long as all shards together are no larger than one table's texts
-    are, the one group is nothing but a copy; so it is for small datasets, where it costs little.
+    `placed`: row, shard and table of every row. For small datasets the one group is nothing but a copy, and
+    costs little.
     """
     tasks = []
     ordered = placed.select("row", "shard", "table").sort("shard", maintain_order=True)
@@ -65,7 +68,7 @@ def stretches_of(shards: Sequence[Shard], placed: pl.DataFrame, site: Site) -> d
     found: dict[int, list[Stretch]] = {}
     for done in tracked(site, sort_by_table, tasks, sizes, "sort"):
         for table, *bounds in done.facts["tables"]:
-            found.setdefault(table, []).append(Stretch(Shard(done.folder, SORTED), *bounds))
+            found.setdefault(table, []).append(Stretch(done.folder / SORTED, *bounds))
     return found
 
 
@@ -83,7 +86,7 @@ def _groups(shards: Sequence[Shard]) -> Iterator[list[int]]:
 
 
 def sort_by_table(task: SortTask) -> Finished:
-    """Write the wanted rows of some shards as one batch, table by table, and where those of each table begin."""
+    """Write the wanted rows of some shards into one file, table by table, and say where those of each table lie."""
     import polars as pl
 
     if done := finished(task.folder):
@@ -97,19 +100,20 @@ def sort_by_table(task: SortTask) -> Finished:
         ]
         rows = pl.concat([batch.rows for batch in batches]).join(tables, on="row").sort("table", "row")
         pieces = pl.concat([batch.pieces for batch in batches]).join(tables, on="row").sort("table", "row", "slot")
-        save(Batch(rows.drop("table"), pieces.drop("table")), out, SORTED)
-        result["tables"] = [
-            (table, *bounds, *_bounds(pieces, table))
-            for table in rows["table"].unique().sort()
-            for bounds in [_bounds(rows, table)]
-        ]
+        with (out / SORTED).open("wb") as f:
+            result["tables"] = [
+                (table, f.tell(), _append(rows, table, f), _append(pieces, table, f))
+                for table in rows["table"].unique().sort()
+            ]
     return finished(task.folder)  # type: ignore[return-value]
 
 
-def _bounds(ordered: pl.DataFrame, table: int) -> tuple[int, int]:
-    """Where the rows of a table begin, and how many there are."""
+def _append(ordered: pl.DataFrame, table: int, f: BinaryIO) -> int:
+    """Write the rows of a table, and say where the file ends then."""
     first = int(ordered["table"].search_sorted(table, "left"))
-    return first, int(ordered["table"].search_sorted(table, "right")) - first
+    last = int(ordered["table"].search_sorted(table, "right"))
+    ordered.slice(first, last - first).drop("table").write_ipc_stream(f, compression="uncompressed")
+    return f.tell()
 
 
 def gathered(parts: Sequence[Stretch]) -> Batch:

@@ -34,7 +34,9 @@ def lengths_of(tables: Sequence[Finished]) -> pl.DataFrame:
     """Part and characters of every row, from what writing the tables left."""
     import polars as pl
 
-    frames = [read_frame(t.folder / "measured.arrow").select("chars", part=pl.lit(t.facts["part"])) for t in tables]
+    frames = [
+        read_frame(t.folder / "measured.arrow", "chars").with_columns(part=pl.lit(t.facts["part"])) for t in tables
+    ]
     return pl.concat(frames)
 
 

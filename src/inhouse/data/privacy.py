@@ -79,6 +79,6 @@ def _labels(built: Built) -> list[str]:
     found = [pl.Series("label", [], dtype=pl.String)]
     for number in built.index["shard"].unique():
         shard = built.shards[number]
-        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow").select("row", "label")
+        rows = read_frame(shard.folder / f"{shard.name}.rows.arrow", "row", "label")
         found.append(rows.join(built.index.select("row"), on="row", how="semi")["label"].drop_nulls().unique())
     return pl.concat(found).unique().sort().to_list()

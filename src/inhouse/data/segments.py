@@ -91,7 +91,7 @@ class Shard:
         return (self.folder / f"{self.name}.pieces.arrow").stat().st_size / 1e6
 
     def open(self) -> Batch:
-        """The batch, mapped."""
+        """The batch."""
         return load(self.folder, self.name)
 
 

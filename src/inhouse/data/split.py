@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-SPACE = re.compile(r"\s+")
 ALL = 1 << 64
 
 
@@ -168,4 +166,4 @@ def _bound(ordered: NDArray[np.uint64], start: int, share: float) -> int:
 
 
 def _content(question: str) -> bytes:
-    return SPACE.sub(" ", unicodedata.normalize("NFC", question)).strip().casefold().encode()
+    return " ".join(unicodedata.normalize("NFC", question).split()).casefold().encode()

@@ -10,6 +10,7 @@ AHEAD = 24
 HAN = r"\p{Han}"
 LINK = r"(?:[（(][^）)]{0,6}[）)])?[\s　]{0,3}(?:[:：=]|是|为|叫)?[\s　]{0,3}"
 MARKS = ":：=是为叫"
+LINKED = frozenset("（( \t\n\f\r　" + MARKS)  # what a link begins with
 MINORITY = r"\A\p{Han}{2,6}[·•]\p{Han}{2,8}"
 AFTER_GENDER = r"\A(?:[,，、。;；\s)）]|\d|岁|汉族|\z)"
 BEFORE_GENDER = r"(?:^|[^\p{Han}A-Za-z0-9])(\p{Han}{2,4})[\s　]?[,，、（(]?[\s　]?\z"
@@ -32,11 +33,13 @@ def _given(chars: str) -> bool:
 
 def chinese_name(text: str, sure: bool) -> tuple[int, float]:
     """How long the Chinese name at the beginning is (0 for none), and how sure; `sure` after a label with its mark."""
-    if found := begins(MINORITY, text):
+    if ("·" in text or "•" in text) and (found := begins(MINORITY, text)):
         return (len(found), 0.9) if sure else (0, 0.0)
-    run = len(begins(r"\A\p{Han}{0,9}", text))
     family = 2 if text[:2] in words("compound") else int(text[:1] in words("surnames"))
-    if not family or text[:2] in words("not_names") or text[: min(run, 3)] in words("not_names"):
+    if not family:
+        return 0, 0.0
+    run = len(begins(r"\A\p{Han}{0,9}", text))
+    if text[:2] in words("not_names") or text[: min(run, 3)] in words("not_names"):
         return 0, 0.0
     if sure and family < run <= family + 2:
         return run, 0.95
@@ -52,7 +55,8 @@ def chinese_name(text: str, sure: bool) -> tuple[int, float]:
 
 def find_after_label(text: str, start: int, stop: int) -> list[Span]:
     """A Chinese name right after a word like 姓名, 患者 or 我叫."""
-    link = begins(r"\A" + LINK, text[stop : stop + AHEAD])
+    linked = text[stop : stop + 1] in LINKED
+    link = begins(r"\A" + LINK, text[stop : stop + AHEAD]) if linked else ""
     begin = stop + len(link)
     sure = any(c in link for c in MARKS) or text[stop - 1 : stop] == "叫"
     size, score = chinese_name(text[begin : begin + AHEAD], sure)

@@ -20,6 +20,7 @@ FULL_WIDTH = {0xFF10 + n: 48 + n for n in range(10)} | {
 }
 FULL_WIDTH |= {0x2010 + n: "-" for n in range(4)}
 BEFORE = 48
+SHORTEST = 10  # digits of what we know, where no plus announces a country code
 LONGEST_PART = 7  # groups: +33 1 23 45 67 89
 
 # What may stand between the word and the number: not another value ([ and ] delimit our own placeholders).
@@ -98,7 +99,10 @@ def find_numbers(text: str, start: int, stop: int) -> list[Span]:
         for last in range(min(len(groups), first + LONGEST_PART), first, -1):
             if _cuts_a_number(run, groups, first, last):
                 continue
-            part = _part(run, groups[first:last], plus and first == 0, before + run[: groups[first][0]])
+            signed = plus and first == 0
+            if not signed and sum(b - a for a, b in groups[first:last]) < SHORTEST:
+                continue
+            part = _part(run, groups[first:last], signed, before + run[: groups[first][0]])
             if verdict := classify(part):
                 begin, end = _with_brackets(text, start + groups[first][0] - part.plus, start + groups[last - 1][1])
                 spans.append(Span(begin, end + part.digits.endswith("X"), *verdict))

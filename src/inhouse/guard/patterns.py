@@ -20,10 +20,11 @@ def pattern(source: str) -> Any:
 
 def matches(source: str, text: str) -> bool:
     """Whether the pattern is found anywhere in the text."""
-    return pattern(source).search(text) is not None
+    return pattern(source).search(text.encode()) is not None  # of bytes it need not count characters
 
 
 def begins(source: str, text: str) -> str:
     """What the pattern matches at the beginning of the text; empty for nothing."""
-    found = pattern(source).match(text)
-    return str(found.group()) if found else ""
+    raw = text.encode()
+    found = pattern(source).match(raw)
+    return raw[: found.end()].decode() if found else ""
