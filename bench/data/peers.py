@@ -16,10 +16,12 @@ from importlib.metadata import files
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WORK = HERE.parents[1] / ".inhouse" / "bench"
-PEERS = {"juicer": "py-data-juicer==1.6.1", "datatrove": "datatrove[processing,io]==0.10.1"}
+ROOT = HERE.parents[1]
+WORK = ROOT / ".inhouse" / "bench"
+OURS = "inhouse"
+PEERS = {OURS: f"{ROOT}[data]", "juicer": "py-data-juicer==1.6.1", "datatrove": "datatrove[processing,io]==0.10.1"}
 # What each imports or installs by itself at first use: to be there before the network is cut.
-BESIDES = {"juicer": ["aiohttp", "fasttext-predict", "ftfy"], "datatrove": ["spacy", "aiohttp"]}
+BESIDES = {OURS: [], "juicer": ["aiohttp", "fasttext-predict", "ftfy"], "datatrove": ["spacy", "aiohttp"]}
 MODEL = "lid.176.ftz"
 PLACES = {
     "juicer": "models/lid.176.bin",
@@ -33,7 +35,8 @@ def main() -> None:
     work = parser.parse_args().work
     for name in PEERS:
         install(name, work / "peers" / name)
-        place_model(work / "peers" / name / PLACES[name])
+        if name in PLACES:
+            place_model(work / "peers" / name / PLACES[name])
         print(f"{name}: {work / 'peers' / name}")
 
 
@@ -42,8 +45,9 @@ def install(name: str, folder: Path) -> None:
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    constraints = HERE / f"peer_{name}.txt"
-    command = [str(python), "-m", "pip", "install", "-q", "-c", str(constraints), PEERS[name], *BESIDES[name]]
+    constraints = ROOT / "constraints.txt" if name == OURS else HERE / f"peer_{name}.txt"
+    wanted = ["--editable"] * (name == OURS) + [PEERS[name], *BESIDES[name]]
+    command = [str(python), "-m", "pip", "install", "-q", "-c", str(constraints), *wanted]
     subprocess.run(command, check=True)
 
 

@@ -93,7 +93,8 @@ def inhouse(sample: str) -> Command:
         project = (HERE / "ours.yaml").read_text(encoding="utf-8")
         project = project.replace("SOURCE", f"{place.source}/*.jsonl").replace("SAMPLE", sample)
         (place.out / "inhouse.yaml").write_text(project, encoding="utf-8")
-        run = [sys.executable, "-m", "inhouse", "data", "build", str(place.out / "inhouse.yaml"), "--json", "--offline"]
+        python = place.work / "peers" / "inhouse" / "bin" / "python"
+        run = [str(python), "-m", "inhouse", "data", "build", str(place.out / "inhouse.yaml"), "--json", "--offline"]
         return run, {"INHOUSE_WORKSPACE": str(place.out / "workspace"), "INHOUSE_THREADS": str(place.workers)}
 
     return command
@@ -146,7 +147,7 @@ def once(subject: str, whole: Path, most: int | None, options: argparse.Namespac
     command, env = SUBJECTS[subject](place)
     log = folder / "log.txt"
     try:
-        measured = measure([*no_network(), *command], {**os.environ, **ENV, **env}, place.out, log)
+        measured = measure([*no_network(), *command], {**surroundings(), **env}, place.out, log)
     except subprocess.CalledProcessError as error:
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         sys.exit(f"{subject} ended with {error.returncode}\n{tail}")
@@ -167,6 +168,11 @@ def cut(whole: Path, folder: Path, workers: int, most: int | None) -> tuple[int,
     for file in files:
         file.close()
     return count, size / 1e6
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of every subject; modules keep what they were compiled to, as after a user's installation."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | ENV
 
 
 def no_network() -> list[str]:

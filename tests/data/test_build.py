@@ -21,10 +21,10 @@ import crew_work
 import polars as pl
 import pytest
 import xxhash
+from project_folder import Folder
 from truth_build import DATA as EVERY
 from truth_build import News
 
-from conftest import Folder
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.plugins import operators
 from inhouse.core.protocols import Context

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, date, datetime
 from typing import Any
 
 import polars as pl
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +22,9 @@ QUESTIONS = [f"question {n}" for n in range(2000)]
 
 def assign(questions: Any, split: SplitParams, groups: Any = None, times: Any = None) -> list[Any]:
     """Parts of rows given by what reading makes keys and moments of."""
-    keys = [
-        splitting.key_of(question, split, group)
-        for question, group in zip(questions, groups or [None] * len(questions), strict=True)
-    ]
+    keys = splitting.question_keys(list(questions), split)
+    for place, group in enumerate(groups or ()):
+        keys[place] = keys[place] if group is None else splitting.group_key(group, split)
     moments = None if times is None else [splitting.moment_of(value, str(split.time)) for value in times]
     parts = splitting.assign(
         pl.Series(keys, dtype=pl.UInt64), split, None if moments is None else pl.Series(moments, dtype=pl.Float64)
@@ -52,6 +53,25 @@ def test_split_equal_content_lands_on_the_same_side() -> None:
     parts = assign(variants, SplitParams(test=0.5))
     assert all(len(set(parts[n : n + 3])) == 1 for n in range(0, len(parts), 3))
     assert set(parts) == {"train", "test"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.text(
+            st.one_of(
+                st.sampled_from("aB \t\n\x1c\xa0\u3000Éßﬁ中文İȺΣς한\u1100\u1161é\u0301가Ａ😀𐐀\x00"),
+                st.characters(codec="utf-8"),
+            )
+        ),
+        max_size=6,
+    )
+)
+def test_split_key_of_a_question_is_that_of_its_folded_text(questions: list[str]) -> None:
+    split = SplitParams(seed=3)
+    folded = [" ".join(unicodedata.normalize("NFC", question).split()).casefold() for question in questions]
+    wanted = [xxhash.xxh3_64_intdigest(text.encode(), seed=3) for text in folded]
+    assert splitting.question_keys(questions, split) == wanted
 
 
 def test_split_another_seed_is_another_split() -> None:

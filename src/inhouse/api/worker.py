@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.errors import InhouseError
-from inhouse.core.run import Events, die_with_parent
+from inhouse.core.run import Events, collect_seldom, die_with_parent, end_quickly
 from inhouse.core.store import write_durably
 
 
 def main(folder: Path) -> int:
     """Run the job in `folder`; the exit code is the one a face should end with."""
+    collect_seldom()
     command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
     if command["parent"] is not None:
         die_with_parent(command["parent"])
@@ -32,6 +33,7 @@ def main(folder: Path) -> int:
         outcome, code = {"error": bug.to_dict()}, bug.exit_code
     events.close()
     write_durably(folder / "result.json", json.dumps(outcome, ensure_ascii=False))
+    end_quickly()
     return code
 
 

@@ -13,6 +13,7 @@ from inhouse.cli import words
 from inhouse.cli.commands import COMMANDS, Command
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
+from inhouse.core.run import collect_seldom, end_quickly
 from inhouse.core.settings import settings
 
 ITSELF = "-"  # no command can be called so
@@ -188,4 +189,7 @@ def _complain(error: InhouseError, as_json: bool) -> None:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    collect_seldom()
+    code = main()
+    end_quickly()
+    sys.exit(code)

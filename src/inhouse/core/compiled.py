@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -36,10 +36,49 @@ def kernel(signature: Any = None, inline: Literal["never", "always"] = "never") 
 
         folder = Path(function.__code__.co_filename).parent
         with _cache_of(folder) as kept:
-            found: Any = numba.njit(signature, cache=kept, nogil=True, inline=inline)(function)
-        return found  # type: ignore[no-any-return]
+            found: Any = numba.njit(cache=kept, nogil=True, inline=inline)(function)
+        return found if signature is None else _when_used(found, signature)  # type: ignore[no-any-return]
 
     return compiled
+
+
+def _when_used(found: Any, signature: Any) -> Any:
+    """Compile, or load, for the signature alone, when first called or when what calls it is compiled.
+
+    To numba a signature means to do so at once: most kernels are parts of others, and loading them all takes as long
+    as cleaning 5 MB of text.
+    """
+    template = found.get_call_template
+
+    def ready() -> None:
+        if not found.overloads:
+            found.compile(signature)
+            found.disable_compile()
+
+    def template_when_ready(arguments: Any, names: Any) -> Any:
+        ready()
+        return template(arguments, names)
+
+    def call_when_ready(*arguments: Any) -> Any:
+        if found.overloads:
+            raise TypeError(f"{found.__name__} takes {signature}")
+        ready()
+        answer = found(*arguments)
+        return lambda *_: answer  # what numba then calls with the same arguments
+
+    found.get_call_template, found._compile_for_args = template_when_ready, call_when_ready
+    return found
+
+
+def table(make: Callable[[], NDArray[Any]]) -> Callable[[], NDArray[Any]]:
+    """A table that depends on nothing but the code beside it and Python's tables of characters: made once and kept."""
+
+    @cache
+    @wraps(make)
+    def found() -> NDArray[Any]:
+        return kept(make.__code__.co_filename, make.__name__, "", lambda: {"table": make()})["table"]
+
+    return found
 
 
 def kept(file: str, name: str, depends_on: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -148,6 +148,16 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def collect_seldom() -> None:
+    """Look for garbage in cycles seldom: a process that starts makes many objects, and nearly all of them stay."""
+    gc.set_threshold(20_000, 20, 20)
+
+
+def end_quickly() -> None:
+    """Let the interpreter end without looking for garbage in everything that is loaded: that took half a second."""
+    gc.freeze()
+
+
 def release_memory() -> None:
     """Give what was freed back to the system: the C library keeps the pages of a stage's tensors otherwise."""
     gc.collect()

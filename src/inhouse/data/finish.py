@@ -188,7 +188,7 @@ def measured(batch: Batch) -> pl.DataFrame:
     )
 
 
-def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> pl.Series:
+def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> list[str]:
     """The beginnings of some rows' texts."""
     import polars as pl
 
@@ -197,7 +197,7 @@ def sampled_texts(built: Built, rows: Sequence[int], chars: int) -> pl.Series:
     for number in wanted["shard"].unique().sort():
         batch = built.shards[number].open().only(wanted.filter(pl.col("shard") == number).select("row"))
         texts += batch.docs()["text"].str.slice(0, chars).to_list()
-    return pl.Series("text", texts, dtype=pl.String)
+    return texts
 
 
 def first_texts(built: Built, rows: Sequence[int], chars: int) -> dict[int, str]:

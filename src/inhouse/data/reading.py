@@ -20,7 +20,7 @@ from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.calls import CALL
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.source import Located, SourceParams, cut_file, read, read_file
-from inhouse.data.split import SplitParams, key_of, moment_of
+from inhouse.data.split import SplitParams, group_key, moment_of, question_keys
 from inhouse.data.tasks import Finished, finished, publish
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class _Reader:
     rows: list[tuple[int, str, int, Part | None, bool, str | None, str | None]] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
     keys: list[tuple[int | None, float | None]] = field(default_factory=list)
+    questions: dict[int, str] = field(default_factory=dict)  # by place in `keys`: their keys are made together
 
     def __post_init__(self) -> None:
         self.rejects = (self.out / "rejects.jsonl").open("w", encoding="utf-8", newline="\n")
@@ -139,7 +140,7 @@ class _Reader:
         try:
             assert self.task.shape is not None  # chosen from the records: with one record there is a shape
             draft = draft_of(item.fields, self.task.shape)
-            keys = _split_keys(item.fields, draft, self.task)
+            keys, question = _split_keys(item.fields, draft, self.task)
         except Unfit as unfit:
             self.reject(piece, Reject(item.offset, item.line, unfit.reason, unfit.detail, excerpt(item.fields)))
             return
@@ -147,6 +148,8 @@ class _Reader:
         row = row_id(piece.content, item.offset)
         self.rows.append((row, piece.name, item.offset, part, part is not None, draft.label, turns_of(draft)))
         self.drafts.append(draft)
+        if question is not None:
+            self.questions[len(self.keys)] = question
         self.keys.append(keys)
         self.tools += bool(draft.turns and item.fields.get("tools"))
         self.size += sum(map(len, draft.texts))  # characters: near enough
@@ -169,9 +172,13 @@ class _Reader:
         name = f"{len(self.shards):05d}"
         batch = _batch(self.task.params.name, self.rows, self.drafts)
         save(batch, self.out, name)
+        for place, key in zip(
+            self.questions, question_keys(list(self.questions.values()), self.task.split), strict=True
+        ):
+            self.keys[place] = key, self.keys[place][1]
         write_frame(_keys([row[0] for row in self.rows], self.keys), self.out / f"{name}.keys.arrow")
         self.shards.append({"name": name, "rows": batch.rows.height})
-        self.rows, self.drafts, self.keys, self.size = [], [], [], 0
+        self.rows, self.drafts, self.keys, self.questions, self.size = [], [], [], {}, 0
 
 
 def row_id(content: str, offset: int) -> int:
@@ -209,16 +216,23 @@ def _keys(rows: Sequence[int], keys: Sequence[tuple[int | None, float | None]]) 
     return pl.DataFrame(columns, schema={"row": pl.UInt64, "key": pl.UInt64, "moment": pl.Float64})
 
 
-def _split_keys(fields: Mapping[str, Any], draft: Draft, task: ReadTask) -> tuple[int | None, float | None]:
-    """What decides the row's part: the key of its question or group, and its time; None when the part is stated."""
+def _split_keys(
+    fields: Mapping[str, Any], draft: Draft, task: ReadTask
+) -> tuple[tuple[int | None, float | None], str | None]:
+    """What decides the row's part: the key of its group, and its time, or the question that makes the key.
+
+    None of them when the part is stated.
+    """
     split = task.split
     if task.params.part is not None:
-        return None, None
+        return (None, None), None
     moment = moment_of(_column(fields, split.time), split.time) if split.time else None
     group = fields.get(split.group) if split.group else None
     if not (split.test or split.valid):
-        return 0, moment
-    return key_of(question_of(draft), split, group), moment
+        return (0, moment), None
+    if group is not None:
+        return (group_key(group, split), moment), None
+    return (None, moment), question_of(draft)
 
 
 def _column(fields: Mapping[str, Any], name: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from math import ceil, inf, isfinite
@@ -47,16 +48,32 @@ class SplitParams(Params):
         return self
 
 
-def key_of(question: str, split: SplitParams, group: object = None) -> int:
-    """Rows with the same key belong together: those of a group, else those that ask the same.
-
-    Order, white space and case do not matter. Raises split.group_value.
-    """
+def group_key(group: object, split: SplitParams) -> int:
+    """The key of a group's rows, which belong together. Raises split.group_value."""
     require("data", "xxhash")
     import xxhash
 
-    content = _content(question) if group is None else _group(group)
-    return int(xxhash.xxh3_64_intdigest(content, seed=split.seed))
+    return int(xxhash.xxh3_64_intdigest(_group(group), seed=split.seed))
+
+
+def question_keys(questions: Sequence[str], split: SplitParams) -> list[int]:
+    """A key for each question, the same for those that belong together: white space and case do not matter."""
+    require("data", "xxhash", "numba")
+    import numpy as np
+    import polars as pl
+    import xxhash
+
+    from inhouse.data.kernels.buffers import flat
+    from inhouse.data.kernels.questions import fold_texts, folds
+
+    data, offsets = flat(pl.Series(questions, dtype=pl.String))
+    out = np.empty(len(data), np.uint8)
+    lengths = fold_texts(data, offsets, folds(), out).tolist()
+    folded = memoryview(out)  # type: ignore[arg-type]
+    return [
+        xxhash.xxh3_64_intdigest(folded[at : at + size] if size >= 0 else _content(question), seed=split.seed)
+        for question, at, size in zip(questions, offsets.tolist(), lengths, strict=False)
+    ]
 
 
 def assign(keys: pl.Series, split: SplitParams, moments: pl.Series | None = None) -> pl.Series:

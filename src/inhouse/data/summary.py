@@ -160,11 +160,18 @@ def _lengths(measured: pl.DataFrame, part: Part) -> dict[str, dict[str, int]]:
 
 def _scripts(built: Built) -> dict[str, float]:
     """Share of each script among the letters of a sample of rows, largest first; below 0.05 % is left out."""
+    import numpy as np
+    import polars as pl
+
     texts = sampled_texts(built, built.index["row"].head(SAMPLED_ROWS).to_list(), SAMPLED_CHARS)
-    letters = int(texts.str.count_matches(r"\p{L}").sum())
+    times = np.bincount(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), minlength=1)
+    found = pl.DataFrame({"char": [chr(code) for code in times.nonzero()[0]], "times": times[times.nonzero()[0]]})
+    found = found.filter(pl.col("char").str.contains(r"\p{L}"))
+    letters = int(found["times"].sum())
     if not letters:
         return {}
-    counts = {name: int(texts.str.count_matches(rf"[\p{{L}}&&\p{{{name}}}]").sum()) for name in SCRIPTS}
+    of = {name: found.filter(pl.col("char").str.contains(rf"\p{{{name}}}")) for name in SCRIPTS}
+    counts = {name: int(some["times"].sum()) for name, some in of.items()}
     counts["other"] = letters - sum(counts.values())
     shares = {name: round(count / letters, 4) for name, count in counts.items()}
     return {name: share for name, share in sorted(shares.items(), key=lambda s: (-s[1], s[0])) if share >= 0.0005}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inhouse.core.compiled import kernel
+from inhouse.core.compiled import kernel, table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,17 +21,16 @@ WIDE_MARKS = ((0x3001, 0x3041), (0x30FB, 0x30FC), (0xFE30, 0xFE50), (0xFF01, 0xF
 SIZE = 0x10000
 
 
-@cache
+@table
 def kinds() -> NDArray[np.uint8]:
     """The kind of each code point up to U+FFFF; read-only.
 
     LETTER covers combining marks, which belong to their letters. WIDE is a Han character or kana, WIDE_MARK the
     punctuation between these; each of both counts as a word of its own.
     """
-    table = np.array([_kind(chr(code)) for code in range(SIZE)], np.uint8)
-    table[0x3005:0x3008] = WIDE  # 々〆〇
-    table.flags.writeable = False
-    return table
+    found = np.array([_kind(chr(code)) for code in range(SIZE)], np.uint8)
+    found[0x3005:0x3008] = WIDE  # 々〆〇
+    return found
 
 
 def _kind(char: str) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import float64, int64, types, uint8, uint32, uint64, void
 
-from inhouse.core.compiled import kernel
+from inhouse.core.compiled import kernel, table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,17 +48,17 @@ RULE = tuple_of((U32S, U64S, I64S))  # folding, powers, and letters and wide cha
 WIDE_RANGES = ((0x2E80, 0xA4CF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF))
 
 
-@cache
+@table
 def folding() -> NDArray[np.uint32]:
     """What each code point below 65536 counts as: lower case, half width; 32 for white space, 0 for nothing at all."""
-    table = np.zeros(1 << 16, np.uint32)
+    found = np.zeros(1 << 16, np.uint32)
     for code in range(1 << 16):
         folded = fold(chr(code))
-        table[code] = 0 if folded is None else ord(folded)
+        found[code] = 0 if folded is None else ord(folded)
     for first, last in WIDE_RANGES:
-        part = table[first : last + 1]
+        part = found[first : last + 1]
         part[part > SPACE] |= WIDE
-    return table
+    return found
 
 
 def fold(character: str) -> str | None:

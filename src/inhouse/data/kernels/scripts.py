@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inhouse.core.compiled import kernel
+from inhouse.core.compiled import kernel, table
 from inhouse.data.kernels.kinds import decode
 
 if TYPE_CHECKING:
@@ -20,16 +19,16 @@ SYLLABLES = ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xAC00, 0xD7A3), (0xF900, 0xFA
 BYTES, OFFSETS = "Array(uint8, 1, 'C', readonly=True)", "Array(int64, 1, 'C', readonly=True)"
 
 
-@cache
+@table
 def weights() -> NDArray[np.int64]:
     """What each character counts as letters: 1 for letters of alphabets, 3 for syllables."""
-    table = np.zeros(BEYOND, np.int64)
+    found = np.zeros(BEYOND, np.int64)
     for code in range(BEYOND):
         char = chr(code)
-        table[code] = char.isalnum() and not char.isdecimal()
+        found[code] = char.isalnum() and not char.isdecimal()
     for first, last in SYLLABLES:
-        table[first : last + 1] += 2
-    return table
+        found[first : last + 1] += 2
+    return found
 
 
 @kernel(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1], int64)")
@@ -48,14 +47,14 @@ def count_letters(
     return letters
 
 
-@cache
+@table
 def sides() -> NDArray[np.int64]:
     """For each Han character 1 if only GB 2312 (simplified) can write it, -1 if only Big5 (traditional) can, else 0."""
-    table = np.zeros(LAST + 1 - FIRST, np.int64)
+    found = np.zeros(LAST + 1 - FIRST, np.int64)
     for code in range(FIRST, LAST + 1):
         simplified, traditional = (bool(chr(code).encode(encoding, "ignore")) for encoding in ("gb2312", "big5"))
-        table[code - FIRST] = simplified - traditional
-    return table
+        found[code - FIRST] = simplified - traditional
+    return found
 
 
 @kernel(f"int64[::1]({BYTES}, {OFFSETS}, int64[::1])")

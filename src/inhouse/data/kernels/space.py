@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 # Bytes that neither are white space nor can begin it: C2, E1, E2 and E3 begin U+00A0, U+1680, U+2000-205F and U+3000.
 PLAIN = np.array([byte > 32 and byte not in (0xC2, 0xE1, 0xE2, 0xE3) for byte in range(256)])
+ASK = 2
+# 1 of bytes that are no white space, 0 of those that are, ASK of those that can begin a wide one.
+SEEN = np.array(
+    [ASK if b in (0xC2, 0xE1, 0xE2, 0xE3) else b not in (9, 10, 11, 12, 13, 32) for b in range(256)], np.uint8
+)
 VISIBLE, LINE_END, SPACE, TAB, WIDE = 0, 1, 2, 3, 4  # what stands at a place; WIDE is U+3000
 BYTES = "Array(uint8, 1, 'C', readonly=True)"
 OFFSETS = "Array(int64, 1, 'C', readonly=True)"
@@ -180,13 +185,13 @@ def count_words(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[
     counts = np.zeros(len(offsets) - 1, np.int64)
     for text in range(len(counts)):
         at, end = offsets[text], offsets[text + 1]
-        words, inside = 0, False
+        words, inside = 0, np.uint8(0)
         while at < end:
-            width, visible = 1, PLAIN[data[at]]
-            if not visible and data[at] != 32:
+            visible, width = SEEN[data[at]], 1
+            if visible == ASK:
                 kind, width = space_at(data, at, end)
-                visible = kind == VISIBLE
-            words += visible and not inside
+                visible = np.uint8(kind == VISIBLE)
+            words += visible & ~inside  # without a branch, which every word's end would mispredict
             inside = visible
             at += width
         counts[text] = words
