@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -31,6 +32,7 @@ def wait(number: int) -> Finished:
 
 
 def die(number: int) -> Finished:
-    """End as a process does that the system kills."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return Finished(Path())
+    """End as a process does that the system kills, unless it is the one that runs the tests."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return wait(number)

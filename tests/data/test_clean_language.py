@@ -52,7 +52,7 @@ def long_texts(count: int, seed: int) -> list[tuple[str, str]]:
 
 def test_language_of_long_texts_is_found_from_them_and_from_a_sample() -> None:
     made = long_texts(100, seed=3)
-    found = figures([text for _, text in made])
+    found = figures([text for _, text in made], sample_chars=None)
     assert [code.split("-")[0] for code in found["code"]] == [code for code, _ in made]
     assert found["code"].equals(figures([text for _, text in made], sample_chars=1000)["code"])
     assert not found["short"].any()
@@ -66,7 +66,7 @@ def test_language_of_a_sample_agrees_with_the_full_text_of_package_documentation
     paths += [path.locate() for name in names for path in files(name) or [] if path.name == "METADATA"]
     texts = [text for path in paths if len(text := Path(path).read_text("utf-8", errors="replace")[:40_000]) > 2000]
     assert len(texts) >= 10
-    full, sample = figures(texts), figures(texts, sample_chars=1000)
+    full, sample = figures(texts, sample_chars=None), figures(texts, sample_chars=1000)
     assert (full["code"] == sample["code"]).mean() >= 0.985
 
 
@@ -135,8 +135,8 @@ def test_language_does_not_depend_on_the_batch() -> None:
     texts = [text for _, text in long_texts(10, seed=4)] + ["", "kurz"]
     sample = figures(texts, sample_chars=500)
     assert sample.equals(pl.concat([figures([text], sample_chars=500) for text in texts]))
-    whole = figures(texts)
-    assert whole.equals(pl.concat([figures([text]) for text in texts]))
+    whole = figures(texts, sample_chars=None)
+    assert whole.equals(pl.concat([figures([text], sample_chars=None) for text in texts]))
     assert figures([]).schema == whole.schema
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from inhouse.core.errors import InhouseError, UserError, from_dict
 from inhouse.core.messages import language, use_language
 from inhouse.core.plugins import require
-from inhouse.core.run import Events, collect_seldom, die_with_parent
+from inhouse.core.run import Events, collect_seldom, die_with_parent, end_quickly
 from inhouse.core.settings import leave_parallelism_to_processes
 from inhouse.core.store import sync_folder, sync_tree
 
@@ -149,6 +150,7 @@ def _begin(parent: int, spoken: str) -> None:
     """Prepare a worker: it ends with its parent, and leaves parallelism to the processes."""
     die_with_parent(parent)
     collect_seldom()
+    atexit.register(end_quickly)
     leave_parallelism_to_processes()
     use_language(spoken)
 

