@@ -16,19 +16,6 @@ LONGEST = 4  # bytes of a character
 BLOCK = 64  # bytes that are counted at once
 
 
-@kernel(f"int64({BYTES}, int64, int64, int64, Array(uint8, 1, 'C'), int64)")
-def copy_characters(data: NDArray[np.uint8], at: int, end: int, count: int, out: NDArray[np.uint8], place: int) -> int:
-    """Copy so many characters from `at` on, or all up to `end`; the place behind them."""
-    while at < end:
-        if data[at] & 0xC0 != 0x80:
-            count -= 1
-            if count < 0:
-                break
-        out[place] = data[at]
-        place, at = place + 1, at + 1
-    return place
-
-
 @kernel(f"int64({BYTES}, int64, int64)")
 def count_characters(data: NDArray[np.uint8], at: int, end: int) -> int:
     """Characters that begin in data[at:end]."""
@@ -59,19 +46,19 @@ def copy_stretches(
     place = 0
     for text in range(len(offsets) - 1):
         at, end = offsets[text], offsets[text + 1]
-        count = count_characters(data, at, end)
-        if count <= stretches * chars:
-            place = copy_characters(data, at, end, count, out, place)
-        else:
-            passed = 0
-            for number in range(stretches):
-                first = (count - chars) * number // (stretches - 1)
+        count, passed = count_characters(data, at, end), 0
+        parts, size = (stretches, chars) if count > stretches * chars else (1, count)
+        for number in range(parts):
+            if number:
+                first = (count - size) * number // (parts - 1)
                 at = skip_characters(data, at, end, first - passed)
                 passed = first
-                place = copy_characters(data, at, end, chars, out, place)
-                if number < stretches - 1:
-                    out[place] = 32
-                    place += 1
+                out[place] = 32
+                place += 1
+            stop = skip_characters(data, at, end, size)
+            out[place : place + stop - at] = data[at:stop]
+            place += stop - at
+            at, passed = stop, passed + size
         starts[text + 1] = place
     return starts
 
