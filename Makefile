@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-data clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +12,8 @@ help:
 	@echo "make demo    run the example project: choose, build data, train, measure, export, gate, serve"
 	@echo "make test    checks and tests, as CI runs them"
 	@echo "make check   format, lint, types and import contract only"
-	@echo "make bench   measure this machine beside the figures in bench/*/RESULTS.md"
+	@echo "make bench   measure this machine beside the figures in bench/demo/RESULTS.md"
+	@echo "make bench-data   the data build beside data-juicer and datatrove (bench/data/RESULTS.md; half an hour)"
 
 setup: $(READY)
 
@@ -41,6 +42,11 @@ test: check
 
 bench: setup
 	$(BIN)/python bench/demo/run.py
+
+bench-data: setup
+	$(BIN)/python bench/data/corpus.py
+	$(BIN)/python bench/data/peers.py
+	$(BIN)/python bench/data/run.py
 
 clean:
 	rm -rf $(VENV) .inhouse

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COUNTED = ("read", "rejected", "tools", "without_row")  # what a task tells of the rows it read
 SAMPLE = 100  # records that are looked at to recognise a shape
-SHARD_BYTES = 8 * 2**20  # text of a shard: small enough for several in memory, large enough to hide each call's cost
+SHARD_BYTES = 5 * 2**20  # text of a shard: small enough for several in memory, large enough to hide each call's cost
 SHARD_ROWS = 50_000
 
 
