@@ -48,7 +48,7 @@ class TableTask:
     part: Part
     number: int
     rows: Path
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[Stretch | Shard, ...]
     form: Form
 
     @property
@@ -75,14 +75,17 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
     if not cuts:
         return []
     placed = [rows.select("row", "shard", table=pl.lit(n, pl.UInt32)) for n, (_, _, rows) in enumerate(cuts)]
-    found = stretches_of(built.shards, pl.concat(placed), site)
+    size = sum(shard.megabytes for shard in built.shards)
+    if size * 1e6 <= TABLE_BYTES:  # all shards together are no more than a table: each looks through them itself
+        found: Mapping[int, Sequence[Stretch | Shard]] = {n: built.shards for n in range(len(cuts))}
+    else:
+        found = stretches_of(built.shards, pl.concat(placed), site)
     tasks = []
     for n, (part, number, rows) in enumerate(cuts):
         folder = site.folder / "tables" / f"{part}-{number:05d}"
         write_scratch(rows.select("row", "copies"), folder.with_suffix(".rows.arrow"))
         tasks.append(TableTask(folder, part, number, folder.with_suffix(".rows.arrow"), tuple(found[n]), form))
-    size = sum(shard.megabytes for shard in built.shards) / max(len(tasks), 1)
-    return list(tracked(site, write_one, tasks, [size] * len(tasks), "write"))
+    return list(tracked(site, write_one, tasks, [size / len(tasks)] * len(tasks), "write"))
 
 
 def form_of(built: Built) -> Form:
@@ -122,7 +125,8 @@ def write_one(task: TableTask) -> Finished:
     if done := finished(task.folder):
         return done
     with publish(task.folder) as (out, result):
-        batch, copies = gathered(task.stretches), read_frame(task.rows)["copies"]
+        wanted = read_frame(task.rows)
+        batch, copies = gathered(task.stretches, wanted.select("row")), wanted["copies"]
         write_table(_table(batch, copies, task.form), out / task.name)
         write_frame(measured(batch), out / "measured.arrow")
         result.update(part=task.part, name=task.name, rows=int(copies.sum()))

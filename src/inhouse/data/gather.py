@@ -50,8 +50,7 @@ class SortTask:
 def stretches_of(shards: Sequence[Shard], placed: pl.DataFrame, site: Site) -> dict[int, list[Stretch]]:
     """Where the rows of each table lie, once groups of shards have been sorted by table.
 
-    `placed`: row, shard and table of every row. For small datasets the one group is nothing but a copy, and
-    costs little.
+    `placed`: row, shard and table of every row.
     """
     tasks = []
     ordered = placed.select("row", "shard", "table").sort("shard", maintain_order=True)
@@ -116,11 +115,11 @@ def _append(ordered: pl.DataFrame, table: int, f: BinaryIO) -> int:
     return f.tell()
 
 
-def gathered(parts: Sequence[Stretch]) -> Batch:
-    """The rows of one table, by id."""
+def gathered(parts: Sequence[Stretch | Shard], wanted: pl.DataFrame) -> Batch:
+    """The rows of one table, which `wanted` names, by id."""
     import polars as pl
 
-    batches = [part.open() for part in parts]
+    batches = [part.open().only(wanted) for part in parts]
     rows = pl.concat([batch.rows for batch in batches]).sort("row")
     pieces = pl.concat([batch.pieces for batch in batches]).sort("row", "slot")
     return Batch(rows, pieces)
