@@ -46,7 +46,7 @@ READS = "read"  # folder of what was read, below that of a build
 ID = re.compile(r"[0-9a-f]{16}")
 SHOWN = 3  # rejects that an error shows
 COMBINED_FROM = 2**21  # emitted rows that are put together at once: some 50 MB
-SMALL = 32 * 2**20  # bytes for each worker process: to start one costs what reading and cleaning 18 MB does
+SMALL = 32 * 2**20  # bytes for each worker process: to start one costs what reading and cleaning 10 MB does
 
 
 @dataclass(frozen=True)
