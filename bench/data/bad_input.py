@@ -1,4 +1,4 @@
-"""What the peers make of damaged input: one bad file beside a good one, and which good rows come out.
+"""What inhouse and the peers make of damaged input: one bad file beside a good one, and which good rows come out.
 
     python bench/data/bad_input.py [--work .inhouse/bench]
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import polars as pl
 import yaml
+from ours import built
 from run import ENV, HERE, WORK, no_network
 
 ROWS = 20
@@ -30,10 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=WORK)
     work = parser.parse_args().work
-    print("| good rows kept of | data-juicer | datatrove |\n|---|---|---|")
+    print("| good rows kept of | inhouse | data-juicer | datatrove |\n|---|---|---|---|")
     for case, make in CASES.items():
         name, data, good = make()
-        cells = [tried(command, name, data, work) for command in (juicer, datatrove)]
+        cells = [ours(name, data, work), *(tried(command, name, data, work) for command in (juicer, datatrove))]
         print(f"| {case} ({ROWS + good}) | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -89,14 +90,15 @@ CASES: dict[str, Callable[[], tuple[str, bytes, int]]] = {
 }
 
 
+def ours(name: str, data: bytes, work: Path) -> str:
+    """How many good rows inhouse kept."""
+    folder = beside_good(name, data, work)
+    return str(built(folder, str(folder / "in"), [], work).height)
+
+
 def tried(command: Callable[[Path, Path], list[str]], name: str, data: bytes, work: Path) -> str:
     """How many good rows a peer kept, or that it died."""
-    folder = work / "runs" / "bad"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "in").mkdir(parents=True)
-    (folder / "in" / name).write_bytes(data)
-    good = b"".join(row(n).replace(b'"bad/', b'"good/') for n in range(100, 100 + ROWS))
-    (folder / "in" / "good.jsonl").write_bytes(good)
+    folder = beside_good(name, data, work)
     env = {**os.environ, **ENV, "HF_HOME": str(folder / "hf")}
     done = subprocess.run([*no_network(), *command(folder, work / "peers")], env=env, capture_output=True)
     (folder / "log.txt").write_bytes(done.stdout + done.stderr)
@@ -105,6 +107,17 @@ def tried(command: Callable[[Path, Path], list[str]], name: str, data: bytes, wo
     rows = [json.loads(line) for file in (folder / "out").glob("*.jsonl") for line in file.open("rb")]
     names = {item.get("name", item.get("id")) for item in rows}
     return str(sum(str(found).startswith(("bad/", "good/")) for found in names))
+
+
+def beside_good(name: str, data: bytes, work: Path) -> Path:
+    """A folder whose folder `in` holds the bad file and a good one."""
+    folder = work / "runs" / "bad"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / name).write_bytes(data)
+    good = b"".join(row(n).replace(b'"bad/', b'"good/') for n in range(100, 100 + ROWS))
+    (folder / "in" / "good.jsonl").write_bytes(good)
+    return folder
 
 
 def juicer(folder: Path, peers: Path) -> list[str]:

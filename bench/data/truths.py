@@ -1,4 +1,4 @@
-"""How much the peers find of what the tests plant: near-duplicates and personal data with known answers.
+"""How much inhouse and the peers find of what the tests plant: near-duplicates and personal data with known answers.
 
     python bench/data/truths.py [near] [pii] [--count 500] [--work .inhouse/bench]
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from ours import built
 from run import ENV, HERE, ROOT, WORK, no_network
 
 sys.path.insert(0, str(ROOT / "tests" / "data"))
@@ -39,6 +40,7 @@ class Tool:
 
 
 NEAR = (
+    Tool("inhouse", "inhouse", ("near_dedup", "")),
     Tool("data-juicer, words (default)", "juicer", ("document_minhash_deduplicator", "space")),
     Tool("data-juicer, characters", "juicer", ("document_minhash_deduplicator", "character")),
     Tool("datatrove, English (default)", "datatrove", ("english", "minhash")),
@@ -46,6 +48,7 @@ NEAR = (
 )
 
 PII = (
+    Tool("inhouse, pii", "inhouse", ("pii", "")),
     Tool("data-juicer, pii_redaction_mapper", "juicer", ("pii_redaction_mapper", "")),
     Tool("datatrove, PIIFormatter", "datatrove", ("whitespace", "pii")),
 )
@@ -124,6 +127,10 @@ def kept(tool: Tool, texts: dict[str, str], work: Path) -> dict[str, str]:
     with (folder / "in" / "0.jsonl").open("w", encoding="utf-8") as f:
         for name, text in texts.items():
             f.write(json.dumps({"name": name, "text": text}, ensure_ascii=False) + "\n")
+    if tool.peer == "inhouse":
+        names = list(texts)
+        rows = built(folder, str(folder / "in" / "0.jsonl"), [tool.settings[0]], work)
+        return {names[offset]: text for offset, text in rows.select("offset", "text").iter_rows()}
     home = work / "peers" / tool.peer
     env = {**os.environ, **ENV, "HF_HOME": str(folder / "hf"), "HF_ASSETS_CACHE": str(home / "assets")}
     command = juicer(tool, home, folder) if tool.peer == "juicer" else datatrove(tool, home, folder)
