@@ -36,6 +36,7 @@ def _card(facts: Mapping[str, Any], language: Language, pictures: Sequence[str])
         "lengths": _lengths(facts, language),
         "labels": _labels(facts, language),
         "languages": _languages(facts, language),
+        "topics": _topics(facts, language),
         "duplicates": _duplicates(facts, language),
         "leaks": _leaks(facts, language),
         "personal": _personal(facts, language),
@@ -118,6 +119,15 @@ def _languages(facts: Mapping[str, Any], language: Language) -> str:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in facts["scripts"].items())
         lines.append(f"{_word('scripts_note', language)}{shares}")
     return "\n\n".join(lines)
+
+
+def _topics(facts: Mapping[str, Any], language: Language) -> str:
+    """Shares and terms of the topics; datasets of earlier versions have none."""
+    if not (found := facts.get("topics")):
+        return ""
+    apart = ", " if language == "en" else "、"
+    body = [[f"{topic['share']:.1%}", apart.join(topic["terms"])] for topic in found]
+    return f"{_word('topics_note', language)}\n\n{_table([_word('share', language), _word('terms', language)], body)}"
 
 
 def _removed(facts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, int]:

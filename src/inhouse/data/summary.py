@@ -17,6 +17,7 @@ from inhouse.data.lexicons.gender import shares, skew
 from inhouse.data.segments import MIX_STEP, SHAPE_STEP
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.tasks import Finished
+from inhouse.data.topics import topics
 from inhouse.sources import scheme_of
 from inhouse.sources.licences import strictest
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SCRIPTS = ("Latin", "Han", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Devanagari", "Thai")
-SAMPLED_ROWS, SAMPLED_CHARS = 2000, 2000  # for shares of scripts: ids are hashes, so the first rows are a random draw
+SAMPLED_ROWS, SAMPLED_CHARS = 2000, 2000  # for scripts and topics: ids are hashes, so the first rows are a random draw
 
 
 def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
     """
     measured = _measured(tables)
     labels = _labels(built, measured)
+    texts = sampled_texts(built, built.index["row"].head(SAMPLED_ROWS).to_list(), SAMPLED_CHARS)
     return {
         "format": FORMAT,
         "read": built.read,
@@ -50,7 +52,8 @@ def summary(built: Built, tables: Sequence[Finished]) -> dict[str, Any]:
         "reports": built.reports,
         "test_texts_in_train": test_texts_in_train(tables),
         "lengths": {part: found for part in PARTS if (found := _lengths(measured, part))},
-        "scripts": _scripts(built),
+        "scripts": _scripts(texts),
+        "topics": topics(texts),
         "sources": [_source(built, source) for source in built.sources],
         "steps": [step.model_dump(mode="json") for step in built.params.steps],
         "shape": built.params.shape.model_dump(mode="json"),
@@ -158,12 +161,11 @@ def _lengths(measured: pl.DataFrame, part: Part) -> dict[str, dict[str, int]]:
     }
 
 
-def _scripts(built: Built) -> dict[str, float]:
+def _scripts(texts: Sequence[str]) -> dict[str, float]:
     """Share of each script among the letters of a sample of rows, largest first; below 0.05 % is left out."""
     import numpy as np
     import polars as pl
 
-    texts = sampled_texts(built, built.index["row"].head(SAMPLED_ROWS).to_list(), SAMPLED_CHARS)
     times = np.bincount(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), minlength=1)
     found = pl.DataFrame({"char": [chr(code) for code in times.nonzero()[0]], "times": times[times.nonzero()[0]]})
     found = found.filter(pl.col("char").str.contains(r"\p{L}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import log, sqrt
 from typing import TYPE_CHECKING, Any
@@ -17,17 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST_TEXTS = 50
-LOOKED_AT = 1000  # characters of each text: its beginning says what it is about, and twice as many take twice as long
-MAX_TERMS, MIN_TEXTS = 2000, 3  # terms compared; texts that a term must stand in (and at most half of all)
+LOOKED_AT = 960  # bytes of each text, 320 characters of Chinese: its beginning says what it is about
+MAX_TERMS, MIN_TEXTS = (
+    4000,
+    3,
+)  # terms compared, fewer than 2^12; texts that a term must stand in (and at most half of all)
 MIN_TOPICS, MAX_TOPICS, SHOWN_TERMS = 2, 12, 5
+STRONGEST = 32  # terms of a text that count
 ROUNDS, TRIED, SEED = 25, 4, 20
-# Vectors are whole numbers of this length: float32 holds their products and sums exactly (below 2^24, for up to 8,000
-# texts), so that no topic depends on the order in which a processor adds or on its threads.
+MAX_STARTS, SHARED_TEXTS = 10, 3000  # few texts cost little, and one start in five groups them badly
+# Vectors are whole numbers of this length, so that sums are exact: no topic depends on the order in which a processor
+# adds or on its threads.
 LENGTH = 2048
 # What holds a digit or @ is an address, a number or a name for machines.
 MARKED = rf"[^\s{UNSPACED}]*[\d@][^\s{UNSPACED}]*"
 WORD = rf"[\p{{L}}\p{{M}}&&[^{UNSPACED}]]{{3,}}"
-ROW, PAIR = 33, 1 << 32  # a key: number of the text << ROW | (number of a word, or PAIR | two characters)
+ROW, PAIR = 49, 1 << 48  # a key: number of the text << ROW | (hash of a word, or PAIR | two characters)
 IN_WORDS = "中不有对對以为為"  # function words that other words are made with, such as 中国
 PAIRED = ((0x3400, 0xA000), (0xAC00, 0xD7A4))  # Han and Hangul
 
@@ -38,68 +44,105 @@ def topics(texts: Sequence[str]) -> list[dict[str, Any]]:
     TF-IDF over words, or pairs of characters in Chinese, then spherical k-means (Dhillon and Modha 2001). A text
     without any of the terms is in no topic. None are told where fewer than 50 texts have terms.
     """
-    texts = sorted(text[:LOOKED_AT] for text in texts)
+    texts = sorted(text.encode()[:LOOKED_AT].decode(errors="ignore") for text in texts)
     if len(texts) < FEWEST_TEXTS:
         return []
     terms, vectors = _vectors(texts)
-    vectors = vectors[vectors.any(axis=1)]
-    if len(vectors) < FEWEST_TEXTS:
+    if len(vectors.columns) < FEWEST_TEXTS:
         return []
-    labels, centres = _grouped(vectors, max(MIN_TOPICS, min(MAX_TOPICS, round(sqrt(len(vectors) / 2) / 2))))
+    labels, centres = _grouped(vectors, max(MIN_TOPICS, min(MAX_TOPICS, round(sqrt(len(vectors.columns) / 2) / 2))))
     found = []
-    for place, centre in enumerate(centres):
+    for place, centre in enumerate(centres.T):
         if rows := int((labels == place).sum()):
             found.append({"share": round(rows / len(texts), 4), "terms": _strongest(terms, centre), "rows": rows})
     return sorted(found, key=lambda topic: (-topic["rows"], topic["terms"]))
 
 
-def _vectors(texts: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
-    """The terms in the order of their letters, and what each says about each text (text, term)."""
+@dataclass(frozen=True)
+class Vectors:
+    """The strongest terms of every text that has any: their columns and weights (text, term), weight 0 beyond them."""
+
+    columns: NDArray[np.int64]
+    weights: NDArray[np.int64]
+    width: int  # terms there are
+
+    def products(self, others: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of every text with the columns of `others` (term, other)."""
+        import numpy as np
+
+        found = np.zeros((len(self.columns), others.shape[1]), np.int32)  # at most about LENGTH squared
+        small = others.astype(np.int32)
+        for columns, weights in zip(self.columns.T, self.weights.T.astype(np.int32), strict=True):
+            found += small[columns] * weights[:, None]
+        return found.astype(np.int64)
+
+    def sums(self, groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The sum of each group's texts (term, group)."""
+        import numpy as np
+
+        cells = (self.columns * count + groups[:, None]).ravel()
+        found = np.bincount(cells, self.weights.ravel(), minlength=self.width * count)
+        return found.astype(np.int64).reshape(self.width, count)
+
+
+def _vectors(texts: Sequence[str]) -> tuple[list[str], Vectors]:
+    """The terms in the order of their letters, and what they say about the texts."""
     import numpy as np
 
-    words, names = _words(texts)
+    words, named = _words(texts)
     keys, times = _counted(np.concatenate([words, _pairs(texts)]))
     entries = keys & ((1 << ROW) - 1)
-    terms = _terms(*_counted(entries), len(texts), names)
-    vectors = np.zeros((len(texts), len(terms)), np.float32)
-    if not terms:
-        return [], vectors
-    numbers, order = np.unique([number for _, number, _ in terms], return_index=True)
-    places = np.minimum(np.searchsorted(numbers, entries), len(numbers) - 1)
-    used = numbers[places] == entries
+    terms = _terms(*_counted(entries), len(texts), named)
+    numbers, order = np.unique(np.array([number for _, number, _ in terms], np.int64), return_index=True)
+    places = np.searchsorted(numbers, entries)
+    used = places < len(numbers)
+    used[used] = numbers[places[used]] == entries[used]
     rows, columns = keys[used] >> ROW, order[places[used]]
     rarity = np.array([log(len(texts) / count) for _, _, count in terms])
-    weights = np.rint(1000 * np.sqrt(times[used]) * rarity[columns])  # whole: sums of squares are exact
-    norms = np.sqrt(np.bincount(rows, weights * weights, minlength=len(texts)))
-    vectors[rows, columns] = np.rint(LENGTH * weights / norms[rows])
-    return [name for name, _, _ in terms], vectors
+    weights = np.rint(1000 * np.sqrt(times[used]) * rarity[columns]).astype(np.int64)
+    return [name for name, _, _ in terms], _strong(rows, columns, weights, len(terms))
+
+
+def _strong(rows: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[np.int64], width: int) -> Vectors:
+    """The strongest terms of each row, the first of equal ones, scaled to one length."""
+    import numpy as np
+
+    keys = np.sort(rows << 36 | ((1 << 24) - 1 - weights) << 12 | columns)
+    rows, weights, columns = keys >> 36, (1 << 24) - 1 - (keys >> 12 & (1 << 24) - 1), keys & (1 << 12) - 1
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    sizes = np.diff(first, append=len(rows))
+    nth = np.arange(len(rows)) - np.repeat(first, sizes)
+    row, kept = np.repeat(np.arange(len(first)), sizes), nth < STRONGEST
+    found = np.zeros((2, len(first), STRONGEST), np.int64)
+    found[:, row[kept], nth[kept]] = columns[kept], weights[kept]
+    norms = np.sqrt(np.square(found[1]).sum(axis=1, keepdims=True))
+    return Vectors(found[0], np.rint(LENGTH * found[1] / norms).astype(np.int64), width)
 
 
 def _words(texts: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
-    """Every word as text << ROW | its number, and the words by number."""
+    """Every word as text << ROW | its number; and the words with their numbers."""
     import numpy as np
     import polars as pl
 
     cleaned = pl.col("word").str.to_lowercase().str.replace_all(MARKED, " ")
     found = pl.DataFrame({"row": np.arange(len(texts)), "word": texts})
     found = found.with_columns(cleaned.str.extract_all(WORD)).explode("word").drop_nulls()
-    words = found["word"].cast(pl.Categorical)
-    different = words.unique()
-    names = pl.DataFrame({"number": different.to_physical().cast(pl.Int64), "name": different.cast(pl.String)})
-    return found["row"].to_numpy() << ROW | words.to_physical().to_numpy(), names
+    found = found.with_columns(number=(pl.col("word").hash(SEED) % PAIR).cast(pl.Int64))
+    return found["row"].to_numpy() << ROW | found["number"].to_numpy(), found.select("number", "word")
 
 
 def _pairs(texts: Sequence[str]) -> NDArray[np.int64]:
     """Every pair of Han or Hangul characters as text << ROW | PAIR | first << 16 | second."""
     import numpy as np
 
-    units = np.frombuffer("\n".join(texts).encode("utf-16-le", "replace"), np.uint16)
+    units = np.frombuffer("\n".join(texts).encode("utf-16-le"), np.uint16)
     fit = _paired()[units]
     at = np.flatnonzero(fit[1:] & fit[:-1])
-    ends = np.cumsum([len(text.encode("utf-16-le", "replace")) // 2 + 1 for text in texts])
+    ends = np.cumsum([len(text.encode("utf-16-le")) // 2 + 1 for text in texts])
     inside = np.diff(np.searchsorted(at, ends), prepend=0)
     rows = np.repeat(np.arange(len(texts)) << ROW | PAIR, inside)
-    return rows | units[at].astype(np.int64) << 16 | units[at + 1]
+    rows |= units[at].astype(np.int64) << 16 | units[at + 1]
+    return rows
 
 
 def _paired() -> NDArray[np.bool_]:
@@ -131,7 +174,7 @@ def _counted(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def _terms(
-    numbers: NDArray[np.int64], counts: NDArray[np.int64], texts: int, names: pl.DataFrame
+    numbers: NDArray[np.int64], counts: NDArray[np.int64], texts: int, words: pl.DataFrame
 ) -> list[tuple[str, int, int]]:
     """The commonest terms that are neither rare nor everywhere, by name: name, number, texts that it stands in."""
     import numpy as np
@@ -142,57 +185,58 @@ def _terms(
     if (most := MAX_TERMS + len(_empty_words())) < len(numbers):
         known = counts >= np.partition(counts, -most)[-most]
         numbers, counts = numbers[known], counts[known]
-    named = dict(names.filter(pl.col("number").is_in(numbers)).iter_rows())
+    used = words.filter(pl.col("number").is_in(numbers)).group_by("number").agg(pl.col("word").first())
+    named = dict(used.iter_rows())
     called = (named.get(n) or chr(n >> 16 & 0xFFFF) + chr(n & 0xFFFF) for n in numbers.tolist())
     found = zip(called, numbers.tolist(), counts.tolist(), strict=True)
     terms = sorted((term for term in found if term[0] not in _empty_words()), key=lambda term: (-term[2], term[0]))
     return sorted(terms[:MAX_TERMS])
 
 
-def _grouped(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The group of every row, and the centres of the groups."""
-    import numpy as np
-
-    centres = _first_centres(vectors, count)
-    labels = np.zeros(0, np.int64)
-    for _ in range(ROUNDS):
-        found = np.argmax(vectors @ centres.T, axis=1)  # equal ones: the first
-        if np.array_equal(found, labels):
-            break
-        labels = found
-        sums = ((labels == np.arange(count)[:, None]).astype(np.float32) @ vectors).astype(np.float64)
-        norms = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
-        centres = np.rint(LENGTH * sums / np.maximum(norms, 1)).astype(np.float32)
+def _grouped(vectors: Vectors, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The group of every text, and the centres of the groups (term, group): the closest grouping of some starts."""
+    starts = max(1, min(MAX_STARTS, SHARED_TEXTS // len(vectors.columns)))
+    tried = [_settled(vectors, _first_centres(vectors, count, SEED + start)) for start in range(starts)]
+    _, labels, centres = max(tried, key=lambda grouping: grouping[0])
     return labels, centres
 
 
-def _first_centres(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Rows far from each other: greedy k-means++ (Arthur and Vassilvitskii 2007), the best of four draws each time."""
+def _settled(vectors: Vectors, centres: NDArray[np.int64]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """How close the texts are to their centres after k-means from these, the group of every text, and the centres."""
     import numpy as np
 
-    draw = random.Random(SEED)
-    chosen = [draw.randrange(len(vectors))]
-    far = np.full(len(vectors), LENGTH**2, np.int64)
-    far = np.minimum(far, _distances(vectors, chosen)[:, 0])
-    while len(chosen) < count:
+    labels = np.zeros(0, np.int64)
+    for _ in range(ROUNDS):
+        products = vectors.products(centres)
+        found = np.argmax(products, axis=1)  # of equal ones the first
+        if np.array_equal(found, labels):
+            break
+        labels, sums = found, vectors.sums(found, centres.shape[1])
+        centres = np.rint(LENGTH * sums / np.sqrt(np.maximum(np.square(sums).sum(axis=0), 1))).astype(np.int64)
+    return int(products.max(axis=1).sum()), labels, centres
+
+
+def _first_centres(vectors: Vectors, count: int, seed: int) -> NDArray[np.int64]:
+    """Texts far from each other: greedy k-means++ (Arthur and Vassilvitskii 2007), the best of some draws each time."""
+    import numpy as np
+
+    draw = random.Random(seed)
+    last = len(vectors.columns) - 1
+    far = np.full(last + 1, LENGTH**2, np.int64)
+    centres = np.zeros((vectors.width, count), np.int64)
+    for place in range(count):
         upto = np.cumsum(far)
-        tried = [int(np.searchsorted(upto, int(draw.random() * int(upto[-1])), "right")) for _ in range(TRIED)]
-        tried = [min(row, len(vectors) - 1) for row in tried]
-        left = np.minimum(far[:, None], _distances(vectors, tried))
+        drawn = [int(draw.random() * int(upto[-1])) for _ in range(TRIED)]
+        tried = np.minimum(np.searchsorted(upto, drawn, "right"), last)
+        others = np.zeros((vectors.width, TRIED), np.int64)
+        np.add.at(others, (vectors.columns[tried].T, np.arange(TRIED)), vectors.weights[tried].T)
+        left = np.minimum(far[:, None], np.maximum(LENGTH**2 - vectors.products(others), 0))
         best = int(np.argmin(left.sum(axis=0)))
-        chosen.append(tried[best])
-        far = left[:, best]
-    return vectors[chosen]
+        centres[:, place], far = others[:, best], left[:, best]
+    return centres
 
 
-def _distances(vectors: NDArray[np.float32], rows: Sequence[int]) -> NDArray[np.int64]:
-    """One minus the cosine of every row with some rows, in parts of LENGTH squared."""
-    import numpy as np
-
-    return np.maximum(LENGTH**2 - (vectors @ vectors[list(rows)].T).astype(np.int64), 0)
-
-
-def _strongest(terms: Sequence[str], centre: NDArray[np.float32]) -> list[str]:
+def _strongest(terms: Sequence[str], centre: NDArray[np.int64]) -> list[str]:
     """The terms that weigh most in a centre; of pairs that may overlap, as in 中国经济, the stronger one."""
     import numpy as np
 
