@@ -291,6 +291,33 @@ def test_source_for_evaluation_stops_a_commercial_project(folder: Any) -> None:
     assert error.value.code == "data.other_use"
 
 
+@pytest.mark.parametrize(
+    ("consent", "use", "allowed"),
+    [
+        ("unknown", "commercial", True),
+        ("not_needed", "commercial", True),
+        ("any", "commercial", True),
+        ("internal", "internal", True),
+        ("internal", "commercial", False),
+        ("evaluation", "evaluation", True),
+        ("evaluation", "internal", False),
+        ("withdrawn", "evaluation", False),
+    ],
+)
+def test_consent_of_persons_is_checked_against_the_use_of_the_project(
+    folder: Any, consent: str, use: str, allowed: bool
+) -> None:
+    folder.jsonl("a.jsonl", PROMPTS)
+    data = {"sources": {"from": "a.jsonl", "consent": consent, "licence": "MIT"}}
+    if allowed:
+        ran = folder.run(data, use=use)
+        assert [source["consent"] for source in ran.facts["sources"]] == [consent]
+    else:
+        with pytest.raises(UserError) as error:
+            folder.run(data, use=use)
+        assert error.value.code == "data.no_consent"
+
+
 # Files that give nothing
 
 

@@ -225,13 +225,14 @@ def _reports(facts: Mapping[str, Any]) -> str:
 
 
 def _sources(facts: Mapping[str, Any], language: Language) -> str:
-    head = [_word(name, language) for name in ("name", "from", "licence", "use", "part", "read", "kept")]
+    head = [_word(name, language) for name in ("name", "from", "licence", "use", "consent", "part", "read", "kept")]
     body = [
         [
             source["name"],
             f"`{source['from']}`",
             source["licence"] or _word("unknown", language),
             _word(f"use_{source['allowed_use']}", language),
+            _word(f"consent_{source['consent']}", language),
             source["part"] or "—",
             source["read"],
             source["kept"],
@@ -256,6 +257,10 @@ def _prohibited(facts: Mapping[str, Any], language: Language) -> Iterator[str]:
         names = [source["name"] for source in facts["sources"] if source["allowed_use"] == use]
         if names:
             yield _word(f"not_{use}", language).format(names=_list(names))
+    for consent in ("internal", "evaluation"):
+        names = [source["name"] for source in facts["sources"] if source["consent"] == consent]
+        if names:
+            yield _word(f"not_agreed_{consent}", language).format(names=_list(names))
     if _together(facts) == "any":
         yield _word("not_any", language)
     if facts["rows"].get("test"):

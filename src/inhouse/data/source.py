@@ -29,6 +29,15 @@ SHOWN_ENDINGS = 8  # of files that are not read
 GLOB = re.compile(r"[*?\[]")
 
 
+Consent = Literal["unknown", "not_needed", "any", "internal", "evaluation", "withdrawn"]
+# The uses of a project that persons have agreed to; what is not named here rules nothing out.
+AGREED: dict[str, tuple[str, ...]] = {
+    "internal": ("evaluation", "internal"),
+    "evaluation": ("evaluation",),
+    "withdrawn": (),
+}
+
+
 class SourceParams(Params):
     """A file, folder, glob or URI that rows come from, and the terms they may be used on."""
 
@@ -42,6 +51,11 @@ class SourceParams(Params):
     licence: str | None = Field(None, description="SPDX expression, or LicenseRef-… for other terms")
     allowed_use: Literal["any", "evaluation", "research", "unknown"] = Field(
         "unknown", description="what the terms allow; checked against the project's `use`"
+    )
+    consent: Consent = Field(
+        "unknown",
+        description="what the persons that the rows tell of agreed to (any use, internal use, evaluation; withdrawn: "
+        "none any more), or not_needed; checked against the project's `use`",
     )
 
     @model_validator(mode="before")

@@ -32,7 +32,7 @@ from inhouse.data.settings import DataParams
 from inhouse.data.shapes import AutoShape
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
-from inhouse.data.source import Located, external_of, locate, readers_of
+from inhouse.data.source import AGREED, Located, external_of, locate, readers_of
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
@@ -97,11 +97,13 @@ def run(params: DataParams, context: Context) -> Made:
 def located_of(params: DataParams, context: Context) -> list[Located]:
     """The sources on this machine, their terms checked against the project's use.
 
-    Raises data.other_use, and data.never_* where no row can be in a part that is needed.
+    Raises data.other_use, data.no_consent, and data.never_* where no row can be in a part that is needed.
     """
     _refuse_missing_part(params)
     for source in params.sources:  # before anything is downloaded
         _refuse_other_use(source.name, source.allowed_use, context.use)
+        if context.use not in AGREED.get(source.consent, (context.use,)):
+            raise UserError("data.no_consent", source=source.name, consent=source.consent, use=context.use)
     located = [locate(source, context) for source in params.sources]
     for found in located:
         _refuse_other_use(found.params.name, strictest(licence.use for licence in found.licences), context.use)

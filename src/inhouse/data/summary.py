@@ -125,6 +125,7 @@ def _source(built: Built, source: SourceRead) -> dict[str, Any]:
         "shape": None if source.shape is None else source.shape.use,
         "licence": " AND ".join(licence.spdx for licence in source.located.licences) or None,
         "allowed_use": strictest(licence.use for licence in source.located.licences),
+        "consent": params.consent,
         "read": source.read,
         "kept": _kept(built, params.name),
         "rejected": source.rejected,
