@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from inhouse.core import compiled, plugins
@@ -61,6 +64,47 @@ def loaded() -> ModuleType:
     module = importlib.import_module("loops.caller")
     module.twice(0)  # compiled, or taken from where it was kept, when first called
     return module
+
+
+def test_loops_are_made_ready_once_by_threads_that_call_together(loops: Path) -> None:
+    forget()
+    importlib.invalidate_caches()
+    module = importlib.import_module("loops.caller")
+    barrier = threading.Barrier(8)
+
+    def call(number: int) -> int:
+        barrier.wait()
+        return int(module.twice(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(8))) == [number + 2 for number in range(8)]
+
+
+def test_loops_refuse_arguments_that_they_were_not_made_for(loops: Path) -> None:
+    module = loaded()
+    for _ in range(2):
+        with pytest.raises(TypeError, match="No matching definition"):
+            module.twice("two")
+    assert module.twice(2) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no archive at all"])
+def test_table_that_was_damaged_on_the_disk_is_made_again(loops: Path, content: bytes) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        made.append(1)
+        return {"table": np.arange(3)}
+
+    file = str(loops / "called.py")
+    for times in (1, 1):
+        assert compiled.kept(file, "numbers", "", make)["table"].tolist() == [0, 1, 2]
+        assert len(made) == times
+    (path,) = loops.rglob("numbers-*.npz")
+    path.write_bytes(content)
+    for times in (2, 2):
+        assert compiled.kept(file, "numbers", "", make)["table"].tolist() == [0, 1, 2]
+        assert len(made) == times
 
 
 def from_cache(module: ModuleType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import unicodedata
 from pathlib import Path
@@ -151,6 +152,19 @@ def test_fix_text_notes_name_pieces_and_never_text() -> None:
     assert texts.to_list() == ["fine", "schön", None, "a"]
     assert notes.rows() == [(11, 0, "encoding"), (13, 2, "control")]
     assert notes.schema == {"row": pl.UInt64, "slot": pl.UInt32, "fixed": pl.String}
+
+
+def test_fix_text_finds_damage_that_an_invisible_character_hid() -> None:
+    assert fixed("sch\u200bÃ\u200b¶n") == ("schön", "invisible+encoding")
+
+
+def test_fix_text_a_second_time_changes_nothing() -> None:
+    r = random.Random(1)
+    letters = "ÂÃÎÐâãàç€£©®™“”‘’\xa0\xad°±²³µ¼×вЂГРСΒΓ… \t\n\x1cabz.,\u200b\u200d\u0301é\ufeff¶¨"
+    texts: list[str | None] = ["".join(r.choices(letters, k=r.randrange(3, 14))) for _ in range(5000)]
+    once, _ = change(pieces_of(texts), FixText(), AROUND)
+    twice, notes = change(pieces_of(once.to_list()), FixText(), AROUND)
+    assert once.equals(twice) and notes.is_empty()
 
 
 def test_fix_text_options_do_only_what_they_say() -> None:

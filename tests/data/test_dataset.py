@@ -291,6 +291,36 @@ def test_source_for_evaluation_stops_a_commercial_project(folder: Any) -> None:
     assert error.value.code == "data.other_use"
 
 
+def test_files_of_a_folder_are_data_unless_their_name_says_that_they_speak_about_it(folder: Any) -> None:
+    for name in ("notice-2024.jsonl", "license-questions.jsonl", "changelog.jsonl", "readme.jsonl"):
+        folder.jsonl(f"d/{name}", [{"text": f"a document of {name}"}])
+    for name in ("README.md", "README.zh-CN.md", "LICENSE", "LICENSE-MIT", "licence.txt", "NOTICE", ".hidden.jsonl"):
+        folder.write(f"d/{name}", '{"text": "about the data"}\n')
+    ran = folder.run({"sources": "d", "shape": "text", "split": {"test": 0}})
+    assert ran.facts["read"] == 4
+
+
+def test_members_of_a_zip_below_its_own_folder_are_read(folder: Any) -> None:
+    rows = b'{"text": "the first document"}\n{"text": "the second document"}\n'
+    folder.write("a.zip", _zip({"./train.jsonl": rows, ".hidden.jsonl": rows}))
+    assert folder.run({"sources": "a.zip", "shape": "text", "split": {"test": 0}}).facts["read"] == 2
+
+
+def test_link_to_nowhere_is_named_and_the_other_files_are_read(folder: Any) -> None:
+    folder.jsonl("d/a.jsonl", [{"text": f"document number {n}"} for n in range(30)])
+    (folder.path / "d" / "b.jsonl").symlink_to("gone.jsonl")
+    ran = folder.run({"sources": "d", "shape": "text", "split": {"test": 0}})
+    (reject,) = ran.lines("rejected.jsonl")
+    assert (reject["file"], reject["reason"], ran.facts["rows"]["train"]) == ("b.jsonl", "unreadable", 30)
+
+
+def test_group_that_no_row_has_is_refused(folder: Any) -> None:
+    folder.jsonl("a.jsonl", PROMPTS)
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "a.jsonl", "split": {"group": "costumer"}})
+    assert error.value.code == "data.columns" and error.value.facts["needed"] == "costumer"
+
+
 @pytest.mark.parametrize(
     ("consent", "use", "allowed"),
     [

@@ -86,9 +86,12 @@ def data_of(request: DataRequest) -> tuple[Project, DataParams]:
 
 @contextmanager
 def _passing_context(request: DataRequest, project: Project, events: Events) -> Iterator[Context]:
-    """A context whose folders are gone afterwards."""
+    """A context whose folders are gone afterwards, and those of checks that were killed."""
     folder = request.project if request.project.is_dir() else request.project.parent
     request.store.create()
+    for left in request.store.work.glob(f"{CHECK}*"):
+        if abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
     passing = Path(tempfile.mkdtemp(prefix=f"{CHECK}{os.getpid()}-", dir=request.store.work))
     try:
         yield Context(

@@ -17,6 +17,9 @@ class Mark(str):
     __slots__ = ()
 
 
+NAME = 40  # characters of a first column that is not broken; a longer one would leave the others no room
+
+
 def escape(value: str) -> str:
     """A value without meaning to the console."""
     from rich.markup import escape as escape_markup
@@ -39,7 +42,8 @@ def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> N
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=column is columns[0])
+        name = column is columns[0] and max((len(row[0]) for row in rows), default=0) <= NAME
+        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=name)
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Mark) else escape(cell) for cell in row))
     console.print(grid)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
+_loading = threading.RLock()  # numba compiles in one thread at a time, but does not look again who was first
 UNUSED_S = 30 * 24 * 3600  # after which what was compiled from other code is removed
 
 
@@ -51,19 +53,18 @@ def _when_used(found: Any, signature: Any) -> Any:
     template = found.get_call_template
 
     def ready() -> None:
-        if not found.overloads:
-            found.compile(signature)
-            found.disable_compile()
+        with _loading:
+            if not found.overloads:
+                found.compile(signature)
+                found.disable_compile()
 
     def template_when_ready(arguments: Any, names: Any) -> Any:
         ready()
         return template(arguments, names)
 
     def call_when_ready(*arguments: Any) -> Any:
-        if found.overloads:
-            raise TypeError(f"{found.__name__} takes {signature}")
         ready()
-        answer = found(*arguments)
+        answer = found(*arguments)  # raises TypeError for arguments of other types
         return lambda *_: answer  # what numba then calls with the same arguments
 
     found.get_call_template, found._compile_for_args = template_when_ready, call_when_ready
@@ -95,7 +96,7 @@ def kept(file: str, name: str, depends_on: str, make: Callable[[], dict[str, NDA
     try:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         made = make()
     draft = path.with_suffix(f".{os.getpid()}.npz")
     with suppress(OSError):

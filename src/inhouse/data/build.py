@@ -136,7 +136,8 @@ def split_of(params: DataParams) -> SplitParams:
 
 def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterator[SourceRead]:
     tasks: list[ReadTask] = []
-    shapes = [sampled_shape(params.shape, source) for source in located]
+    group = split_of(params).group
+    shapes = [sampled_shape(params.shape, source, group) for source in located]
     for source, shape in zip(located, shapes, strict=True):
         tasks += _read_tasks(params, source, shape, site, len(tasks))
     sizes = [sum(piece.bytes for piece in task.pieces) for task in tasks]

@@ -19,7 +19,7 @@ from inhouse.data.shapes import Understood as Shape
 from inhouse.data.shapes import draft_of, expected, fits, needed_by, recognise
 from inhouse.data.shapes.calls import CALL
 from inhouse.data.shapes.draft import Draft
-from inhouse.data.source import Located, SourceParams, cut_file, read, read_file
+from inhouse.data.source import Located, SourceParams, cut_file, read, read_file, size_of
 from inhouse.data.split import SplitParams, group_key, moment_of, question_keys
 from inhouse.data.tasks import Finished, finished, publish
 
@@ -56,16 +56,18 @@ class ReadTask:
     excerpts: bool  # whether rejects may show what stands in the bad row
 
 
-def sampled_shape(asked: Any, source: Located) -> Shape | None:
+def sampled_shape(asked: Any, source: Located, group: str | None = None) -> Shape | None:
     """The shape asked for when the source's first records can have it, or the one recognised; None without records.
 
-    Raises data.shape_unknown and data.columns.
+    Raises data.shape_unknown, and data.columns where they lack a column of the shape or the one that `group` names.
     """
     sample = list(islice((item for _, item in read(source) if isinstance(item, Record)), SAMPLE))
     if not sample:
         return None
     columns = [frozenset(record.fields) for record in sample]
     names = ", ".join(sorted(excerpt(name) for name in frozenset().union(*columns)))
+    if group is not None and source.params.part is None and not any(group in found for found in columns):
+        raise UserError("data.columns", source=source.params.name, found=names, needed=group)
     if asked.use == "auto":
         for found in columns:
             if shape := recognise(found):
@@ -81,7 +83,7 @@ def stretches(source: Located, shard_bytes: int) -> Iterator[tuple[Piece, ...]]:
     together: list[Piece] = []
     size = 0
     for content, (name, path) in zip(source.contents, source.files, strict=True):
-        bytes_ = path.stat().st_size
+        bytes_ = size_of(path)
         spans = cut_file(source.params, path, shard_bytes) if bytes_ > shard_bytes else [None]
         if len(spans) > 1:
             yield from ((Piece(content, name, path, bytes_ // len(spans), span),) for span in spans)

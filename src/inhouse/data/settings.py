@@ -34,7 +34,7 @@ class DataParams(Params):
         "local", description="who works on the shards: processes of this machine, or a Ray cluster (extra distributed)"
     )
     fail_above: float = Field(
-        0.05, ge=0, le=1, description="largest share of unusable rows of a source; more stops the run"
+        0.05, ge=0, le=1, strict=True, description="largest share of unusable rows of a source; more stops the run"
     )
 
     @field_validator("sources", mode="before")

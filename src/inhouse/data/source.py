@@ -24,7 +24,11 @@ from inhouse.data.records import Damaged, Record, Reject, Span
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import normal, read_licences, settle, use_of
 
-ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog)(\W|$)|dataset_infos?\.json$", re.IGNORECASE)
+ABOUT = re.compile(
+    r"(readme|copying|notice|changelog|licen[cs]e([-_]\w+)?)(\.[a-z]{2}(-[a-z]+)?)?(\.(md|txt|rst|html))?$"
+    r"|dataset_infos?\.json$",
+    re.IGNORECASE,
+)
 SHOWN_ENDINGS = 8  # of files that are not read
 GLOB = re.compile(r"[*?\[]")
 
@@ -89,8 +93,28 @@ class Located:
 def external_of(source: SourceParams, project_dir: Path) -> str:
     """What stands for a source's content in the recipe."""
     if not _is_glob(source):
-        return fingerprint(source.from_, project_dir)
-    return hash_json([(name, hash_file(path)) for name, path in _globbed(source, project_dir)])
+        try:
+            return fingerprint(source.from_, project_dir)
+        except OSError:
+            found = fetch(source.from_, project_dir, offline=True, project_dir=project_dir)
+            return hash_json([(name, _hash(path)) for name, path in _listed(source, found)])
+    return hash_json([(name, _hash(path)) for name, path in _globbed(source, project_dir)])
+
+
+def _hash(path: Path) -> str:
+    """A file's hash; of one that cannot be read, which its reader will say, what tells it from any other."""
+    try:
+        return hash_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 of one that cannot be looked at."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def readers_of(source: SourceParams, project_dir: Path) -> frozenset[str]:
@@ -152,7 +176,7 @@ def _contents(source: SourceParams, files: tuple[tuple[str, Path], ...]) -> tupl
     The reader is in them: one file may be read twice, as two arrays of one JSON file.
     """
     reader = None if source.reader is None else source.reader.model_dump(mode="json")
-    hashes = [(name, hash_file(path)) for name, path in files]
+    hashes = [(name, _hash(path)) for name, path in files]
     contents = tuple(hash_json([[digest], reader]) for _, digest in hashes)
     return contents[0] if len(files) == 1 else hash_json([hashes, reader]), contents
 
@@ -261,14 +285,19 @@ def _globbed(source: SourceParams, project_dir: Path, told: Events | None = None
 def _listed(source: SourceParams, found: Path, told: Events | None = None) -> tuple[tuple[str, Path], ...]:
     if found.is_file():
         return ((_shown(Path(found.name)), found),)
-    below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file())
+    below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file() or _leads_nowhere(p))
     return _known(source, [(name, path) for name, path in below if not beside(name)], told)
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether it is a link to a file that is not there: it is named among the rejects."""
+    return path.is_symlink() and not path.exists()
 
 
 def beside(name: str) -> bool:
     """Whether a file of a folder is hidden or speaks about the data instead of holding it."""
-    parts = name.split("/")
-    return any(part.startswith(".") for part in parts) or ABOUT.match(parts[-1]) is not None
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(".") for part in parts) or (bool(parts) and ABOUT.match(parts[-1]) is not None)
 
 
 def _shown(path: Path) -> str:

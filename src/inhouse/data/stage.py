@@ -32,7 +32,7 @@ from inhouse.data.settings import DataParams
 from inhouse.data.shapes import AutoShape
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
-from inhouse.data.source import AGREED, Located, external_of, locate, readers_of
+from inhouse.data.source import AGREED, Located, external_of, locate, readers_of, size_of
 from inhouse.data.summary import summary
 from inhouse.data.tasks import Crew, Finished
 from inhouse.data.weigh import mixed
@@ -43,6 +43,7 @@ __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
 VERSION = "2"
 KIND: Kind = "dataset"
+PACKED, PACKED_ENDINGS = 4, (".gz", ".zst", ".zip", ".parquet")  # how much text a packed byte is, by and large
 ONLY_EVALUATION = ("evaluation", "research")
 
 
@@ -113,7 +114,7 @@ def located_of(params: DataParams, context: Context) -> list[Located]:
 def perform(params: DataParams, located: Sequence[Located], context: Context, shard_bytes: int = SHARD_BYTES) -> Result:
     """Build and write the tables below context.scratch; a build that was killed goes on where it was."""
     started = time.monotonic()
-    size = sum(path.stat().st_size for source in located for _, path in source.files)
+    size = sum(size_of(path) * (PACKED if path.suffix in PACKED_ENDINGS else 1) for s in located for _, path in s.files)
     workers = max(1, min(usable_cores(), size // max(SMALL, 1)))
     around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
     with Crew(workers, params.engine, context.events) as crew:

@@ -165,11 +165,11 @@ def measured(built: Built, tables: Sequence[Finished], seconds_in_all: float, wo
 
 def input_times(located: Located) -> dict[str, Any]:
     """When the files of a source were last changed, and, for a fetched source, when they were collected (UTC)."""
-    stats = [path.stat() for _, path in located.files]
+    stats = [path.stat() for _, path in located.files if path.exists()]
     local = scheme_of(located.params.from_) == "local"
     return {
         "name": located.params.name,
-        "files": len(stats),
+        "files": len(located.files),
         "bytes": sum(stat.st_size for stat in stats),
         "oldest": _time(min((stat.st_mtime for stat in stats), default=None)),
         "newest": _time(max((stat.st_mtime for stat in stats), default=None)),

@@ -23,7 +23,7 @@ SIZE = 0x10000
 
 @table
 def kinds() -> NDArray[np.uint8]:
-    """The kind of each code point up to U+FFFF; read-only.
+    """The kind of each code point up to U+FFFF.
 
     LETTER covers combining marks, which belong to their letters. WIDE is a Han character or kana, WIDE_MARK the
     punctuation between these; each of both counts as a word of its own.

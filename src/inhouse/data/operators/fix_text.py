@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 SHAPE = "map"
+ROUNDS = 4  # a character that is taken out may have hidden a wrong decoding
 
 RESULT_DEPENDS_ON = ("ftfy",)
 LINE_ENDS = ("\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029")
@@ -68,17 +69,34 @@ def change(pieces: pl.DataFrame, params: FixText, around: Around) -> tuple[pl.Se
     import polars as pl
 
     texts = pieces["text"].clone()  # scatter writes in place
-    fixed: dict[int, str] = {}
+    fixed: dict[int, list[str]] = {}
+    places = list(range(len(texts)))
+    for _ in range(ROUNDS):
+        mended = _mended(texts.gather(places), params)
+        if not mended:
+            break
+        places = [places[at] for at in mended]
+        texts.scatter(places, [text for text, _ in mended.values()])
+        for place, (_, codes) in zip(places, mended.values(), strict=True):
+            known = fixed.setdefault(place, [])
+            known += [code for code in codes if code not in known]
+    where = sorted(fixed)
+    noted = pl.Series("fixed", ["+".join(fixed[place]) for place in where], dtype=pl.String)
+    return texts, pieces.select("row", "slot")[where].with_columns(noted)
+
+
+def _mended(texts: pl.Series, params: FixText) -> dict[int, tuple[str, list[str]]]:
+    """The texts that one round of repairs changes, by place, and what was done to each."""
+    texts = texts.clone()
+    found: dict[int, tuple[str, list[str]]] = {}
     for places, repair in _steps(texts, params):
         done = [(place, *repair(text)) for place, text in zip(places, texts.gather(places).to_list(), strict=True)]
         done = [item for item in done if item[2]]
         if done:
             texts.scatter([place for place, _, _ in done], [text for _, text, _ in done])
-        for place, _, codes in done:
-            fixed[place] = f"{fixed[place]}+{codes}" if place in fixed else codes
-    where = sorted(fixed)
-    noted = pl.Series("fixed", [fixed[place] for place in where], dtype=pl.String)
-    return texts, pieces.select("row", "slot")[where].with_columns(noted)
+        for place, text, codes in done:
+            found[place] = text, [*found.get(place, ("", []))[1], *codes.split("+")]
+    return dict(sorted(found.items()))
 
 
 Repair = Callable[[str], tuple[str, str]]  # the new text, and codes of what was done to it ("" = nothing)
