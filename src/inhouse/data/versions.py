@@ -15,7 +15,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.run import peak_memory
 from inhouse.core.store import RECORD, Store, write_durably
 from inhouse.data.build import Built, SourceRead
-from inhouse.data.source import Located
+from inhouse.data.source import Located, size_of
 from inhouse.data.summary import FORMAT
 from inhouse.data.tasks import Finished
 from inhouse.dataset import FACTS
@@ -187,7 +187,7 @@ def _seconds(done: Iterable[Finished]) -> float:
 
 
 def _bytes(source: SourceRead) -> int:
-    return sum(path.stat().st_size for _, path in source.located.files)
+    return sum(size_of(path) for _, path in source.located.files)
 
 
 def _rate(seconds: float, size: int) -> dict[str, float]:
