@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from inhouse.core import compiled, plugins
@@ -86,25 +85,6 @@ def test_loops_refuse_arguments_that_they_were_not_made_for(loops: Path) -> None
         with pytest.raises(TypeError, match="No matching definition"):
             module.twice("two")
     assert module.twice(2) == 4
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"no archive at all"])
-def test_table_that_was_damaged_on_the_disk_is_made_again(loops: Path, content: bytes) -> None:
-    made: list[int] = []
-
-    def make() -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-        made.append(1)
-        return {"table": np.arange(3)}
-
-    file = str(loops / "called.py")
-    for times in (1, 1):
-        assert compiled.kept(file, "numbers", "", make)["table"].tolist() == [0, 1, 2]
-        assert len(made) == times
-    (path,) = loops.rglob("numbers-*.npz")
-    path.write_bytes(content)
-    for times in (2, 2):
-        assert compiled.kept(file, "numbers", "", make)["table"].tolist() == [0, 1, 2]
-        assert len(made) == times
 
 
 def from_cache(module: ModuleType) -> bool:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache, wraps
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from inhouse.core.settings import cache_home
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 _loading = threading.RLock()  # numba compiles in one thread at a time, but does not look again who was first
@@ -71,38 +66,9 @@ def _when_used(found: Any, signature: Any) -> Any:
     return found
 
 
-def table(make: Callable[[], NDArray[Any]]) -> Callable[[], NDArray[Any]]:
-    """A table that depends on nothing but the code beside it and Python's tables of characters: made once and kept."""
-
-    @cache
-    @wraps(make)
-    def found() -> NDArray[Any]:
-        return kept(make.__code__.co_filename, make.__name__, "", lambda: {"table": make()})["table"]
-
-    return found
-
-
-def kept(file: str, name: str, depends_on: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """The tables that `make` computes, kept on the disk beside the compiled code of the folder that `file` is in.
-
-    `depends_on` is what they depend on besides that code and Python's own tables of characters.
-    """
-    import numpy as np
-
-    place = _place(Path(file).parent, "")
-    if place is None:
-        return make()
-    path = place / f"{name}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            return dict(found)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        made = make()
-    draft = path.with_suffix(f".{os.getpid()}.npz")
-    with suppress(OSError):
-        np.savez(draft, **made)  # type: ignore[arg-type]
-        draft.replace(path)
-    return made
+def place_beside(file: str) -> Path | None:
+    """Where one may keep what the code in a file's folder, as it is now, has computed; None when there is no place."""
+    return _place(Path(file).parent, "")
 
 
 @contextmanager

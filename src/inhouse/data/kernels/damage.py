@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inhouse.core.compiled import kept, kernel
+from inhouse.core.compiled import kernel
+from inhouse.data.kernels.kept import kept
 from inhouse.data.kernels.kinds import decode
 
 if TYPE_CHECKING:

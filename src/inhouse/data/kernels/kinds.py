@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inhouse.core.compiled import kernel, table
+from inhouse.core.compiled import kernel
+from inhouse.data.kernels.kept import table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

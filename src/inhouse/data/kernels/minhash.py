@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import float64, int64, types, uint8, uint32, uint64, void
 
-from inhouse.core.compiled import kernel, table
+from inhouse.core.compiled import kernel
+from inhouse.data.kernels.kept import table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inhouse.core.compiled import kernel, table
+from inhouse.core.compiled import kernel
 from inhouse.data.kernels.damage import APART, MAY_BE_APART, PLANE, tables
+from inhouse.data.kernels.kept import table
 from inhouse.data.kernels.kinds import decode
 
 if TYPE_CHECKING:

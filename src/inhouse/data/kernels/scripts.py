@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inhouse.core.compiled import kernel, table
+from inhouse.core.compiled import kernel
+from inhouse.data.kernels.kept import table
 from inhouse.data.kernels.kinds import decode
 
 if TYPE_CHECKING:
