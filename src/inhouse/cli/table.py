@@ -17,7 +17,7 @@ class Mark(str):
     __slots__ = ()
 
 
-NAME = 40  # characters of a first column that is not broken; a longer one would leave the others no room
+LEAST = 10  # characters that every other column gets before the first one stays on one line
 
 
 def escape(value: str) -> str:
@@ -37,13 +37,15 @@ def size(count: float) -> str:
 def table(console: Console, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table; columns whose name begins with '>' are aligned to the right."""
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.table import Table
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    first = max((cell_len(row[0]) for row in rows), default=0)
+    whole = first + LEAST * (len(columns) - 1) <= console.width
     for column in columns:
         align: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        name = column is columns[0] and max((len(row[0]) for row in rows), default=0) <= NAME
-        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=name)
+        grid.add_column(column.lstrip(">"), justify=align, overflow="fold", no_wrap=whole and column is columns[0])
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Mark) else escape(cell) for cell in row))
     console.print(grid)
