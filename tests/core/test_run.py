@@ -16,7 +16,7 @@ import pytest
 
 from inhouse.core import messages, plugins, run
 from inhouse.core.errors import Cancelled, GateFailed, InhouseError, MissingExtra, UserError, from_dict
-from inhouse.core.plugins import operator_of, operators, require, source_digest
+from inhouse.core.plugins import operator_of, operators, package_version, require, source_digest
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events, peak_memory, reset_peak_memory
 from inhouse.core.settings import child_environment, settings, usable_cores
@@ -251,6 +251,11 @@ def test_third_party_operator_is_found_by_entry_point(third_party: Path) -> None
     assert "shout" in found and "normalize_space" in found and "broken" not in found
     operator = operator_of("cleaner", found["shout"].params())
     assert operator.function("run")("a") == "A"
+
+
+def test_version_of_a_package_that_is_not_installed_is_absent() -> None:
+    assert package_version("no-package-of-this-name") == "absent"
+    assert package_version("pydantic")[0].isdigit()
 
 
 def test_source_digest_ignores_comments_but_not_code(tmp_path: Path) -> None:
