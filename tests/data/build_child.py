@@ -24,7 +24,7 @@ operators("cleaner")
 
 def build(data: str, shard_bytes: int, folder: Path, scratch: Path, out: Path) -> None:
     """Build a dataset as the stage does, with unfinished work of an earlier try at `scratch`."""
-    stage.SMALL = 0
+    stage.SMALL = 1
     tasks.sync_folder = lambda path: None
     context = Context({}, out, scratch, folder / ".sources", folder, Events(), 7, True, "evaluation")
     params = DataParams.model_validate(json.loads(data))

@@ -159,7 +159,7 @@ def test_mix_is_what_the_rows_of_a_build_add_up_to(sources: Any) -> None:
 def test_build_by_two_workers_gives_the_same_bytes(
     news: Folder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "SMALL", 0)
+    monkeypatch.setattr(stage, "SMALL", 1)
     monkeypatch.setattr(stage, "usable_cores", lambda: 2)
     assert built(news, SHARD, EVERY) == whole
 
@@ -168,7 +168,7 @@ def test_build_on_ray_gives_the_same_bytes(
     news: Folder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr(stage, "SMALL", 0)
+    monkeypatch.setattr(stage, "SMALL", 1)
     monkeypatch.setattr(stage, "usable_cores", lambda: 2)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     try:

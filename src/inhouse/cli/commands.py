@@ -77,4 +77,3 @@ COMMANDS = (
     Command(("schema",), "project:project_schema", "schema"),
     Command(("demo",), "run:demo", "run", arguments=("folder",), action="run_demo"),
 )
-GROUPS = tuple(dict.fromkeys(c.path[0] for c in COMMANDS if len(c.path) > 1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.messages import text as say
 from inhouse.core.plugins import require
-from inhouse.core.rows import PARTS, Part
+from inhouse.core.rows import PARTS
 from inhouse.data.batch import read_frame, write_frame
 from inhouse.data.operators.around import Around
 from inhouse.data.parts import decide_parts
@@ -421,9 +421,3 @@ def described(line: str) -> str:
     where = say("data.at_line", place=at, line=item["line"]) if item["line"] else at
     detail = f" ({item['detail']})" if item["detail"] else ""
     return f"{where}: {say(TEXTS[item['reason']])}{detail}"
-
-
-def part_counts(index: pl.DataFrame) -> dict[Part, int]:
-    """Rows of each part."""
-    counts = dict(index["part"].cast(str).value_counts().iter_rows())
-    return {part: int(counts.get(part, 0)) for part in PARTS}

@@ -90,7 +90,6 @@ def write_tables(built: Built, copies: pl.DataFrame | None, site: Site) -> list[
 
 def form_of(built: Built) -> Form:
     """The columns that this dataset needs."""
-
     shapes = {source.located.params.name: source.shape for source in built.sources if source.shape is not None}
     used = built.index["shard"].unique().sort().to_list()
     frames = (read_frame(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow", "label", "turns") for n in used)

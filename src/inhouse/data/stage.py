@@ -115,7 +115,7 @@ def perform(params: DataParams, located: Sequence[Located], context: Context, sh
     """Build and write the tables below context.scratch; a build that was killed goes on where it was."""
     started = time.monotonic()
     size = sum(size_of(path) * (PACKED if path.suffix in PACKED_ENDINGS else 1) for s in located for _, path in s.files)
-    workers = max(1, min(usable_cores(), size // max(SMALL, 1)))
+    workers = max(1, min(usable_cores(), size // SMALL))
     around = Around(context.seed, context.project_dir, context.sources / "replies", context.offline)
     with Crew(workers, params.engine, context.events) as crew:
         site = Site(context.scratch, crew, around, shard_bytes)

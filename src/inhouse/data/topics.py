@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 FEWEST_TEXTS = 50
 LOOKED_AT = 960  # bytes of each text, 320 characters of Chinese: its beginning says what it is about
-MAX_TERMS, MIN_TEXTS = (
-    4000,
-    3,
-)  # terms compared, fewer than 2^12; texts that a term must stand in (and at most half of all)
+MAX_TERMS = 4000  # terms that are compared, fewer than 2^12
+MIN_TEXTS = 3  # that a term must stand in, and at most half of all
 MIN_TOPICS, MAX_TOPICS, SHOWN_TERMS = 2, 12, 5
 STRONGEST = 32  # terms of a text that count
 ROUNDS, TRIED, SEED = 25, 4, 20
