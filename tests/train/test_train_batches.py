@@ -10,8 +10,9 @@ from tiny_training import rows
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message, Row
 from inhouse.engines.torch_chat import answer_span
-from inhouse.train.batches import Sample, collate, encode, plan_batches
-from inhouse.train.loop import answer_loss
+from inhouse.train.batches import collate, plan_batches
+from inhouse.train.step import answer_loss
+from inhouse.train.tokens import Sample, encode
 
 
 @pytest.fixture(scope="module")

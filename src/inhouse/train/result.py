@@ -14,7 +14,7 @@ from inhouse.core.fingerprint import list_files
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Context, Input
 from inhouse.core.rows import Row
-from inhouse.train.batches import Sample
+from inhouse.train.tokens import Sample
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from inhouse.train.batches import Samples
+    from inhouse.train.tokens import Samples
 
 VERSION = "1"
 KIND: Kind = "model"
@@ -103,7 +103,7 @@ def _training_rows(dataset: Input) -> list[Row]:
 def _samples(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], params: TrainParams, context: Context
 ) -> Samples:
-    from inhouse.train.batches import encode_rows
+    from inhouse.train.tokens import encode_rows
 
     samples = encode_rows(rows, tokenizer, ends, (params.max_length, params.turns), context.events)
     if samples.too_long:
