@@ -1,0 +1,160 @@
+"""Everything that stands before the first step: the base with what is trained on it, and the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
+from inhouse.core.plugins import operator_of, require
+from inhouse.core.protocols import Input
+from inhouse.core.rows import Row
+from inhouse.core.run import Events
+from inhouse.core.settings import usable_cores
+from inhouse.dataset import read_rows
+from inhouse.train.params import Precision, TrainParams
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from inhouse.train.tokens import Samples
+
+SMALL = 1_000_000_000  # models below this many parameters are saved in fp32: nothing is lost before quantising
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
+Originals = list[tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model as it is trained. `originals` pairs frozen weights with their full-precision values, to `restore`."""
+
+    model: PeftModel
+    originals: Originals
+    trainable: int
+    total: int
+    compute: torch.dtype
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is learned from: rows, their tokens, and the tokenizer that made them."""
+
+    rows: list[Row]
+    samples: Samples
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+
+    @property
+    def pad(self) -> int:
+        """The id that fills batches up."""
+        return self.tokenizer.pad_token_id or 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that the loop needs, and what the result is checked against."""
+
+    base: Input
+    facts: ModelFacts
+    loaded: Loaded
+    texts: Texts
+
+
+def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events: Events) -> Prepared:
+    """Load `base` and `dataset` up to the trainer: nothing is trained or written yet.
+
+    Raises train.no_rows, train.all_dropped, train.fp16_cpu, torch.no_end and what the method refuses.
+    """
+    require("train", *PACKAGES)
+    import torch
+
+    from inhouse.engines.torch_chat import end_tokens
+    from inhouse.engines.transformers import facts_of, load_tokenizer
+
+    base = inputs["base"]
+    facts = facts_of(base)
+    rows = _training_rows(inputs["dataset"])
+    torch.set_num_threads(usable_cores())
+    compute = compute_dtype(params.precision)
+    tokenizer = load_tokenizer(base)
+    model, originals = _load(base, params, compute)
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise UserError("torch.no_end", name=facts.name)
+    texts = Texts(rows, _samples(rows, tokenizer, ends, params, events), tokenizer, ends)
+    return Prepared(base, facts, _adapt(model, originals, params, seed), texts)
+
+
+def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
+    """The base anew with fresh weights to train, for another trial on the same samples."""
+    model, originals = _load(base, params, compute_dtype(params.precision))
+    return _adapt(model, originals, params, seed)
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The type that training computes in on this machine; raise train.fp16_cpu where fp16 cannot work."""
+    import torch
+
+    from inhouse.engines.transformers import torch_dtype
+
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.fp16_cpu")
+    return torch_dtype(precision)
+
+
+def restore(originals: Originals) -> None:
+    """Give the frozen base its full-precision weights back, so that merging rounds nothing twice."""
+    for parameter, data in originals:
+        parameter.data = data.to(parameter.device)
+
+
+def _adapt(model: PreTrainedModel, originals: Originals, params: TrainParams, seed: int) -> Loaded:
+    import torch
+
+    torch.manual_seed(seed)
+    adapted = operator_of("method", params.method).function("attach")(model, params.method)
+    trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return Loaded(adapted, originals, trainable, total, compute_dtype(params.precision))
+
+
+def _training_rows(dataset: Input) -> list[Row]:
+    rows = list(read_rows(dataset.path, "train"))
+    if not rows:
+        raise UserError("train.no_rows")
+    return rows
+
+
+def _samples(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], params: TrainParams, events: Events
+) -> Samples:
+    from inhouse.train.tokens import encode_rows
+
+    samples = encode_rows(rows, tokenizer, ends, (params.max_length, params.turns), events)
+    if samples.too_long:
+        events.note("train.too_long", dropped=samples.too_long, rows=len(rows), max_length=params.max_length)
+    return samples
+
+
+def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTrainedModel, Originals]:
+    """The base in the type to compute in, and its weights in the type to save, when that is another."""
+    import torch
+
+    from inhouse.engines.transformers import facts_of, load_model
+
+    size = facts_of(base).parameters or 0
+    save = params.save_dtype if params.save_dtype != "auto" else ("fp32" if size < SMALL else "bf16")
+    model = load_model(base, save)
+    model.requires_grad_(False)
+    # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
+    model.name_or_path = model.config.name_or_path = ""
+    if compute == model.dtype or compute == torch.float16:
+        return model, []  # fp16 keeps the weights as they are and computes under autocast
+    originals = [(parameter, parameter.data) for parameter in model.parameters()]
+    for parameter in model.parameters():  # not model.to(): it would round the rotary frequencies too
+        parameter.data = parameter.data.to(compute)
+    return model, originals
