@@ -1,4 +1,4 @@
-"""What is known of a model artifact without loading its weights."""
+"""How a model is named in a project file, and what is known of a model artifact without loading its weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ from typing import Literal
 from pydantic import Field
 
 from inhouse.core.artifact import Frozen
+from inhouse.core.params import Params
 
 Format = Literal["gguf", "safetensors", "remote"]
+
+
+class ModelParams(Params):
+    """An open model, by where it comes from."""
+
+    base: str = Field(
+        min_length=1,
+        description="a catalogue name, a folder, a .gguf, pypi:…, hf:org/name, ms:org/name or an OpenAI-compatible URL",
+    )
+    revision: str | None = Field(None, pattern=r"^[\w./-]+$", description="commit or tag of a hub model")
+    name: str | None = Field(None, description="for a URL that serves several models: which one")
+    licence: str | None = Field(None, description="SPDX id that you have checked; stands in place of what is read")
+    allowed_use: Literal["any", "research", "evaluation"] | None = Field(
+        None, description="what the base's terms allow, as you have checked; stands in place of what is concluded"
+    )
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="pins a base that is a single file")
 
 
 class ModelFacts(Frozen):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -40,6 +41,38 @@ def _only_how(value: Any) -> dict[Any, Any]:
         return marked | {name: found for name, found in below.items() if found}
     members = enumerate(value) if isinstance(value, tuple | list) else value.items() if isinstance(value, dict) else ()
     return {key: found for key, member in members if (found := _only_how(member))}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Field marker: the setting names what another step makes; its artifact is handed over as the input `role`.
+
+    A "dataset" is named as in the project file (`data`, or a key of `extra_data`), a "model" by its own ModelParams.
+    """
+
+    role: str
+    kind: Literal["dataset", "model"]
+
+
+def needs(params: BaseModel) -> Iterator[tuple[Needs, Any]]:
+    """Every input that settings name, at any depth, with the setting's value. What is OnlyHow names none."""
+    for name, field in type(params).model_fields.items():
+        value = getattr(params, name)
+        if value is None or any(isinstance(m, OnlyHow) for m in field.metadata):
+            continue
+        marks = [m for m in field.metadata if isinstance(m, Needs)]
+        for mark in marks:
+            yield mark, value
+        if not marks:
+            yield from _needs_inside(value)
+
+
+def _needs_inside(value: Any) -> Iterator[tuple[Needs, Any]]:
+    if isinstance(value, BaseModel):
+        yield from needs(value)
+    elif isinstance(value, tuple | list | dict):
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _needs_inside(member)
 
 
 @dataclass(frozen=True)

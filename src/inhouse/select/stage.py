@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from inhouse.core.artifact import Kind, Licence
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.core.params import Params
+from inhouse.core.model import ModelParams as ModelParams
 from inhouse.core.protocols import Context, Made
 from inhouse.select import remote
 from inhouse.select.inspect import FAMILIES, inspect
@@ -24,22 +22,6 @@ from inhouse.sources.licences import Reading, copyleft_note, licence_files, norm
 
 VERSION = "2"
 KIND: Kind = "model"
-
-
-class ModelParams(Params):
-    """The model to start from."""
-
-    base: str = Field(
-        min_length=1,
-        description="a catalogue name, a folder, a .gguf, pypi:…, hf:org/name, ms:org/name or an OpenAI-compatible URL",
-    )
-    revision: str | None = Field(None, pattern=r"^[\w./-]+$", description="commit or tag of a hub model")
-    name: str | None = Field(None, description="for a URL that serves several models: which one")
-    licence: str | None = Field(None, description="SPDX id that you have checked; stands in place of what is read")
-    allowed_use: Literal["any", "research", "evaluation"] | None = Field(
-        None, description="what the base's terms allow, as you have checked; stands in place of what is concluded"
-    )
-    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="pins a base that is a single file")
 
 
 @dataclass(frozen=True)
