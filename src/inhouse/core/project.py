@@ -265,6 +265,8 @@ def _below(part: dict[str, Any], step: Any, schema: dict[str, Any]) -> list[dict
         return _objects(part["items"], schema) if "items" in part else []
     if step in part.get("properties", {}):
         return _objects(part["properties"][step], schema)
+    if named := part.get("patternProperties"):  # a mapping whose keys are names that the user gives
+        return [found for below in named.values() for found in _objects(below, schema)]
     return [part] if part.get("properties", {}).get("use", {}).get("const") == step else []
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from inhouse.core.gate import Figure
 from inhouse.evaluate.predictions import Prediction, Predictions
 
 INVALID = ""  # stands for an answer that names no label
@@ -73,6 +74,23 @@ def loss_curve(facts: Mapping[str, Any]) -> list[list[float]]:
         if math.isfinite(loss):
             pairs.append([step, loss])
     return pairs
+
+
+def training_figures(facts: Mapping[str, Any]) -> dict[str, Figure]:
+    """What gates may ask of the training, from the tuned model's record; nothing of it depends on the clock.
+
+    `training.loss` (the last point of the curve), `training.trainable_share`, `training.parity.…`, and whatever the
+    record has under `figures`.
+    """
+    made = {f"training.{name}": Figure.model_validate(found) for name, found in (facts.get("figures") or {}).items()}
+    if curve := loss_curve(facts):
+        made["training.loss"] = Figure(value=curve[-1][1], unit="nats")
+    if "trainable_share" in facts:
+        made["training.trainable_share"] = Figure(value=facts["trainable_share"])
+    for name, found in (facts.get("parity") or {}).items():
+        if isinstance(found, int | float):
+            made[f"training.parity.{name}"] = Figure(value=found)
+    return made
 
 
 def _shared_start(texts: list[str]) -> int:

@@ -16,7 +16,7 @@ from inhouse.core.gate import Figure, figures_of
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context, Input, Made
-from inhouse.evaluate.details import by_label, confusion, loss_curve, wrong_answers
+from inhouse.evaluate.details import by_label, confusion, loss_curve, training_figures, wrong_answers
 from inhouse.evaluate.page import render_page
 from inhouse.evaluate.predictions import PREDICTIONS, SCORES, SPEED, Predictions, read_predictions
 from inhouse.evaluate.scores import differences, measures
@@ -30,6 +30,7 @@ REPORT = "report.json"
 FULL_REPORT = "measured/report.json"
 PAGE = "measured/report.html"
 PARITY = "parity.json"
+FORGETTING = "figures.json"
 PAIRS = (("tuned", "base"), ("exported", "tuned"), ("exported", "base"))
 
 __all__ = ["KIND", "PAGE", "VERSION", "ReportParams", "TableRow", "external", "load_figures", "render_table", "run"]
@@ -67,7 +68,8 @@ def run(params: ReportParams, context: Context) -> Made:
     """Write report.json, and measured/ with report.json (timings added) and report.html.
 
     Inputs, any of which may be absent: `base`, `tuned`, `exported` (predictions; at least one), `parity` (the
-    artifact of compress) and `training` (the tuned model, for its loss curve).
+    artifact of compress), `training` (the tuned model, for its loss curve and checks) and `forgetting` (what the
+    tuned model lost on a general set).
     """
     require("eval", "numpy", "sklearn", "jinja2")
     models = {role: read_measured(context.inputs[role]) for role in ROLES if role in context.inputs}
@@ -123,9 +125,9 @@ def read_measured(source: Input) -> Measured:
     )
 
 
-def read_parity(source: Input) -> dict[str, Figure]:
-    """The figures of the compress artifact's parity.json; empty when the method writes none."""
-    path = source.path / PARITY
+def read_figures(source: Input, name: str) -> dict[str, Figure]:
+    """The figures of an artifact's JSON file; empty when it has none, as where a compressor measures no parity."""
+    path = source.path / name
     if not path.exists():
         return {}
     try:
@@ -146,8 +148,11 @@ def _figures(models: Mapping[str, Measured], context: Context) -> dict[str, Figu
         if one in models and other in models:
             made |= _compare(one, models[one], other, models[other])
             context.events.check()
-    if "parity" in context.inputs:
-        made |= read_parity(context.inputs["parity"])
+    for role, name in (("parity", PARITY), ("forgetting", FORGETTING)):
+        if role in context.inputs:
+            made |= read_figures(context.inputs[role], name)
+    if "training" in context.inputs:
+        made |= training_figures(context.inputs["training"].record.facts)
     return made
 
 

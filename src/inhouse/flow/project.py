@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from inhouse.compress.stage import CompressParams
+from inhouse.core.model import ModelParams
 from inhouse.core.params import Params
 from inhouse.core.project import load_project
 from inhouse.data.label.settings import LabelParams
 from inhouse.data.stage import DataParams
 from inhouse.evaluate.stage import EvaluateParams
 from inhouse.release.settings import ReleaseParams, ServeParams
-from inhouse.select.stage import ModelParams
 from inhouse.train.stage import TrainParams
+
+DatasetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+
+def _form(value: Any) -> str:
+    return "chain" if isinstance(value, list | tuple) else "one"
+
+
+# Told apart by their form and not by trial, so that an error names what is wrong with the form that was written.
+Training = Annotated[
+    Annotated[TrainParams, Tag("one")] | Annotated[tuple[TrainParams, ...], Field(min_length=1), Tag("chain")],
+    Discriminator(_form),
+]
 
 
 class Project(Params):
@@ -32,12 +45,25 @@ class Project(Params):
         None, description="the open model to start from; may be left out where only data is built"
     )
     data: DataParams | None = Field(None, description="examples to learn from and to measure on")
+    extra_data: dict[DatasetName, DataParams] = Field(
+        default_factory=dict,
+        description="further datasets by name, each written as `data` is: text to pre-train on, a set not to forget",
+    )
     label: LabelParams | None = Field(None, description="how rows without a label get one; `inhouse data label` only")
-    train: TrainParams | None = Field(None, description="how to fine-tune")
+    train: Training | None = Field(
+        None, description="how to fine-tune; a list is a chain: each training starts from what the one before made"
+    )
     evaluate: EvaluateParams | None = Field(None, description="how to measure")
     compress: CompressParams | None = Field(None, description="how to shrink and export")
     release: ReleaseParams | None = Field(None, description="what must hold before anything is served")
     serve: ServeParams = Field(default_factory=ServeParams, description="how a release is served")
+
+    @property
+    def trainings(self) -> tuple[TrainParams, ...]:
+        """The trainings in order, whether one is written or a chain."""
+        if self.train is None:
+            return ()
+        return (self.train,) if isinstance(self.train, TrainParams) else self.train
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Project:

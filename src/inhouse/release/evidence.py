@@ -39,8 +39,8 @@ def gather(
         },
         "model": records["model"].facts.get("model", {}),
         "data": _facts(records, "dataset"),
-        "sources": records["dataset"].external if "dataset" in records else {},
-        "training": _facts(records, "tuned"),
+        "sources": _sources(records),
+        "training": _facts(records, "tuned") or (_facts(records, "model") if records["model"].stage == "train" else {}),
         "compression": _facts(records, "exported"),
         "figures": measured,
         "verdicts": [json.loads(v.model_dump_json()) for v in verdicts],
@@ -147,6 +147,16 @@ def _origin(evidence: Evidence) -> Iterable[tuple[str, Table]]:
 
 def _facts(records: Mapping[str, Artifact], role: str) -> dict[str, Any]:
     return dict(records[role].facts) if role in records else {}
+
+
+def _sources(records: Mapping[str, Artifact]) -> dict[str, str]:
+    """The fingerprint of every source of every dataset; those besides `dataset` stand below their name."""
+    datasets = {role: record for role, record in records.items() if record.kind == "dataset"}
+    return {
+        name if role == "dataset" else f"{role}.{name}": fingerprint
+        for role, record in datasets.items()
+        for name, fingerprint in record.external.items()
+    }
 
 
 def _identity(record: Artifact) -> dict[str, Any]:

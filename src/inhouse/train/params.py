@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from inhouse.core.params import OneOf, Params
+from inhouse.core.params import Needs, OneOf, OnlyHow, Params
+from inhouse.train.forgetting import ForgettingParams
+from inhouse.train.replay import ReplayParams
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -18,6 +20,13 @@ class TrainParams(Params):
         default="lora",
         validate_default=True,
         description="what is trained, and its own settings",
+    )
+    dataset: Annotated[str, Needs("dataset", "dataset")] = Field(
+        "data", description="what is learned from: `data`, or a name of extra_data"
+    )
+    replay: ReplayParams | None = Field(None, description="rows of another dataset mixed in, so that less is forgotten")
+    forgetting: Annotated[ForgettingParams | None, OnlyHow()] = Field(
+        None, description="how much worse the model becomes on a general set; measured after training"
     )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; LoRA takes 10 times that of full tuning")
     num_train_epochs: float = Field(1, gt=0, le=1000, description="passes over the training rows; may be a fraction")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from inhouse.train.tokens import Samples
+    from inhouse.train.tokens import Sample, Samples
 
 SMALL = 1_000_000_000  # models below this many parameters are saved in fp32: nothing is lost before quantising
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
@@ -47,6 +47,7 @@ class Texts:
     samples: Samples
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
+    replay: dict[str, float | int] | None = None  # counts of rows of another dataset that are among the samples
 
     @property
     def pad(self) -> int:
@@ -86,6 +87,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     if not ends:
         raise UserError("torch.no_end", name=facts.name)
     texts = Texts(rows, _samples(rows, tokenizer, ends, params, events), tokenizer, ends)
+    if params.replay is not None:
+        texts = _replayed(texts, inputs["replay"], params, seed, events)
     return Prepared(base, facts, _adapt(model, originals, params, seed), texts)
 
 
@@ -138,6 +141,29 @@ def _samples(
     if samples.too_long:
         events.note("train.too_long", dropped=samples.too_long, rows=len(rows), max_length=params.max_length)
     return samples
+
+
+def _replayed(texts: Texts, general: Input, params: TrainParams, seed: int, events: Events) -> Texts:
+    """The samples with those of a general dataset mixed in. Raises train.replay_empty."""
+    from inhouse.train.replay import mix
+    from inhouse.train.tokens import encode
+
+    def one(row: Row) -> Sample | None:
+        sample = encode(row, texts.tokenizer, texts.ends, params.turns)
+        return sample if len(sample.ids) <= params.max_length else None
+
+    assert params.replay is not None
+    mixed = mix(texts.samples.kept, list(read_rows(general.path, "train")), one, params.replay, seed)
+    facts = mixed.facts
+    if facts["rows"] < facts["samples"]:
+        events.note(
+            "train.replay_repeated",
+            dataset=params.replay.dataset,
+            share=params.replay.share,
+            rows=facts["rows"],
+            samples=facts["samples"],
+        )
+    return replace(texts, samples=replace(texts.samples, kept=mixed.samples), replay=facts)
 
 
 def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTrainedModel, Originals]:

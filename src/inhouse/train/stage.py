@@ -8,6 +8,7 @@ from inhouse.core.artifact import Kind
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context, Made
 from inhouse.core.run import release_memory
+from inhouse.train.manifest import ran_on
 from inhouse.train.params import TrainParams as TrainParams
 from inhouse.train.setup import PACKAGES, prepare, restore
 
@@ -40,6 +41,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "model": checked.model.model_dump(),
             "rows": len(texts.rows),
             "too_long": texts.samples.too_long,
+            "replay": texts.replay,
             "trainable": loaded.trainable,
             "trainable_share": loaded.trainable / loaded.total,
             "steps": trained.steps,
@@ -49,6 +51,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "resumed_from": trained.resumed_from,
             "parity": checked.parity,
             "precision": str(loaded.compute).removeprefix("torch."),
+            "ran_on": ran_on(),
         }
     )
 

@@ -84,7 +84,8 @@ def file_stem(name: str) -> str:
 def _metadata(name: str, merged: Path, context: Context) -> dict[str, str | int]:
     """Header keys that the converter cannot know or takes from folder names."""
     found: dict[str, str | int] = {"general.name": name}
-    of_data = context.inputs["dataset"].record.licences if "dataset" in context.inputs else ()
+    datasets = [found.record for found in context.inputs.values() if found.record.kind == "dataset"]
+    of_data = {licence for record in datasets for licence in record.licences}
     terms = {licence.spdx for licence in context.inputs["tuned"].record.licences if licence not in of_data}
     if terms:
         found["general.license"] = (

@@ -1,0 +1,244 @@
+"""Measure what training forgets: the loss on rows of a general set, before and after, and how far they are apart.
+
+A step of its own: it reads the two models and the rows, so that asking for it trains nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from inhouse.core.artifact import Kind
+from inhouse.core.errors import UserError
+from inhouse.core.fingerprint import hash_json
+from inhouse.core.gate import Figure
+from inhouse.core.params import Needs, Params
+from inhouse.core.plugins import require
+from inhouse.core.protocols import Context, Input, Made
+from inhouse.core.rows import Part, Row
+from inhouse.core.run import Events, release_memory
+from inhouse.core.settings import usable_cores
+from inhouse.dataset import read_rows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = "1"
+KIND: Kind = "predictions"
+FIGURES = "figures.json"
+LOSSES = "losses.json"
+HELD_OUT: tuple[Part, ...] = ("test", "valid")
+RESAMPLES = 2000
+BATCH_TOKENS = 1024  # read together: the logits of 1024 tokens of a 150k vocabulary take 300 MB in bf16
+DIGITS = 6
+
+
+class ForgettingParams(Params):
+    """A general set on which the model is measured before and after training."""
+
+    dataset: Annotated[str, Needs("dataset", "dataset")] = Field(
+        description="a name of extra_data: its test rows, then its valid rows, are measured, and never its train rows"
+    )
+    rows: int = Field(200, ge=2, le=1_000_000, description="how many rows; all of them where there are fewer")
+    max_length: int = Field(1024, ge=8, description="only so many tokens of a row are read")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic; auto: bf16 where the machine has it, else fp32"
+    )
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row as token ids, and the place from which on they count."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def external(params: ForgettingParams, project_dir: Path) -> dict[str, str]:
+    """Nothing outside its inputs."""
+    return {}
+
+
+def run(params: ForgettingParams, context: Context) -> Made:
+    """Write figures.json and losses.json: each row's loss under the models `before` and `after`.
+
+    Inputs: `before` and `after` (models), `dataset`, and `trained_1`, `trained_2`, … (datasets whose training rows
+    are left out). Raises train.forgetting_rows, train.forgetting_not_finite.
+    """
+    require("train", "torch", "transformers", "numpy")
+    import torch
+
+    from inhouse.engines.torch_chat import end_tokens
+    from inhouse.engines.transformers import load_tokenizer
+
+    torch.set_num_threads(usable_cores())
+    rows, left_out = held_out_rows(params, context)
+    model = _open(context.inputs["before"], params)
+    tokenizer = load_tokenizer(context.inputs["before"])  # training keeps it, and the same tokens are compared
+    ends = end_tokens(model, tokenizer)
+    texts = {row.id: encode(row, tokenizer, ends, params.max_length) for row in rows}
+    texts = {name: text for name, text in texts.items() if text.start < len(text.ids)}
+    if len(texts) < 2:
+        raise UserError("train.forgetting_rows", dataset=params.dataset, rows=len(texts), trained=left_out)
+    before = text_losses(model, [*texts.values()], context.events, "before")
+    del model
+    release_memory()
+    after = text_losses(_open(context.inputs["after"], params), [*texts.values()], context.events, "after")
+    tokens = [len(text.ids) - text.start for text in texts.values()]
+    figures = figures_of(before, after, tokens)
+    lines = [
+        {"id": name, "tokens": count, "before": round(one, DIGITS), "after": round(two, DIGITS)}
+        for name, count, one, two in zip(texts, tokens, before, after, strict=True)
+    ]
+    _write(context.out / LOSSES, lines)
+    _write(context.out / FIGURES, {"figures": {name: figure.model_dump() for name, figure in figures.items()}})
+    return Made(facts={"forgetting": _facts(figures, context) | {"tokens": sum(tokens), "left_out": left_out}})
+
+
+def _facts(figures: Mapping[str, Figure], context: Context) -> dict[str, Any]:
+    """The change in short; a change for the worse that is more than chance is told."""
+    name = "training.forgetting"
+    change, before, after = figures[name], figures[f"{name}.before"].value, figures[f"{name}.after"].value
+    if change.low is not None and change.low > 0:
+        context.events.note("train.forgotten", before=round(before, 3), after=round(after, 3), rows=change.n)
+    return {
+        "before": before, "after": after, "change": change.value, "low": change.low, "high": change.high,
+        "rows": change.n,
+    }  # fmt: skip
+
+
+def _open(source: Input, params: ForgettingParams) -> PreTrainedModel:
+    import torch
+
+    from inhouse.engines.transformers import load_model
+
+    model = load_model(source, params.precision).eval()
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def held_out_rows(params: ForgettingParams, context: Context) -> tuple[list[Row], int]:
+    """The first rows by id (a hash, which prefers no row) that were not trained on, and how many were left out."""
+    trained = {
+        _content(row)
+        for role, source in context.inputs.items()
+        if role.startswith("trained_")
+        for row in read_rows(source.path, "train")
+    }
+    kept: list[Row] = []
+    left_out = 0
+    for part in HELD_OUT:
+        unseen = []
+        for row in read_rows(context.inputs["dataset"].path, part):
+            if _content(row) in trained:
+                left_out += 1
+            else:
+                unseen.append(row)
+        kept += islice(unseen, params.rows - len(kept))
+    if len(kept) < 2:
+        raise UserError("train.forgetting_rows", dataset=params.dataset, rows=len(kept), trained=left_out)
+    return kept, left_out
+
+
+def _content(row: Row) -> str:
+    return hash_json([message.as_dict() for message in row.messages])
+
+
+def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], longest: int) -> Text:
+    """A conversation's last answer through the model's template; a plain document whole, without a template."""
+    from inhouse.engines.torch_chat import answer_span
+
+    if row.messages[-1].role != "assistant":
+        raise UserError("train.no_answer", id=row.id, source=row.source, offset=row.offset)
+    if len(row.messages) == 1:
+        ids = list(tokenizer(row.answer).input_ids)
+        return Text(tuple(ids[:longest]), 1)  # nothing stands before the first token that could predict it
+    ids, start = answer_span(tokenizer, row.messages, len(row.messages) - 1, ends)
+    return Text(tuple(ids[:longest]), start)
+
+
+def text_losses(model: torch.nn.Module, texts: Sequence[Text], events: Events, step: str) -> list[float]:
+    """Summed cross entropy (nats) of the tokens that count, of each text in the order of the texts."""
+    import torch
+
+    device = next(model.parameters()).device
+    found = [0.0] * len(texts)
+    done = 0
+    with torch.inference_mode():
+        for places in _batches(texts):
+            width = max(len(texts[at].ids) for at in places)
+            ids = torch.zeros((len(places), width), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, at in enumerate(places):
+                ids[row, : len(texts[at].ids)] = torch.tensor(texts[at].ids)
+                mask[row, : len(texts[at].ids)] = 1
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+            for row, at in enumerate(places):
+                found[at] = _summed(logits[row], texts[at])
+            done += len(places)
+            events.progress(done, len(texts), "rows", step=step)
+    if not all(map(math.isfinite, found)):
+        raise UserError("train.forgetting_not_finite", which=step)
+    return found
+
+
+def _summed(logits: torch.Tensor, text: Text) -> float:
+    """The loss of one text, of its logits (width, V); the token at p is predicted at p - 1."""
+    import torch
+
+    wanted = torch.tensor(text.ids[text.start :], device=logits.device)
+    guessed = logits[text.start - 1 : len(text.ids) - 1].float()
+    return float(torch.nn.functional.cross_entropy(guessed, wanted, reduction="sum"))
+
+
+def _batches(texts: Sequence[Text]) -> Iterator[list[int]]:
+    """Texts of like length together, as many as BATCH_TOKENS hold; a longer one stands alone."""
+    batch: list[int] = []
+    for at in sorted(range(len(texts)), key=lambda i: (len(texts[i].ids), i)):
+        if batch and len(texts[at].ids) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    yield batch
+
+
+def figures_of(before: Sequence[float], after: Sequence[float], tokens: Sequence[int]) -> dict[str, Figure]:
+    """Mean loss per token and perplexity of both models, and the change with a paired bootstrap's 95 % interval.
+
+    `before` and `after` are summed losses of the same rows of `tokens` tokens. Each resample draws rows once and
+    scores both models on them (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 13 and 16).
+    """
+    import numpy as np
+
+    counts = np.array(tokens, dtype=np.float64)
+    sums = np.array([before, after], dtype=np.float64)
+    rows = len(counts)
+    means = sums.sum(1) / counts.sum()
+    generator = np.random.default_rng(0)
+    drawn = (generator.integers(0, rows, rows) for _ in range(RESAMPLES))
+    apart = sums[1] - sums[0]
+    low, high = np.percentile([apart[d].sum() / counts[d].sum() for d in drawn], [2.5, 97.5])
+    name, unit = "training.forgetting", "nats"
+    made = {
+        name: Figure(value=_short(means[1] - means[0]), low=_short(low), high=_short(high), n=rows, unit=unit),
+        f"{name}.before": Figure(value=_short(means[0]), n=rows, unit=unit),
+        f"{name}.after": Figure(value=_short(means[1]), n=rows, unit=unit),
+    }
+    for place, which in enumerate(("before", "after")):
+        made[f"{name}.perplexity_{which}"] = Figure(value=_short(math.exp(min(700.0, means[place]))), n=rows)
+    return made
+
+
+def _short(value: Any) -> float:
+    return round(float(value), DIGITS)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
