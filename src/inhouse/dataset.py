@@ -3,13 +3,14 @@
 `train-00000.parquet`, `train-00001.parquet`, … hold the rows of a part in the order of their ids. Columns: `id`,
 `messages` (list of role, content and, where tools are used, tool_calls as JSON and tool_call_id) or `text` for plain
 documents, `label` where there are labels, `source`, `file`, `offset`, and `parent` (the row it was made from, or null)
-where rows were augmented.
+where rows were augmented. Where a row has them also `tools` (definitions as JSON), `rejected` (the worse answer, as
+`messages`) and `desirable` (true or false).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 FACTS = "dataset.json"
+EXTRA = ("tools", "rejected", "desirable")  # columns that only some datasets have
 
 
 def part_files(folder: Path, part: Part) -> list[Path]:
@@ -46,6 +48,7 @@ def write_rows(folder: Path, part: Part, rows: Sequence[Row]) -> int:
     columns = {
         "id": pl.Series([row.id for row in rows], dtype=pl.String),
         "messages": messages_column([row.messages for row in rows], tools=tools),
+        **extra_columns([(row.tools, row.rejected, row.desirable) for row in rows]),
         "label": pl.Series([row.label for row in rows], dtype=pl.String),
         "source": pl.Series([row.source for row in rows], dtype=pl.String),
         "file": pl.Series([row.file for row in rows], dtype=pl.String),
@@ -91,15 +94,39 @@ def _even(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         yield rest.rechunk()
 
 
-def messages_column(turns: Iterable[Sequence[Message]], *, tools: bool) -> pl.Series:
+def messages_column(turns: Iterable[Sequence[Message] | None], *, tools: bool) -> pl.Series:
     """Conversations as a column of lists of turns; tool_calls and tool_call_id only where `tools`."""
     import polars as pl
 
     fields: dict[str, Any] = {"role": pl.String, "content": pl.String}
     if tools:
         fields |= {"tool_calls": pl.String, "tool_call_id": pl.String}
-    values = [[_turn(turn, tools) for turn in conversation] for conversation in turns]
+    values = [None if conversation is None else [_turn(turn, tools) for turn in conversation] for conversation in turns]
     return pl.Series("messages", values, dtype=pl.List(pl.Struct(fields)))
+
+
+Extra = tuple[Sequence[Mapping[str, Any]] | None, Sequence[Message] | None, bool | None]
+
+
+def extra_columns(rows: Sequence[Extra], *, among: Collection[str] | None = None) -> dict[str, pl.Series]:
+    """The columns tools, rejected and desirable of some rows: those of `among`, by default those that any row has."""
+    import polars as pl
+
+    found: dict[str, pl.Series] = {}
+    tools, rejected, desirable = zip(*rows, strict=True) if rows else ((), (), ())
+    wanted = among if among is not None else [
+        name for name, values in zip(EXTRA, (tools, rejected, desirable), strict=True)
+        if any(value is not None for value in values)
+    ]  # fmt: skip
+    if "tools" in wanted:
+        told = [None if value is None else json.dumps(value, ensure_ascii=False) for value in tools]
+        found["tools"] = pl.Series("tools", told, dtype=pl.String)
+    if "rejected" in wanted:
+        calls = any(turn.tool_calls or turn.tool_call_id for turns in rejected for turn in turns or ())
+        found["rejected"] = messages_column(rejected, tools=among is not None or calls).alias("rejected")
+    if "desirable" in wanted:
+        found["desirable"] = pl.Series("desirable", desirable, dtype=pl.Boolean)
+    return found
 
 
 def _turn(turn: Message, tools: bool) -> dict[str, str | None]:
@@ -117,6 +144,9 @@ def _row(fields: Mapping[str, Any]) -> Row:
     return Row(
         id=fields["id"],
         messages=turns,
+        tools=None if fields.get("tools") is None else json.loads(fields["tools"]),
+        rejected=None if fields.get("rejected") is None else [_message(turn) for turn in fields["rejected"]],
+        desirable=fields.get("desirable"),
         label=fields.get("label"),
         source=fields["source"],
         file=fields["file"],

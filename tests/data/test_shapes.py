@@ -62,7 +62,7 @@ def test_chat_shape_is_recognised_and_becomes_messages(folder: Any, row: dict[st
     assert [r["messages"] for r in ran.rows("train")] == [wanted]
 
 
-def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
+def test_tool_calls_and_definitions_are_kept(folder: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     turns = [
         user("Weather?"),
@@ -78,7 +78,7 @@ def test_tool_calls_are_kept_and_lost_definitions_are_told(folder: Any) -> None:
     (row,) = ran.rows("train")
     assert row["messages"][1] == {"role": "assistant", "tool_calls": [call]}
     assert row["messages"][2:] == turns[2:]
-    assert "data.tools_ignored" in ran.notes
+    assert row["tools"] == [{"type": "function"}]
 
 
 @pytest.mark.parametrize(

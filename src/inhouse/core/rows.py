@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +37,9 @@ class Row(BaseModel):
 
     id: str = Field(description="16 hex digits of H(source hash, place); '#2' and on when a mix repeats the row")
     messages: list[Message]
+    tools: list[dict[str, Any]] | None = Field(None, description="tools that may be called, as OpenAI's API takes them")
+    rejected: list[Message] | None = Field(None, description="the worse answer: other turns after the last question")
+    desirable: bool | None = Field(None, description="whether the answer was liked (thumbs up or down)")
     label: str | None = None
     source: str = Field(description="name of the source it came from")
     file: str = Field("", description="file of that source")
@@ -51,3 +55,18 @@ class Row(BaseModel):
     def answer(self) -> str:
         """The wanted answer."""
         return self.messages[-1].content or ""
+
+    @property
+    def asked(self) -> int:
+        """How many turns stand up to the last question: what follows is the answer, tool calls included."""
+        return after_question(self.messages)
+
+    @property
+    def worse(self) -> list[Message]:
+        """The conversation with the worse answer; only where there is one."""
+        return [*self.messages[: self.asked], *(self.rejected or ())]
+
+
+def after_question(messages: Sequence[Message]) -> int:
+    """The place after the last user turn; 0 where there is none."""
+    return max((at for at, message in enumerate(messages, 1) if message.role == "user"), default=0)

@@ -27,7 +27,8 @@ class Batch:
 
     `rows`: row u64, source, file, offset, part (train, valid, test; null before it is decided), stated (whether the
     source said the part), label, parent u64 (the row it was made from), turns (JSON; only for conversations that hold
-    more than texts). `pieces`: row u64, slot u32, name, text, answer; one row has one or more.
+    more than texts), extra (JSON: tools, rejected and desirable, of the rows that have them).
+    `pieces`: row u64, slot u32, name, text, answer; one row has one or more.
     """
 
     rows: pl.DataFrame
@@ -75,6 +76,7 @@ def row_schema() -> dict[str, Any]:
     return {
         "row": pl.UInt64, "source": pl.String, "file": pl.String, "offset": pl.Int64, "part": pl.String,
         "stated": pl.Boolean, "label": pl.String, "parent": pl.UInt64, "turns": pl.String,
+        "extra": pl.String,
     }  # fmt: skip
 
 
@@ -113,8 +115,20 @@ def turns_of(draft: Draft) -> str | None:
     """What of a conversation its texts do not tell, as JSON; None for the most of them."""
     if all(turn.content is not None and not turn.tool_calls and not turn.tool_call_id for turn in draft.turns):
         return None
-    bare = [turn.model_copy(update={"content": None if turn.content is None else ""}) for turn in draft.turns]
-    return json.dumps([turn.as_dict() for turn in bare], ensure_ascii=False)
+    return json.dumps(_bare(draft.turns), ensure_ascii=False)
+
+
+def _bare(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Turns without what they say, which stands in the pieces."""
+    return [turn.model_copy(update={"content": None if turn.content is None else ""}).as_dict() for turn in turns]
+
+
+def extra_of(draft: Draft) -> str | None:
+    """Tools, the bare turns of the worse answer, and whether the answer was liked, as JSON; None without any."""
+    worse = None if draft.rejected is None else _bare(draft.rejected)
+    held = {"tools": draft.tools, "rejected": worse, "desirable": draft.desirable}
+    found = {name: value for name, value in held.items() if value is not None}
+    return json.dumps(found, ensure_ascii=False) if found else None
 
 
 def drafts_of(batch: Batch) -> Iterator[tuple[Draft, list[str]]]:
@@ -122,10 +136,20 @@ def drafts_of(batch: Batch) -> Iterator[tuple[Draft, list[str]]]:
     names, texts = batch.pieces["name"].to_list(), batch.pieces["text"].to_list()
     start = 0
     lengths = [len(list(group)) for _, group in groupby(batch.pieces["row"].to_list())]
-    for length, label, turns in zip(lengths, batch.rows["label"], batch.rows["turns"], strict=True):
+    held = (batch.rows[name] for name in ("label", "turns", "extra"))
+    for length, label, turns, extra in zip(lengths, *held, strict=True):
         own, said = tuple(names[start : start + length]), texts[start : start + length]
-        yield Draft(own, tuple(said), label, _turns(own, turns)), said
+        yield Draft(own, tuple(said), label, _turns(own, turns), *_extra(extra)), said
         start += length
+
+
+def _extra(extra: str | None) -> tuple[tuple[dict[str, Any], ...] | None, tuple[Message, ...] | None, bool | None]:
+    if extra is None:
+        return None, None, None
+    held = json.loads(extra)
+    tools = None if "tools" not in held else tuple(held["tools"])
+    worse = None if "rejected" not in held else tuple(map(Message.model_validate, held["rejected"]))
+    return tools, worse, held.get("desirable")
 
 
 def _turns(names: Sequence[str], turns: str | None) -> tuple[Message, ...]:

@@ -57,7 +57,6 @@ class SourceRead:
     shape: Shape | None
     read: int
     rejected: int
-    tools: int
     without_row: int  # rejects that stand for a file without a row
     reads: tuple[Finished, ...]
 
@@ -145,8 +144,8 @@ def _read(params: DataParams, located: Sequence[Located], site: Site) -> Iterato
     for source, shape in zip(located, shapes, strict=True):
         name = source.params.name
         reads = tuple(r for r, task in zip(done, tasks, strict=True) if task.params.name == name)
-        read, rejected, tools, without_row = (sum(r.facts[key] for r in reads) for key in COUNTED)
-        found = SourceRead(source, shape, read, rejected, tools, without_row, reads)
+        read, rejected, without_row = (sum(r.facts[key] for r in reads) for key in COUNTED)
+        found = SourceRead(source, shape, read, rejected, without_row, reads)
         _refuse_unread(found, params.fail_above)
         yield found
 

@@ -158,9 +158,18 @@ def _digest(columns: Any) -> pl.Expr:
 
     if "text" in columns:
         return pl.col("text").hash()
-    fields = [field.name for field in columns["messages"].inner.fields]
-    turn = pl.concat_str([pl.element().struct.field(name).fill_null("") for name in fields], separator="\x00")
-    return pl.col("messages").list.eval(turn).list.join("\x01").hash()
+    said = [_said(columns, name) for name in ("messages", "rejected") if name in columns]
+    held = [pl.col(name).cast(pl.String) for name in ("tools", "desirable") if name in columns]
+    # Nulls ignored: a row without them has the same digest where no row of the dataset has them.
+    return pl.concat_str([*said, *held], separator="\x02", ignore_nulls=True).hash()
+
+
+def _said(columns: Any, name: str) -> pl.Expr:
+    import polars as pl
+
+    fields = [field.name for field in columns[name].inner.fields]
+    turn = pl.concat_str([pl.element().struct.field(field).fill_null("") for field in fields], separator="\x00")
+    return pl.col(name).list.eval(turn).list.join("\x01")
 
 
 def _matched(one: pl.DataFrame, two: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

@@ -21,13 +21,13 @@ from inhouse.core.rows import PARTS, Part
 from inhouse.core.store import disk_errors
 from inhouse.data.card import PICTURES
 from inhouse.data.versions import Version
-from inhouse.dataset import FACTS, part_files, read_rows
+from inhouse.dataset import EXTRA, FACTS, part_files, read_rows
 
 Format = Literal["parquet", "jsonl"]
 BESIDE = (FACTS, "README.md")  # what a copy brings besides its rows
 CHUNK = 1 << 20
-COLUMN_TYPES: dict[str, dict[str, Any]] = {"offset": {"type": "long"}}
-NULLABLE = ("label", "parent")
+COLUMN_TYPES: dict[str, dict[str, Any]] = {"offset": {"type": "long"}, "desirable": {"type": "boolean"}}
+NULLABLE = ("label", "parent", *EXTRA)
 
 
 class Exported(Frozen):

@@ -17,10 +17,10 @@ from inhouse.data.lexicons.gender import balance
 from inhouse.data.privacy import pii_steps
 from inhouse.data.segments import Shard
 from inhouse.data.shapes import Understood as Shape
-from inhouse.data.shapes import finish
+from inhouse.data.shapes import finish, finish_worse
 from inhouse.data.shapes.document import TextShape
 from inhouse.data.tasks import Finished, finished, publish
-from inhouse.dataset import messages_column, write_table
+from inhouse.dataset import EXTRA, extra_columns, messages_column, write_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,6 +36,7 @@ class Form:
     documents: bool  # every source is plain text: a column text instead of messages
     labels: bool
     tools: bool
+    extra: tuple[str, ...]  # of the columns that only some datasets have
     children: bool
     gender: bool  # whether words for men and women are counted, before and after augmentation
 
@@ -92,16 +93,26 @@ def form_of(built: Built) -> Form:
     """The columns that this dataset needs."""
     shapes = {source.located.params.name: source.shape for source in built.sources if source.shape is not None}
     used = built.index["shard"].unique().sort().to_list()
-    frames = (read_frame(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow", "label", "turns") for n in used)
-    found = [frame.null_count() < frame.height for frame in frames]  # whether each column has a value
+    frames = (
+        read_frame(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow", "label", "turns", "extra")
+        for n in used
+    )
+    # Whether each column has a value, and which names stand in the JSON of `extra`.
+    found = [(frame.null_count() < frame.height, _named(frame["extra"])) for frame in frames]
     return Form(
         shapes=shapes,
         documents=all(isinstance(shape, TextShape) for shape in shapes.values()),
-        labels=any(frame["label"].item() for frame in found),
-        tools=any(frame["turns"].item() for frame in found),
+        labels=any(has["label"].item() for has, _ in found),
+        tools=any(has["turns"].item() for has, _ in found),
+        extra=tuple(name for name in EXTRA if any(name in named for _, named in found)),
         children=built.index["parent"].null_count() < built.index.height,
         gender=any(step.use == "counterfactual" for step in built.params.steps),  # type: ignore[attr-defined]
     )
+
+
+def _named(extra: pl.Series) -> set[str]:
+    held = extra.drop_nulls()
+    return {name for name in EXTRA if held.str.json_path_match(f"$.{name}").is_not_null().any()} if len(held) else set()
 
 
 def _cuts(built: Built, index: pl.DataFrame) -> Iterator[tuple[Part, int, pl.DataFrame]]:
@@ -145,8 +156,12 @@ def _table(batch: Batch, copies: pl.Series, form: Form) -> pl.DataFrame:
         columns["text"] = batch.pieces["text"]
     else:
         shapes = [form.shapes[name] for name in batch.rows["source"]]
-        turns = [finish(draft, said, shape) for (draft, said), shape in zip(drafts_of(batch), shapes, strict=True)]
+        drafts = list(drafts_of(batch))
+        turns = [finish(draft, said, shape) for (draft, said), shape in zip(drafts, shapes, strict=True)]
         columns["messages"] = messages_column(turns, tools=form.tools)
+        if form.extra:
+            held = [(draft.tools, finish_worse(draft, said), draft.desirable) for draft, said in drafts]
+            columns |= extra_columns(held, among=form.extra)
     if form.labels:
         columns["label"] = batch.rows["label"]
     columns |= {name: batch.rows[name] for name in ("source", "file", "offset")}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
-from inhouse.core.rows import Part
-from inhouse.data.batch import Batch, piece_schema, row_schema, save, turns_of, write_frame
+from inhouse.core.rows import Part, after_question
+from inhouse.data.batch import Batch, extra_of, piece_schema, row_schema, save, turns_of, write_frame
 from inhouse.data.privacy import about_form
 from inhouse.data.records import WITHOUT_ROW, Record, Reject, Span, Unfit, excerpt
 from inhouse.data.shapes import Understood as Shape
@@ -26,7 +26,7 @@ from inhouse.data.tasks import Finished, finished, publish
 if TYPE_CHECKING:
     import polars as pl
 
-COUNTED = ("read", "rejected", "tools", "without_row")  # what a task tells of the rows it read
+COUNTED = ("read", "rejected", "without_row")  # what a task tells of the rows it read
 SAMPLE = 100  # records that are looked at to recognise a shape
 SHARD_BYTES = 5 * 2**20  # text of a shard: small enough for several in memory, large enough to hide each call's cost
 SHARD_ROWS = 50_000
@@ -69,8 +69,8 @@ def sampled_shape(asked: Any, source: Located, group: str | None = None) -> Shap
     if group is not None and source.params.part is None and not any(group in found for found in columns):
         raise UserError("data.columns", source=source.params.name, found=names, needed=group)
     if asked.use == "auto":
-        for found in columns:
-            if shape := recognise(found):
+        for record in sample:
+            if shape := recognise(record.fields):
                 return shape
         raise UserError("data.shape_unknown", source=source.params.name, found=names, known=expected())
     if any(fits(asked, found) for found in columns):
@@ -108,7 +108,7 @@ def read_shards(task: ReadTask) -> Finished:
                 reader.take(piece, item)
         reader.flush()
         reader.rejects.close()
-        counts = (reader.read, reader.rejected, reader.tools, reader.without_row)
+        counts = (reader.read, reader.rejected, reader.without_row)
         result.update(zip(COUNTED, counts, strict=True), shards=reader.shards)
     return finished(task.folder)  # type: ignore[return-value]
 
@@ -122,10 +122,11 @@ class _Reader:
     read: int = 0
     rejected: int = 0
     without_row: int = 0  # rejects that stand for a file without a row
-    tools: int = 0  # rows that bring tool definitions, which rows of a dataset do not hold
     size: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[tuple[int, str, int, Part | None, bool, str | None, str | None]] = field(default_factory=list)
+    rows: list[tuple[int, str, int, Part | None, bool, str | None, str | None, str | None]] = field(
+        default_factory=list
+    )
     drafts: list[Draft] = field(default_factory=list)
     keys: list[tuple[int | None, float | None]] = field(default_factory=list)
     questions: dict[int, str] = field(default_factory=dict)  # by place in `keys`: their keys are made together
@@ -148,12 +149,12 @@ class _Reader:
             return
         part = self.task.params.part
         row = row_id(piece.content, item.offset)
-        self.rows.append((row, piece.name, item.offset, part, part is not None, draft.label, turns_of(draft)))
+        held = (draft.label, turns_of(draft), extra_of(draft))
+        self.rows.append((row, piece.name, item.offset, part, part is not None, *held))
         self.drafts.append(draft)
         if question is not None:
             self.questions[len(self.keys)] = question
         self.keys.append(keys)
-        self.tools += bool(draft.turns and item.fields.get("tools"))
         self.size += sum(map(len, draft.texts))  # characters: near enough
         if self.size >= self.task.shard_bytes or len(self.rows) >= SHARD_ROWS:
             self.flush()
@@ -191,11 +192,11 @@ def row_id(content: str, offset: int) -> int:
 def _batch(source: str, rows: Sequence[tuple[Any, ...]], drafts: Sequence[Draft]) -> Batch:
     import polars as pl
 
-    ids, files, offsets, parts, stated, labels, turns = zip(*rows, strict=True)
+    ids, files, offsets, parts, stated, labels, turns, extra = zip(*rows, strict=True)
     count = len(rows)
     columns = {
         "row": ids, "source": [source] * count, "file": files, "offset": offsets, "part": parts, "stated": stated,
-        "label": labels, "parent": [None] * count, "turns": turns,
+        "label": labels, "parent": [None] * count, "turns": turns, "extra": extra,
     }  # fmt: skip
     lengths = [len(draft.texts) for draft in drafts]
     pieces = {
@@ -247,4 +248,6 @@ def question_of(draft: Draft) -> str:
     """What the model is asked: all but the last answer and tool calls, so that one question has one side of a split."""
     if not draft.turns:
         return "\n".join(draft.texts)
+    if draft.rejected is not None:  # the better and the worse answer are both left out
+        return "\n".join(turn.content for turn in draft.turns[: after_question(draft.turns)] if turn.content)
     return "\n".join(text for name, text in zip(draft.names[:-1], draft.texts[:-1], strict=True) if name != CALL)

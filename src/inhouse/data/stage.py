@@ -156,8 +156,6 @@ def _tell(result: Result, events: Events) -> None:
             events.note("data.licence_unknown", source=name)
         if source.rejected:
             events.note("data.rejected", source=name, rejected=source.rejected, read=source.read)
-        if source.tools:
-            events.note("data.tools_ignored", source=name, rows=source.tools)
     if not isinstance(result.built.params.shape, ClassificationShape):
         for operator in (operator_of("cleaner", step) for step in result.built.params.steps):
             if "NOTE" in vars(operator.module):

@@ -180,6 +180,8 @@ def row_text(folder: Path, row: str) -> RowText | None:
         texts = [("text", fields["text"])]
     else:
         texts = [(turn["role"], turn["content"] or turn.get("tool_calls") or "") for turn in fields["messages"]]
+        worse = fields.get("rejected") or ()
+        texts += [("rejected", turn["content"] or turn.get("tool_calls") or "") for turn in worse]
     return RowText(
         id=row, source=place["source"], file=place["file"], offset=place["offset"], part=place["part"],
         label=fields.get("label"), texts=tuple(texts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -10,14 +11,25 @@ from pydantic import BeforeValidator, Field
 
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
-from inhouse.data.shapes import alpaca, classification, document, messages, prompt_completion, sharegpt
+from inhouse.data.shapes import (
+    alpaca,
+    classification,
+    document,
+    messages,
+    preference,
+    prompt_completion,
+    sharegpt,
+    unpaired,
+)
 from inhouse.data.shapes.alpaca import AlpacaShape
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.shapes.document import TextShape
-from inhouse.data.shapes.draft import Draft, retold
+from inhouse.data.shapes.draft import Draft, retold, tools_of, worse_told
 from inhouse.data.shapes.messages import MessagesShape
+from inhouse.data.shapes.preference import PreferenceShape
 from inhouse.data.shapes.prompt_completion import PromptCompletionShape
 from inhouse.data.shapes.sharegpt import ShareGptShape
+from inhouse.data.shapes.unpaired import UnpairedShape
 
 
 class AutoShape(Params):
@@ -30,10 +42,18 @@ def _short_form(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value
 
 
-Chat = AlpacaShape | ShareGptShape | MessagesShape | PromptCompletionShape
+Chat = AlpacaShape | ShareGptShape | MessagesShape | PreferenceShape | UnpairedShape | PromptCompletionShape
 Understood = ClassificationShape | TextShape | Chat
 Shape = Annotated[
-    AutoShape | ClassificationShape | TextShape | AlpacaShape | ShareGptShape | MessagesShape | PromptCompletionShape,
+    AutoShape
+    | ClassificationShape
+    | TextShape
+    | AlpacaShape
+    | ShareGptShape
+    | MessagesShape
+    | PromptCompletionShape
+    | PreferenceShape
+    | UnpairedShape,
     Field(discriminator="use"),
     BeforeValidator(_short_form),
 ]
@@ -41,13 +61,18 @@ CHAT: dict[str, tuple[ModuleType, Chat]] = {
     "messages": (messages, MessagesShape()),
     "sharegpt": (sharegpt, ShareGptShape()),
     "alpaca": (alpaca, AlpacaShape()),
+    "preference": (preference, PreferenceShape()),
+    "unpaired": (unpaired, UnpairedShape()),
     "prompt_completion": (prompt_completion, PromptCompletionShape()),
 }
 
 
-def recognise(columns: frozenset[str]) -> Chat | TextShape | None:
+def recognise(fields: Mapping[str, Any]) -> Chat | TextShape | None:
     """The chat shape of a record with these columns, a document where there is only a text, or None."""
-    if chat := next((shape for module, shape in CHAT.values() if module.matches(columns)), None):
+    columns = frozenset(fields)
+    liked = isinstance(fields.get("label"), bool)  # any other label says nothing of liking
+    named = (item for name, item in CHAT.items() if liked or name != "unpaired")
+    if chat := next((shape for module, shape in named if module.matches(columns)), None):
         return chat
     return TextShape() if document.matches(columns) else None
 
@@ -83,7 +108,7 @@ def draft_of(fields: Mapping[str, Any], shape: Understood) -> Draft:
     if isinstance(shape, ClassificationShape):
         return classification.draft(fields, shape)
     found: Draft = CHAT[shape.use][0].draft(fields, shape)
-    return found
+    return replace(found, tools=tools_of(fields["tools"])) if fields.get("tools") else found
 
 
 def finish(draft: Draft, texts: Sequence[str], shape: Understood) -> list[Message]:
@@ -93,3 +118,8 @@ def finish(draft: Draft, texts: Sequence[str], shape: Understood) -> list[Messag
     if isinstance(shape, ClassificationShape):
         return classification.messages(draft, texts, shape)
     return retold(draft, texts)
+
+
+def finish_worse(draft: Draft, texts: Sequence[str]) -> list[Message] | None:
+    """The turns of a row's worse answer, where it has one."""
+    return worse_told(draft, texts)

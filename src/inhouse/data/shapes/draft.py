@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from inhouse.core.rows import Message
+from inhouse.core.rows import Message, after_question
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.calls import CALL, mapped, texts_in
+
+WORSE = "rejected"  # the name of a text of the worse answer
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """`names[i]` is the role or column of `texts[i]`, or CALL for a text inside a tool call; no text is blank.
 
-    Conversations keep their `turns`.
+    Conversations keep their `turns`. Their texts come first, then those of `rejected`, the turns of the worse answer,
+    named WORSE.
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
     label: str | None = None
     turns: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] | None = None
+    rejected: tuple[Message, ...] | None = None
+    desirable: bool | None = None
 
     @property
     def answers(self) -> tuple[bool, ...]:
         """Which of the texts the model is to learn to say."""
-        return tuple(name in ("assistant", CALL) for name in self.names)
+        return tuple(name in ("assistant", CALL, WORSE) for name in self.names)
 
 
 def conversation(turns: Sequence[Message]) -> Draft:
@@ -38,20 +45,67 @@ def conversation(turns: Sequence[Message]) -> Draft:
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):
         raise Unfit("no_prompt")
-    spoken: list[tuple[str, str]] = []
+    spoken = list(_spoken(turns))
+    return Draft(tuple(role for role, _ in spoken), tuple(content for _, content in spoken), None, tuple(turns))
+
+
+def preference(better: Sequence[Message], worse: Sequence[Message]) -> Draft:
+    """A draft of two conversations that differ after the last question only. Raises Unfit when they do not."""
+    draft, other = conversation(better), conversation(worse)
+    asked = after_question(better)
+    if list(better[:asked]) != list(worse[:asked]) or after_question(worse) != asked:
+        raise Unfit("turns_differ")
+    if list(better) == list(worse):
+        raise Unfit("same_answer")
+    told = [(CALL if name == CALL else WORSE, text) for name, text in _spoken(other.turns[asked:])]
+    return replace(
+        draft,
+        names=(*draft.names, *(name for name, _ in told)),
+        texts=(*draft.texts, *(text for _, text in told)),
+        rejected=other.turns[asked:],
+    )
+
+
+def _spoken(turns: Sequence[Message]) -> Iterator[tuple[str, str]]:
     for turn in turns:
         if turn.tool_calls:
-            spoken += [(CALL, text_value(text, "tool_calls")) for text in texts_in(turn.tool_calls)]
+            yield from ((CALL, text_value(text, "tool_calls")) for text in texts_in(turn.tool_calls))
         if turn.content is not None:
-            spoken.append((turn.role, turn.content))
-    return Draft(tuple(role for role, _ in spoken), tuple(content for _, content in spoken), None, tuple(turns))
+            yield turn.role, turn.content
+
+
+def tools_of(value: object) -> tuple[dict[str, Any], ...] | None:
+    """Definitions of tools: a list of objects, or JSON of one; None where there are none. Raises Unfit for others."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Unfit("wrong_type", "tools: not JSON") from None
+    if value is None or value in ("", []):
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Unfit("wrong_type", f"tools: {type(value).__name__}")
+    text_value(json.dumps(value, ensure_ascii=False), "tools")
+    return tuple(value)
 
 
 def retold(draft: Draft, texts: Sequence[str]) -> list[Message]:
     """The turns of a conversation with the texts that the steps left."""
-    left: Iterator[str] = iter(texts)
+    return _retold(draft.turns, iter(texts))
+
+
+def worse_told(draft: Draft, texts: Sequence[str]) -> list[Message] | None:
+    """The turns of the worse answer with the texts that the steps left."""
+    if draft.rejected is None:
+        return None
+    left = iter(texts)
+    _retold(draft.turns, left)
+    return _retold(draft.rejected, left)
+
+
+def _retold(turns: Sequence[Message], left: Iterator[str]) -> list[Message]:
     told = []
-    for turn in draft.turns:
+    for turn in turns:
         changed: dict[str, Any] = {}
         if turn.tool_calls:
             changed["tool_calls"] = mapped(turn.tool_calls, lambda _: next(left))

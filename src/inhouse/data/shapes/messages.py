@@ -37,11 +37,11 @@ def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
     return conversation(turns_of(fields["messages"]))
 
 
-def turns_of(value: object) -> list[Message]:
+def turns_of(value: object, column: str = "messages") -> list[Message]:
     """Turns of a list of role/content objects; blank system turns are left out."""
     if not isinstance(value, list):
-        raise Unfit("wrong_type", f"messages: {type(value).__name__}")
-    turns = [_turn(item, f"messages[{number}]") for number, item in enumerate(value)]
+        raise Unfit("wrong_type", f"{column}: {type(value).__name__}")
+    turns = [_turn(item, f"{column}[{number}]") for number, item in enumerate(value)]
     return [turn for turn in turns if turn is not None]
 
 

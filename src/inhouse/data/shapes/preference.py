@@ -1,0 +1,47 @@
+"""Preferences: a prompt with a better and a worse answer, in the formats of TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any, Literal
+
+from inhouse.core.params import Params
+from inhouse.core.rows import Message
+from inhouse.data.shapes.draft import Draft, preference, text_of
+from inhouse.data.shapes.messages import turns_of
+
+COLUMNS = "chosen, rejected [, prompt]"
+
+
+class PreferenceShape(Params):
+    """Columns chosen and rejected, with prompt where they do not hold the whole conversation."""
+
+    use: Literal["preference"] = "preference"
+
+
+def matches(columns: Set[str]) -> bool:
+    """Whether a record with these columns has this shape."""
+    return {"chosen", "rejected"} <= columns
+
+
+def draft(fields: Mapping[str, Any], params: PreferenceShape) -> Draft:
+    """Both conversations: prompt and answers as text or as turns, or whole conversations that begin alike."""
+    prompt = fields.get("prompt")
+    better, worse = (_turns(fields, column) for column in ("chosen", "rejected"))
+    # Published data sets repeat the prompt in whole conversations beside it; an answer alone begins with its own turn.
+    if prompt is None or (better and better[0].role != "assistant"):
+        return preference(better, worse)
+    asked = _prompt(fields)
+    return preference([*asked, *better], [*asked, *worse])
+
+
+def _turns(fields: Mapping[str, Any], column: str) -> list[Message]:
+    if isinstance(fields.get(column), list):
+        return turns_of(fields[column], column)
+    return [Message(role="assistant", content=text_of(fields, column))]
+
+
+def _prompt(fields: Mapping[str, Any]) -> list[Message]:
+    if isinstance(fields["prompt"], list):
+        return turns_of(fields["prompt"], "prompt")
+    return [Message(role="user", content=text_of(fields, "prompt"))]

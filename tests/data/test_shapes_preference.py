@@ -1,0 +1,238 @@
+"""Preference data and tool definitions through the whole data build: read, changed, split, stored, explained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from inhouse.core.errors import UserError
+from inhouse.core.messages import text
+from inhouse.core.protocols import Context
+from inhouse.core.rows import Message, Row
+from inhouse.core.run import Events
+from inhouse.core.store import Store
+from inhouse.data import stage
+from inhouse.data.diff import compare
+from inhouse.data.export import export, mlflow_input
+from inhouse.data.stage import DataParams
+from inhouse.data.versions import Version, versions
+from inhouse.data.why import explain
+from inhouse.dataset import read_rows, write_rows
+from inhouse.flow.plan import Node
+from inhouse.flow.runner import Run
+from inhouse.flow.runner import run as run_nodes
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+
+
+FIXED = {"messages": [{"role": "user", "content": "fixed"}, {"role": "assistant", "content": "row"}]}
+FIXED |= {"prompt": "fixed", "completion": "row"}
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def build(folder: Any, *rows: dict[str, Any], **data: Any) -> Any:
+    """The rows as the training part; one row of every shape as the test part."""
+    folder.jsonl("train.jsonl", list(rows))
+    folder.jsonl("test.jsonl", [{**FIXED, **({"label": True} if data.get("shape") == "unpaired" else {})}])
+    sources = [
+        {"name": "row", "from": "train.jsonl", "part": "train"},
+        {"name": "fixed", "from": "test.jsonl", "part": "test"},
+    ]
+    return folder.run({"sources": sources, "steps": [], "fail_above": 1.0, **data})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"},
+        {"prompt": [user("2 + 2 =")], "chosen": [assistant("4")], "rejected": [assistant("5")]},
+        {"chosen": [user("2 + 2 ="), assistant("4")], "rejected": [user("2 + 2 ="), assistant("5")]},
+        {
+            "prompt": "2 + 2 =",
+            "chosen": [user("2 + 2 ="), assistant("4")],
+            "rejected": [user("2 + 2 ="), assistant("5")],
+        },
+    ],
+    ids=["texts", "turns", "implicit", "repeated"],
+)
+def test_preference_in_each_format_of_trl_becomes_a_conversation_and_a_worse_answer(
+    folder: Any, row: dict[str, Any]
+) -> None:
+    (found,) = build(folder, row).rows("train")
+    assert found["messages"] == [user("2 + 2 ="), assistant("4")]
+    assert found["rejected"] == [assistant("5")]
+
+
+def test_preference_over_several_turns_keeps_what_stands_before_the_last_question_once(folder: Any) -> None:
+    before = [system("Be brief"), user("hi"), assistant("hello"), user("2 + 2 =")]
+    row = {"prompt": before, "chosen": [assistant("4")], "rejected": [assistant("5")]}
+    ran = build(folder, row)
+    (found,) = read_rows(ran.out, "train")
+    assert [turn.as_dict() for turn in found.messages] == [*before, assistant("4")]
+    assert [turn.as_dict() for turn in found.worse] == [*before, assistant("5")]
+
+
+def test_worse_answer_with_tool_calls_is_kept_with_them(folder: Any) -> None:
+    calling = {"role": "assistant", "tool_calls": [CALL]}
+    result = {"role": "tool", "content": "rain", "tool_call_id": "1"}
+    row = {
+        "prompt": [user("Weather?")],
+        "chosen": [calling, result, assistant("Rain.")],
+        "rejected": [assistant("No idea.")],
+        "tools": [TOOL],
+    }
+    swapped = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    found = build(folder, row, swapped, steps=["fix_text", "normalize_space", "exact_dedup"]).rows("train")
+    by_answer = {item["messages"][-1]["content"]: item for item in found}
+    assert by_answer["Rain."]["messages"] == [user("Weather?"), calling, result, assistant("Rain.")]
+    assert by_answer["Rain."]["rejected"] == [assistant("No idea.")]
+    assert by_answer["No idea."]["rejected"] == [calling, result, assistant("Rain.")]
+    assert by_answer["Rain."]["tools"] == by_answer["No idea."]["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same_answer"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "empty_text"),
+        ({"prompt": "q", "chosen": "a", "rejected": {"a": 1}}, "wrong_type"),
+        ({"chosen": "a", "rejected": "b"}, "no_prompt"),
+        ({"chosen": [user("x"), assistant("a")], "rejected": [user("y"), assistant("b")]}, "turns_differ"),
+        ({"chosen": [user("x"), assistant("a")], "rejected": [user("x")]}, "no_answer"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": "{"}, "wrong_type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": {"a": 1}}, "wrong_type"),
+        ({"messages": [user("q"), assistant("a")], "tools": ["x"]}, "wrong_type"),
+        ({"prompt": "q", "completion": "a", "label": "maybe"}, "wrong_type"),
+    ],
+)
+def test_row_that_is_no_preference_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:
+    folder.jsonl("train.jsonl", [row])
+    shape = "unpaired" if "label" in row else "auto"
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "train.jsonl", "shape": shape})
+    assert error.value.code == "data.too_many_rejects"
+    assert f"train/train.jsonl:0 (line 1): {text('data.reason.' + reason)}" in str(error.value)
+
+
+def test_unpaired_rows_say_whether_their_answer_was_liked(folder: Any) -> None:
+    rows = [{"prompt": "q1", "completion": "a", "label": True}, {"prompt": "q2", "completion": "b", "label": False}]
+    found = build(folder, *rows).rows("train")
+    assert {row["messages"][1]["content"]: row["desirable"] for row in found} == {"a": True, "b": False}
+    assert "label" not in found[0]
+
+
+def test_unpaired_named_takes_labels_written_as_text(folder: Any) -> None:
+    found = build(folder, {"prompt": "q", "completion": "a", "label": "False"}, shape="unpaired").rows("train")
+    assert found[0]["desirable"] is False
+
+
+def test_unpaired_without_a_label_column_is_refused(folder: Any) -> None:
+    folder.jsonl("a.jsonl", [{"prompt": "q", "completion": "a"}])
+    with pytest.raises(UserError, match="label") as error:
+        folder.run({"sources": "a.jsonl", "shape": "unpaired"})
+    assert error.value.code == "data.columns"
+
+
+def test_label_that_is_not_true_or_false_leaves_prompt_and_completion_as_they_were(folder: Any) -> None:
+    (found,) = build(folder, {"prompt": "q", "completion": "a", "label": "sport"}).rows("train")
+    assert "desirable" not in found
+
+
+def test_steps_change_the_worse_answer_and_a_blank_one_drops_the_row(folder: Any) -> None:
+    rows = [
+        {"prompt": "write to me", "chosen": "no", "rejected": "at  ada@example.com   now"},
+        {"prompt": "q2", "chosen": "yes", "rejected": "\u200b"},
+    ]
+    ran = build(folder, *rows, steps=["fix_text", "normalize_space", "pii"])
+    (found,) = ran.rows("train")
+    assert "example.com" not in json.dumps(found)
+    assert found["rejected"][0]["content"].startswith("at ")
+    assert [gone["reason"] for gone in ran.dropped()] == ["empty_text"]
+
+
+def test_rows_that_differ_in_the_worse_answer_only_are_no_duplicates(folder: Any) -> None:
+    rows = [{"prompt": "q", "chosen": "a", "rejected": worse} for worse in ("b", "c", "b")]
+    found = build(folder, *rows, steps=["exact_dedup"]).rows("train")
+    assert sorted(row["rejected"][0]["content"] for row in found) == ["b", "c"]
+
+
+def test_rows_with_one_question_stand_on_one_side_of_the_split(folder: Any) -> None:
+    rows = [{"prompt": f"question {n // 4}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(200)]
+    folder.jsonl("a.jsonl", rows)
+    ran = folder.run({"sources": "a.jsonl", "steps": [], "split": {"test": 0.3}})
+    train, test = ({row["messages"][0]["content"] for row in ran.rows(part)} for part in ("train", "test"))
+    assert train and test and not train & test
+
+
+def test_tables_hold_the_columns_only_where_rows_have_them(folder: Any) -> None:
+    plain = build(folder, {"prompt": "q", "completion": "a"})
+    assert "rejected" not in pl.read_parquet(plain.out / "train-00000.parquet").columns
+    folder.jsonl("p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    folder.jsonl("m.jsonl", [{"messages": [user("x"), assistant("y")]}])
+    folder.jsonl("t.jsonl", [FIXED])
+    sources = [
+        {"from": "p.jsonl", "part": "train"}, {"from": "m.jsonl", "part": "train"},
+        {"from": "t.jsonl", "part": "test"},
+    ]  # fmt: skip
+    mixed = folder.run({"sources": sources, "steps": []})
+    table = pl.read_parquet(mixed.out / "train-00000.parquet")
+    assert table["rejected"].null_count() == 1
+    assert "tools" not in table.columns and "desirable" not in table.columns
+    assert pl.read_parquet_schema(mixed.out / "test-00000.parquet") == table.schema
+
+
+def test_rows_written_and_read_back_are_the_same(tmp_path: Path) -> None:
+    turns = [Message(role="user", content="q"), Message(role="assistant", content="a")]
+    worse = [Message(role="assistant", tool_calls=[CALL]), Message(role="assistant", content="b")]
+    common = {"messages": turns, "source": "s", "file": "f"}
+    rows = [
+        Row(id="0" * 16, offset=0, tools=[TOOL], rejected=worse, **common),
+        Row(id="1" * 16, offset=1, desirable=False, **common),
+        Row(id="2" * 16, offset=2, **common),
+    ]
+    write_rows(tmp_path, "train", rows)
+    assert list(read_rows(tmp_path, "train")) == rows
+
+
+def built(folder: Path, rows: list[dict[str, Any]]) -> Version:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    params = DataParams.model_validate({"sources": "a.jsonl", "steps": [], "split": {"test": 0.3}})
+    store = Store(folder / ".inhouse")
+    made = run_nodes((Node("dataset", stage, params, seed=3),), Run(store, folder, Events(), True))["dataset"]
+    return next(version for version in versions(store) if version.record.id == made.id)
+
+
+def test_versions_show_a_changed_worse_answer_tell_it_and_copy_it_out(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"q {n}", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(30)]
+    first = built(tmp_path, rows)
+    rows[4] |= {"rejected": "other"}
+    rows[7] |= {"tools": [TOOL]}
+    second = built(tmp_path, rows)
+    found = compare(first, second)
+    assert found.text_changed.count == 2
+    why = explain(second, "a:4", Context({}, tmp_path, tmp_path, tmp_path, tmp_path, Events(), 0, True))
+    assert why.row.texts == (("user", "q 4"), ("assistant", "a 4"), ("rejected", "other"))
+    export(second, tmp_path / "copy", "jsonl")
+    lines = [json.loads(line) for path in (tmp_path / "copy").glob("t*.jsonl") for line in path.open()]
+    by_offset = {line["offset"]: line for line in lines}
+    assert by_offset[4]["rejected"] == [assistant("other")]
+    assert by_offset[7]["tools"] == [TOOL]
+    export(second, tmp_path / "tables", "parquet")
+    columns = json.loads(mlflow_input(second, tmp_path / "tables")["dataset"]["schema"])["mlflow_colspec"]
+    assert {column["name"]: column["required"] for column in columns}["rejected"] is False
