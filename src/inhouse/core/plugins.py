@@ -31,6 +31,9 @@ FOLDERS = {
     "rule": "inhouse.data.label.rules",
     "recogniser": "inhouse.guard.recognisers",
     "method": "inhouse.train.methods",
+    "objective": "inhouse.train.objectives",
+    "change": "inhouse.train.changes",
+    "penalty": "inhouse.train.penalties",
     "metric": "inhouse.evaluate.metrics",
     "compressor": "inhouse.compress.methods",
 }

@@ -1,0 +1,63 @@
+"""Add a project's penalties to the loss.
+
+A penalty is a file here, or a third party's entry point `inhouse.penalty`, with a frozen Params class and two
+functions: `prepare(model, samples, params) -> state`, called once when everything trained is attached and no checkpoint
+is loaded yet, so that a resumed run prepares the same; and `term(model, state, params) -> Tensor`, one number with a
+gradient. The loop adds the sum of all terms to each micro-batch's loss, divided by the micro-batches of a step, after
+that micro-batch's forward pass and before its backward pass: a term may read activations that a change has kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import Params
+from inhouse.core.plugins import operator_of
+from inhouse.core.rows import Row
+from inhouse.train.tokens import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A penalty that is ready: its settings, and what it measured before training."""
+
+    params: Params
+    state: Any
+
+
+def prepare_penalties(
+    model: torch.nn.Module, penalties: Iterable[Params], samples_of: Callable[[tuple[str, ...]], Sequence[Sample]]
+) -> list[Prepared]:
+    """Measure what each penalty needs. `samples_of(sources)` gives the samples of these data sources; () means all."""
+    return [
+        Prepared(p, operator_of("penalty", p).function("prepare")(model, samples_of(sources_of(p)), p))
+        for p in penalties
+    ]
+
+
+def total(model: torch.nn.Module, prepared: Sequence[Prepared]) -> torch.Tensor:
+    """The sum of all terms, undivided: what joins the mean loss per learned token of a whole step."""
+    terms: list[torch.Tensor] = [
+        operator_of("penalty", each.params).function("term")(model, each.state, each.params) for each in prepared
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def sources_of(params: Params) -> tuple[str, ...]:
+    """The data sources that a penalty names in its setting `sources`, if it has one."""
+    return tuple(params.sources) if "sources" in type(params).model_fields else ()  # type: ignore[attr-defined]
+
+
+def rows_of(rows: Sequence[Row], sources: tuple[str, ...]) -> list[Row]:
+    """The rows of these data sources, all when none is named; raise train.no_source where a source has no row."""
+    known = {row.source for row in rows}
+    missing = [name for name in sources if name not in known]
+    if missing:
+        raise UserError("train.no_source", asked=", ".join(missing), known=", ".join(sorted(known)))
+    return [row for row in rows if not sources or row.source in sources]

@@ -1,0 +1,147 @@
+"""Differential privacy: the budget, what it cannot be joined with, and what is said of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import Params
+from inhouse.core.plugins import require
+
+if TYPE_CHECKING:
+    import torch
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+class Privacy(Params):
+    """Train so that no single row shows in the weights by more than a stated bound (DP-SGD, arXiv:1607.00133)."""
+
+    epsilon: float | None = Field(None, gt=0, description="bound to be kept; the noise that this needs is computed")
+    noise_multiplier: float | None = Field(
+        None, gt=0, description="noise in units of max_grad_norm, given instead of epsilon; the bound is then computed"
+    )
+    delta: float | None = Field(
+        None, gt=0, lt=1, description="probability that the bound fails; default: 1 / rows^1.1; must be below 1 / rows"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="each row's gradient is shortened to this length")
+    accountant: Literal["prv", "rdp"] = Field(
+        "prv", description="how steps are added up: prv is tight; rdp is coarser and works for any number of steps"
+    )
+    noise_seed: int | None = Field(
+        None, ge=0, description="fixed noise, for tests only: whoever knows it can take the noise away again"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Privacy:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("privacy needs epsilon or noise_multiplier, one of the two")
+        return self
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The mechanism that is run: `steps` draws, each row taken with probability `sample_rate`."""
+
+    noise_multiplier: float
+    delta: float
+    sample_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a private run guarantees: adding or removing one row changes odds by at most e^epsilon, but for delta."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    steps: int
+    accountant: str
+    unit: str = "row"
+    noise_is_secret: bool = True
+
+    def facts(self) -> dict[str, Any]:
+        """For the record of the tuned model."""
+        return asdict(self)
+
+    def card(self) -> str:
+        """The section of the model card, in markdown."""
+        secret = (
+            "The noise came from torch's generator, started from the system's entropy and not kept: strong against "
+            "guessing, but not a cryptographic generator."
+            if self.noise_is_secret
+            else "THE NOISE WAS DRAWN FROM A FIXED SEED (`noise_seed`): this run proves nothing to whoever knows it."
+        )
+        return (
+            "## Differential privacy\n\n"
+            f"Trained with DP-SGD: **epsilon = {self.epsilon:.3g}, delta = {self.delta:.2g}** for adding or removing "
+            f"one training row ({self.accountant.upper()} accountant, opacus).\n\n"
+            f"- noise multiplier {self.noise_multiplier:.4g}, rows' gradients shortened to {self.max_grad_norm:g}, "
+            f"{self.steps} steps, each row taken with probability {self.sample_rate:.4g} (Poisson)\n"
+            f"- {secret}\n"
+            "- One row is one conversation. A person who appears in k rows is protected by k times epsilon.\n"
+            "- Not covered: how settings were chosen, the number of rows, the tokenizer, and this run's log.\n"
+        )
+
+
+def check_compatible(model: torch.nn.Module, penalties: Sequence[Params] = ()) -> None:
+    """Raise privacy.* for what keeps one row's gradient from being told from another's, or was not accounted for."""
+    if penalties:
+        names = ", ".join(str(penalty.use) for penalty in penalties)  # type: ignore[attr-defined]
+        raise UserError("privacy.penalties", names=names)
+    anatomy: Any = model
+    config = anatomy.config
+    found = config.get_text_config().to_dict()
+    if any((found.get(key) or 0) > 1 for key in EXPERTS):
+        raise UserError("privacy.experts", architecture=config.model_type)
+    if anatomy.is_gradient_checkpointing:
+        raise UserError("privacy.checkpointing")
+    _check_adapters(model)
+
+
+def _check_adapters(model: torch.nn.Module) -> None:
+    from peft import LoraConfig, PeftModel, PromptLearningConfig
+
+    settings = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    if any(isinstance(one, LoraConfig) and one.use_dora for one in settings):
+        raise UserError("privacy.dora")
+    if any(isinstance(one, PromptLearningConfig) for one in settings):
+        raise UserError("privacy.prompt")
+
+
+def plan_budget(privacy: Privacy, rows: int, batch: int, steps: int) -> Budget:
+    """Noise and sampling of a run of `steps` over `rows`, about `batch` rows a step.
+
+    Raises privacy.batch, privacy.delta, privacy.budget where no such run exists.
+    """
+    require("privacy", "opacus")
+    from opacus.accountants.utils import get_noise_multiplier
+
+    if batch > rows:
+        raise UserError("privacy.batch", batch=batch, rows=rows)
+    delta = privacy.delta if privacy.delta is not None else min(0.5, rows**-1.1)
+    if delta >= 1 / rows:
+        raise UserError("privacy.delta", delta=delta, rows=rows, most=1 / rows)
+    rate = batch / rows
+    if privacy.noise_multiplier is not None:
+        return Budget(privacy.noise_multiplier, delta, rate, steps)
+    assert privacy.epsilon is not None  # one of the two stands: the settings were checked
+    try:
+        noise = get_noise_multiplier(
+            target_epsilon=privacy.epsilon,
+            target_delta=delta,
+            sample_rate=rate,
+            steps=steps,
+            accountant=privacy.accountant,
+            epsilon_tolerance=min(0.01, privacy.epsilon / 50),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError("privacy.budget", epsilon=privacy.epsilon, steps=steps, rate=round(rate, 4)) from error
+    return Budget(noise, delta, rate, steps)

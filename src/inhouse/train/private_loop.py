@@ -1,0 +1,281 @@
+"""The loop of private training (DP-SGD): opacus' gradients of single rows, our events, checkpoints and stops.
+
+Rows are drawn independently for every step, padded, and never packed nor joined by a shared prefix: a packed row would
+have one gradient for several conversations. A step whose draw is empty reads nothing, but adds its noise and counts:
+leaving it out would tell that nobody was drawn, which the accountant does not allow for.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.core.run import Events, peak_memory
+from inhouse.train.apart import row_losses
+from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
+from inhouse.train.params import TrainParams
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, plan_budget
+from inhouse.train.tokens import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+STATE = "private.pt"
+
+
+@dataclass(frozen=True)
+class PrivateJob:
+    """What the loop works on. Checkpoints go below `folder` and are read back by the same `recipe` only."""
+
+    samples: Sequence[Sample]
+    pad: int
+    seed: int
+    folder: Path
+    recipe: Recipe
+    events: Events
+
+
+@dataclass(frozen=True)
+class PrivateResult:
+    """What a run did and what it guarantees.
+
+    No losses: they are computed from the rows without noise, so they stand in the run's own log and nowhere else.
+    """
+
+    steps: int
+    epochs: float
+    tokens: int
+    resumed_from: int
+    spent: Spent
+
+
+@dataclass
+class Run:
+    """Everything that a step changes, and so everything that a checkpoint holds."""
+
+    model: Any  # opacus' GradSampleModule around the model
+    optimizer: Any  # opacus' DPOptimizer around AdamW
+    schedule: Any
+    accountant: Any
+    draws: torch.Generator
+    sample_rate: float
+    step: int = 0
+    tokens: int = 0
+    rows: int = 0
+    told: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "clipped": []})
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; read back with `weights_only`. It holds the noise's generator: it is not to be shared."""
+        import torch
+
+        return {
+            "weights": [p.detach() for p in self.optimizer.params],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.accountant.history,
+            "random": [self.draws.get_state(), self.optimizer.generator.get_state(), torch.get_rng_state()],
+            "cuda": torch.cuda.get_rng_state_all(),
+            "counts": [self.step, self.tokens, self.rows],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as if never interrupted: weights, optimiser, accountant and all generators."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, saved in zip(self.optimizer.params, state["weights"], strict=True):
+                parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.accountant.history = state["history"]
+        draws, noise, dropout = state["random"]
+        self.draws.set_state(draws)
+        self.optimizer.generator.set_state(noise)
+        torch.set_rng_state(dropout)
+        torch.cuda.set_rng_state_all(state["cuda"])
+        self.step, self.tokens, self.rows = state["counts"]
+
+
+def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) -> PrivateResult:
+    """Train in place what requires a gradient, from the newest complete checkpoint when there is one.
+
+    A row's loss is the mean over its learned tokens; `privacy.max_grad_norm` shortens each row's gradient, and
+    `params.max_grad_norm` has no effect. About per_device_train_batch_size times gradient_accumulation_steps rows are
+    drawn a step. An interrupted run ends in the weights of a whole one (same machine, same number of threads).
+    Raises train.diverged and privacy.*.
+    """
+    import torch
+
+    privacy = params.privacy
+    assert privacy is not None  # the caller chose this loop for it
+    check_compatible(model, params.penalties)
+    batch = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    steps = params.max_steps or ceil(params.num_train_epochs * len(job.samples) / batch)
+    budget = plan_budget(privacy, len(job.samples), batch, steps)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(job.seed)  # dropout only; the noise has its own generator
+    run = start(model, params, budget)
+    # Opacus hooks layers whose input has no gradient, as that of the first adapter: nothing is lost by it.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    try:
+        resume = find_complete(job.folder, job.recipe, job.events)
+        if resume:
+            run.restore(torch.load(resume / STATE, weights_only=True))
+        take_steps(run, params, job, steps)
+    finally:
+        run.model.cleanup()
+    epochs = run.rows / len(job.samples)
+    return PrivateResult(run.step, epochs, run.tokens, step_of(resume), spent(run, budget, privacy))
+
+
+def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
+    """The guarantee of the steps that were taken."""
+    return Spent(
+        epsilon=float(run.accountant.get_epsilon(delta=budget.delta)),
+        delta=budget.delta,
+        noise_multiplier=budget.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        sample_rate=budget.sample_rate,
+        steps=sum(count for _, _, count in run.accountant.history),
+        accountant=privacy.accountant,
+        noise_is_secret=privacy.noise_seed is None,
+    )
+
+
+def start(model: torch.nn.Module, params: TrainParams, budget: Budget) -> Run:
+    """Opacus around the model and around AdamW; raise privacy.unsupported for layers that mix rows."""
+    import torch
+    from opacus.accountants import create_accountant
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+    from opacus.validators import ModuleValidator
+    from opacus.validators.errors import UnsupportedModuleError
+    from transformers import get_scheduler
+
+    privacy: Any = params.privacy
+    model.train()
+    try:
+        ModuleValidator.validate(model, strict=True)
+        wrapped = GradSampleModule(model, loss_reduction="sum")
+    except (NotImplementedError, UnsupportedModuleError) as error:
+        raise UserError("privacy.unsupported", problem=str(error).splitlines()[0][:300]) from error
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=params.learning_rate, weight_decay=params.weight_decay)
+    schedule = get_scheduler(params.lr_scheduler_type, adam, ceil(budget.steps * params.warmup_ratio), budget.steps)
+    optimizer = DPOptimizer(
+        adam,
+        noise_multiplier=budget.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        expected_batch_size=params.per_device_train_batch_size * params.gradient_accumulation_steps,
+        generator=_generator(privacy.noise_seed, trained[0].device),
+    )
+    accountant = create_accountant(privacy.accountant)
+    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=budget.sample_rate))
+    draws = _generator(None if privacy.noise_seed is None else privacy.noise_seed + 1, torch.device("cpu"))
+    return Run(wrapped, optimizer, schedule, accountant, draws, budget.sample_rate)
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    import torch
+
+    return torch.Generator(device).manual_seed(secrets.randbits(63) if seed is None else seed)
+
+
+def take_steps(run: Run, params: TrainParams, job: PrivateJob, steps: int) -> None:
+    """Step until `steps`; tell the events, stop when the user asks."""
+    import torch
+
+    started, before = time.monotonic(), run.tokens
+    every = params.save_steps or max(10, ceil(steps / 10))
+    while run.step < steps:
+        drawn = (torch.rand(len(job.samples), generator=run.draws) < run.sample_rate).nonzero().flatten().tolist()
+        take_step(run, [job.samples[i] for i in drawn], (params.per_device_train_batch_size, job.pad))
+        if run.step % params.logging_steps == 0:
+            _tell(run, job)
+        if run.step % every == 0 or run.step == steps:
+            save(run, params, job)
+        rate = (run.tokens - before) / max(1e-9, time.monotonic() - started)
+        job.events.progress(run.step, steps, "steps", tokens_per_s=round(rate, 1))
+
+
+def take_step(run: Run, samples: Sequence[Sample], reading: tuple[int, int]) -> None:
+    """One noisy step over the rows drawn; `reading` says how many are read at once, and the padding id."""
+    size, pad = reading
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    parts = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    for number, part in enumerate(parts):
+        add_rows(run, part, pad)
+        run.optimizer.signal_skip_step(number + 1 < len(parts))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    if not parts:
+        for parameter in run.optimizer.params:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    run.schedule.step()
+    run.step, run.rows = run.step + 1, run.rows + len(samples)
+    run.tokens += sum(len(sample.ids) for sample in samples)
+
+
+def add_rows(run: Run, samples: Sequence[Sample], pad: int) -> None:
+    """Gradients of these rows, each for itself, in the parameters' `grad_sample`; raise train.diverged."""
+    import torch
+
+    losses, counts = row_losses(run.model, samples, pad)
+    each = losses / counts
+    if not bool(torch.isfinite(each).all()):
+        raise UserError("train.diverged", step=run.step + 1, learning_rate=run.schedule.get_last_lr()[0])
+    each.sum().backward()
+    check_rows(run, len(samples), compare=not run.told["loss"])
+    lengths = torch.stack([p.grad_sample.flatten(1).float().norm(dim=1) for p in run.optimizer.params]).norm(dim=0)
+    run.told["loss"] += each.tolist()
+    run.told["clipped"] += (lengths > run.optimizer.max_grad_norm).float().tolist()
+
+
+def check_rows(run: Run, rows: int, compare: bool) -> None:
+    """Raise privacy.not_per_row where a parameter's gradient was not told apart by row.
+
+    `compare`: also that the rows' gradients add up to the batch's, which fails where a layer is used in a way that
+    opacus does not see, such as a weight that is read outside its own module.
+    """
+    import torch
+
+    near = 0.05 if next(run.model.parameters()).dtype == torch.bfloat16 else 1e-3
+    named: dict[int, str] = {id(p): name for name, p in run.model.named_parameters()}
+    for parameter in run.optimizer.params:
+        found = parameter.grad_sample
+        if found is None or isinstance(found, list) or len(found) != rows:
+            raise UserError("privacy.not_per_row", name=named[id(parameter)].removeprefix("_module."))
+        if compare:
+            apart = (found.float().sum(0) - parameter.grad.float()).norm()
+            if apart > near * parameter.grad.float().norm() + 1e-6:
+                raise UserError("privacy.not_per_row", name=named[id(parameter)].removeprefix("_module."))
+
+
+def _tell(run: Run, job: PrivateJob) -> None:
+    """The mean loss of the rows drawn since the last time, and the share of them that was shortened."""
+    if not run.told["loss"]:
+        return  # nobody was drawn
+    means = {name: sum(values) / len(values) for name, values in run.told.items()}
+    for values in run.told.values():
+        values.clear()
+    rate = float(run.schedule.get_last_lr()[0])
+    job.events.emit("train.step", step=run.step, memory_bytes=peak_memory(), learning_rate=rate, **means)
+
+
+def save(run: Run, params: TrainParams, job: PrivateJob) -> None:
+    """Write a checkpoint; it counts once everything is on the disk."""
+    import torch
+
+    path = job.folder / f"checkpoint-{run.step}"
+    path.mkdir(exist_ok=True)
+    torch.save(run.state(), path / STATE)
+    settle(job.folder, job.recipe, run.step, (params.save_total_limit, None))
