@@ -8,6 +8,7 @@ from pydantic import Field
 
 from inhouse.core.params import Needs, OneOf, OnlyHow, Params
 from inhouse.train.forgetting import ForgettingParams
+from inhouse.train.privacy import Privacy
 from inhouse.train.replay import ReplayParams
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -44,6 +45,13 @@ class TrainParams(Params):
     save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: ten in a run")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept while training")
     logging_steps: int = Field(5, ge=1, description="steps between points of the loss curve")
+    changes: tuple[Annotated[Params, OneOf("change")], ...] = Field(
+        (), description="what alters the model before training, in order: noise on embeddings, layers of a plugin"
+    )
+    penalties: tuple[Annotated[Params, OneOf("penalty")], ...] = Field(
+        (), description="terms that join the loss, such as pulls towards the starting weights"
+    )
+    privacy: Privacy | None = Field(None, description="bound on what any single row can show in the weights (DP-SGD)")
     precision: Precision = Field("auto", description="arithmetic; auto: bf16 where the machine has it, else fp32")
     save_dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="type of the merged weights; auto: fp32 below 1B parameters, else bf16"
