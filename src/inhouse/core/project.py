@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise UserError("project.yaml", path=path, line=1, problem=say("problem.sections"))
     lines: Lines = {}
     _number(node, (), lines)
-    return data, lines
+    return _apart(data), lines
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
@@ -101,6 +101,13 @@ def _check(node: yaml.Node, sizes: dict[int, int | None]) -> int:
         raise _refused(node, say("problem.too_large", most=MOST_NODES))
     sizes[id(node)] = size
     return size
+
+
+def _apart(value: Any) -> Any:
+    """The values with every alias as a copy of its own, so that an override changes one place only."""
+    if isinstance(value, dict):
+        return {key: _apart(member) for key, member in value.items()}
+    return [_apart(member) for member in value] if isinstance(value, list) else value
 
 
 def _refuse_twice(node: yaml.MappingNode) -> None:
