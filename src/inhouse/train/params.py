@@ -10,11 +10,12 @@ from inhouse.core.params import Needs, OneOf, OnlyHow, Params
 from inhouse.train.forgetting import ForgettingParams
 from inhouse.train.privacy import Privacy
 from inhouse.train.replay import ReplayParams
+from inhouse.train.watch import WatchParams
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class TrainParams(Params):
+class TrainParams(WatchParams):
     """How the base is fine-tuned. Keys are named as in transformers and PEFT."""
 
     method: Annotated[Params, OneOf("method", default="lora")] = Field(
@@ -42,9 +43,6 @@ class TrainParams(Params):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
     max_length: int = Field(1024, ge=8, description="conversations of more tokens are left out and counted")
     turns: Literal["last", "all"] = Field("last", description="learn the last answer only, or every assistant turn")
-    save_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: ten in a run")
-    save_total_limit: int = Field(2, ge=1, description="checkpoints kept while training")
-    logging_steps: int = Field(5, ge=1, description="steps between points of the loss curve")
     changes: tuple[Annotated[Params, OneOf("change")], ...] = Field(
         (), description="what alters the model before training, in order: noise on embeddings, layers of a plugin"
     )
