@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from inhouse.cli.notes import note
 from inhouse.cli.table import size
+from inhouse.cli.watch_training import Training, told
 from inhouse.core.messages import known, text
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class Shown:
     more: str = ""
     pace: Pace | None = None
     ended: float | None = None  # seconds it took
+    training: Training = field(default_factory=Training)
+
+    def take(self, event: Event) -> None:
+        """Take over what a training tells."""
+        self.more = self.training.take(event) or self.more
 
     def progress(self, event: Event) -> None:
         """Take over a progress event; another step is another pass, with a rate of its own."""
@@ -88,7 +94,7 @@ class Shown:
             self.pace = Pace(event["t"], event["done"])
         self.step, self.unit = step, event["unit"]
         self.pace.now, self.pace.done, self.pace.total = event["t"], event["done"], event["total"]
-        self.more = f"loss {event['loss']:.3f}" if "loss" in event else ""
+        self.more = f"loss {event['loss']:.3f}" if "loss" in event else self.training.line()
 
     def detail(self) -> str:
         """Pass, amount, rate and time left, as far as they are known."""
@@ -148,7 +154,12 @@ class Bars:
         if kind == "stage.progress":
             self.stages.setdefault(stage, Shown(step_name(stage or "check"), event["t"])).progress(event)
         shown = self.stages.get(stage)
-        if shown is None or kind not in ("stage.cached", "stage.finished"):
+        if shown is None:
+            return
+        shown.take(event)
+        if line := told(event, shown.training):
+            self.console.print(f"  {line}", style="dim", markup=False, highlight=False)
+        if kind not in ("stage.cached", "stage.finished"):
             return
         cached = kind == "stage.cached"
         shown.ended = 0.0 if cached else event["seconds"]
@@ -205,11 +216,16 @@ class Lines:
             return f"… {step_name(stage)}"
         if kind == "stage.cached":
             return f"= {step_name(stage)} · {text('cli.cached', id=event['id'][:8])}"
-        if kind == "stage.finished":
-            return f"✓ {step_name(stage)} · {_duration(event['seconds'])} · {_finished(event)}"
         if kind == "note":
             return f"  {note(event['code'], event['facts'])}"
-        return self._progress(event) if kind == "stage.progress" else ""
+        if kind == "stage.progress":
+            return self._progress(event)
+        if (shown := self.stages.get(stage)) is not None:
+            shown.take(event)
+        lines = [f"  {line}"] if shown and (line := told(event, shown.training)) else []
+        if kind == "stage.finished":
+            lines.append(f"✓ {step_name(stage)} · {_duration(event['seconds'])} · {_finished(event)}")
+        return "\n".join(lines)
 
     def _progress(self, event: Event) -> str:
         """A line when ten seconds have gone by; every event counts towards the rate, shown or not."""
