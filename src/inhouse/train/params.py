@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from inhouse.core.params import Needs, OneOf, OnlyHow, Params
+from inhouse.train.batching import BatchingParams
 from inhouse.train.forgetting import ForgettingParams
 from inhouse.train.privacy import Privacy
 from inhouse.train.replay import ReplayParams
@@ -15,7 +16,7 @@ from inhouse.train.watch import WatchParams
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class TrainParams(WatchParams):
+class TrainParams(WatchParams, BatchingParams):
     """How the base is fine-tuned. Keys are named as in transformers and PEFT."""
 
     method: Annotated[Params, OneOf("method", default="lora")] = Field(
@@ -33,8 +34,6 @@ class TrainParams(WatchParams):
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; LoRA takes 10 times that of full tuning")
     num_train_epochs: float = Field(1, gt=0, le=1000, description="passes over the training rows; may be a fraction")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps, whatever the epochs")
-    per_device_train_batch_size: int = Field(8, ge=1, description="conversations read together")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "cosine", description="how the learning rate falls after the warm-up"
