@@ -122,16 +122,18 @@ def measure(
 
 
 def adapter_logits(base: Input, tuned: Input, rows: Sequence[Row]) -> list[torch.Tensor] | None:
-    """Logits after each prompt with the adapter on the base's weights (fp32); None when there is no adapter."""
+    """Logits after each prompt with the adapter on the base's weights (fp32).
+
+    None when there is no adapter, or one that belongs to the base in 4 bits.
+    """
+    from inhouse.engines.adapters import open_adapter
     from inhouse.engines.torch_chat import render
     from inhouse.engines.transformers import facts_of, load_model, load_tokenizer
 
     folder = facts_of(tuned).adapter
-    if folder is None:
+    if folder is None or facts_of(tuned).four_bit:
         return None
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(load_model(base, "fp32"), tuned.path / folder).eval()
+    model = open_adapter(load_model(base, "fp32"), tuned.path / folder, facts_of(base).name).eval()
     tokenizer = load_tokenizer(tuned)
     return [_last_logits(model, render(tokenizer, row.prompt, answer_follows=True)) for row in rows]
 

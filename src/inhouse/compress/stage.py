@@ -47,8 +47,11 @@ def run(params: CompressParams, context: Context) -> Made:
     from inhouse.compress.card import write_card
 
     tuned = context.inputs["tuned"]
-    if ModelFacts.model_validate(tuned.record.facts["model"]).format != "safetensors":
-        raise UserError("compress.not_safetensors", name=tuned.record.facts["model"]["name"])
+    facts = ModelFacts.model_validate(tuned.record.facts["model"])
+    if facts.format != "safetensors":
+        raise UserError("compress.not_safetensors", name=facts.name)
+    if facts.unmerged:
+        raise UserError("compress.unmerged", name=facts.name)
     started = time.monotonic()
     operator = operator_of("compressor", params.method)
     exported = operator.function("export")(tuned, params.method, context)

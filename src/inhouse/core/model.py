@@ -26,6 +26,9 @@ class ModelParams(Params):
         None, description="what the base's terms allow, as you have checked; stands in place of what is concluded"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="pins a base that is a single file")
+    trust_remote_code: bool = Field(
+        False, description="run the Python code in a hub model's repository; needs revision: a full commit hash"
+    )
 
 
 class ModelFacts(Frozen):
@@ -53,3 +56,8 @@ class ModelFacts(Frozen):
     bytes: int = 0
     chat_template: bool = False
     adapter: str | None = Field(None, description="folder of the PEFT adapter inside the artifact, when there is one")
+    unmerged: bool = Field(False, description="main is the bare base: it must be read with the adapter before it")
+    four_bit: bool = Field(
+        False, description="the adapter belongs to the base in 4 bits, as merged holds it"
+    )
+    remote_code: bool = Field(False, description="the folder brings Python code that the project file trusts")

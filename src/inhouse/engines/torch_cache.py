@@ -30,14 +30,16 @@ class Prefilled:
         self.bytes = held + self.logits.nbytes
 
 
-def read_prefix(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache | None:
-    """Keys and values of the tokens that every prompt begins with."""
+def read_prefix(
+    model: PreTrainedModel, prefix: Sequence[int], before: DynamicCache | None = None
+) -> DynamicCache | None:
+    """Keys and values of the tokens that every prompt begins with, after those that stand `before` any prompt."""
     import torch
     from transformers.cache_utils import DynamicCache
 
     if not prefix:
-        return None
-    cache = DynamicCache()
+        return before
+    cache = DynamicCache([(keys, values) for keys, values, *_ in before]) if before is not None else DynamicCache()
     ids = torch.tensor([prefix], device=model.device)
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=one_place(ids))
     return cache

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
@@ -19,6 +20,7 @@ from inhouse.core.settings import usable_cores
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.cache_utils import DynamicCache
 
     from inhouse.engines.torch_cache import Prefilled
 
@@ -30,16 +32,27 @@ KEEP_BYTES = 768 << 20  # prompts read by generate() are kept for score(), up to
 def open_model(
     source: Input, *, dtype: Precision = "auto", threads: int | None = None, batch: int = 32
 ) -> TransformersEngine:
-    """Load a model artifact for greedy answers. `auto` computes in bf16 where the machine does so natively."""
+    """Load a model artifact for greedy answers. `auto` computes in bf16 where the machine does so natively.
+
+    An adapter that cannot be merged is read before every prompt.
+    """
     require("train", *PACKAGES)
     import torch
 
     torch.set_num_threads(threads or usable_cores())
+    facts = facts_of(source)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype).eval()
+    model = _load_weights(source, dtype).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return TransformersEngine(facts_of(source).name, model, tokenizer, batch)
+    check_vocabulary(model, tokenizer, facts.name)
+    engine = TransformersEngine(facts.name, model, tokenizer, batch)
+    if facts.unmerged and facts.adapter is not None:
+        from inhouse.engines.adapters import read_before
+
+        require("train", "peft")
+        engine.before = read_before(model, source.path / facts.adapter, facts.name)
+    return engine
 
 
 def facts_of(source: Input) -> ModelFacts:
@@ -61,7 +74,9 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
 
         return gguf_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=facts_of(source).remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise unreadable(path, error) from error
     if tokenizer.pad_token_id is None:
@@ -70,23 +85,66 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
 
 
 def load_model(source: Input, dtype: Precision = "auto") -> PreTrainedModel:
-    """The model's weights on the CPU in `dtype`. Only safetensors and GGUF are read, never pickle."""
+    """The model's weights on the CPU in `dtype`. Only safetensors and GGUF are read, never pickle.
+
+    Raises torch.unmerged for a model that is nothing without its adapter: only `open_model` can open it.
+    """
+    facts = facts_of(source)
+    if facts.unmerged:
+        raise UserError("torch.unmerged", name=facts.name)
+    return _load_weights(source, dtype)
+
+
+def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
     require("train", *PACKAGES)
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, logging
+    from transformers import logging
 
     logging.disable_progress_bar()
-    path = source.path / facts_of(source).main
+    facts = facts_of(source)
+    path = source.path / facts.main
     try:
         if path.suffix == ".gguf":
             from inhouse.engines.torch_gguf import gguf_model
 
             return gguf_model(path, torch_dtype(dtype))
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
+        _refuse_pickles(path)
+        model: PreTrainedModel = _model_class(path).from_pretrained(
+            path,
+            dtype=torch_dtype(dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=facts.remote_code,
         )
+        return model
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise unreadable(path, error) from error
+
+
+def _model_class(path: Path) -> Any:
+    """Transformers' class for what the folder's settings say the model is; one that writes text when they do not."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    named = (config.get("architectures") or [""])[0]
+    if named.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification
+    return AutoModelForMaskedLM if named.endswith("ForMaskedLM") else AutoModelForCausalLM
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise torch.pickle when the only weights are pickled: opening those runs whatever code they hold."""
+    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError("torch.pickle", path=folder.name, file=pickled[0])
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise torch.vocabulary when the tokenizer can write ids for which the model has no embedding."""
+    embedding: Any = model.get_input_embeddings()
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= embedding.num_embeddings:
+        raise UserError("torch.vocabulary", name=name, tokenizer=largest + 1, model=embedding.num_embeddings)
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
@@ -128,7 +186,8 @@ class TransformersEngine:
 
     What all prompts of a call begin with (system turn, instruction) is computed once; prompts of like length
     are read together; and what generate() has read, score() on the same prompts does not read again. Batches
-    depend on the prompts alone, so the same call gives the same bytes on the same machine.
+    depend on the prompts alone, so the same call gives the same bytes on the same machine. `before` holds keys and
+    values that are read before every prompt: the virtual tokens of an adapter that cannot be merged.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32) -> None:
@@ -141,6 +200,7 @@ class TransformersEngine:
         self.ends = end_tokens(model, tokenizer)
         if not self.ends:
             raise UserError("torch.no_end", name=name)
+        self.before: DynamicCache | None = None
         self._kept: dict[Batch, Prefilled] = {}
         self._answers: dict[str, tuple[int, ...]] = {}
 
@@ -203,6 +263,19 @@ class TransformersEngine:
                     found[place] = dict(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
         return [found[place] for place in range(len(prompts))]
 
+    def all_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits (T, V) float32 after every token of a text that is read alone, from its beginning."""
+        import torch
+
+        from inhouse.engines.adapters import again
+
+        cache = again(self.before)
+        with torch.inference_mode():
+            read = torch.tensor([list(ids)], device=self.model.device)
+            found: Any = self.model(read, past_key_values=cache, use_cache=cache is not None)
+        logits: torch.Tensor = found.logits[0].float().cpu()
+        return logits
+
     def memory_bytes(self) -> int:
         """Peak resident memory of this process, which holds the model."""
         return peak_memory()
@@ -224,6 +297,7 @@ class TransformersEngine:
 
     def _check_length(self, tokens: int, reserved: int) -> None:
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        tokens += self.before.get_seq_length() if self.before is not None else 0
         if most is not None and tokens + reserved > most:
             raise UserError("torch.too_long", tokens=tokens + reserved, reserved=reserved, most=most, name=self.name)
 
@@ -232,7 +306,7 @@ class TransformersEngine:
 
         if batch in self._kept:
             return self._kept[batch]
-        return prefill(self.model, read_prefix(self.model, batch.prefix), batch.rests)
+        return prefill(self.model, read_prefix(self.model, batch.prefix, self.before), batch.rests)
 
     def _keep(self, batch: Batch, state: Prefilled) -> None:
         held = sum(kept.bytes for kept in self._kept.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,18 @@ from inhouse.train.tokens import Sample
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from inhouse.engines.transformers import TransformersEngine
 
 COMPARED = 2  # conversations on which adapter and merged model are compared, logit by logit
-PROMPTED = 4  # training prompts that the tuned model answers, to see whether answers end
-MOST_TOKENS = 64  # an answer longer than this is not waited for when checking that answers end
+PROMPTED = 4  # training prompts whose tokens are compared
 SAME, MERGED, MERGED_BF16 = 1e-5, 1e-3, 0.25  # largest difference of logits: adapter reloaded; merged, by save type
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the tuned model was made from."""
+    """What the tuned model was made from, and the type that its weights are saved in."""
 
     base: Input
     facts: ModelFacts
@@ -37,6 +38,7 @@ class Origin:
     ends: frozenset[int]
     samples: Sequence[Sample]
     rows: Sequence[Row]
+    save: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -44,40 +46,130 @@ class Checked:
     """The tuned model's header, and the differences that were measured."""
 
     model: ModelFacts
-    parity: dict[str, float | int]
+    parity: dict[str, float | int | None]
 
 
-def finish(model: PeftModel, origin: Origin, context: Context) -> Checked:
-    """Save the adapter and the merged model below `context.out`, reload both, and compare.
+@dataclass(frozen=True)
+class Left:
+    """What a method left: folders and how they are used, and the logits that the opened result must give."""
 
-    Raises train.parity_adapter, train.parity_merged, train.parity_template when they do not agree.
+    adapter: bool
+    unmerged: bool
+    four_bit: bool
+    expected: Sequence[torch.Tensor]
+    parity: dict[str, float | int | None]
+
+
+def finish(model: PeftModel | PreTrainedModel, origin: Origin, context: Context) -> Checked:
+    """Save what was trained below `context.out`, open it again as every later stage does, and compare.
+
+    Adapters: adapter/ and merged/. Every weight: merged/ only. Virtual tokens: adapter/ and, in merged/, the bare base.
+    Raises train.parity_adapter, train.parity_merged, train.parity_template, train.never_ends when something is amiss.
     """
-    import torch
     from peft import PeftModel
 
+    from inhouse.train.virtual import virtual_ids
+
     model.eval()
-    with torch.inference_mode():
-        memory = probe(model, origin.samples)
-    adapter, merged = context.out / "adapter", context.out / "merged"
-    save_adapter(model, adapter, origin.facts.name)
+    virtual = virtual_ids(model)
+    if virtual:
+        origin = replace(origin, samples=[_without(sample, len(virtual)) for sample in origin.samples])
+        left = _leave_virtual(model, virtual, origin, context)
+    elif isinstance(model, PeftModel):
+        left = _leave_adapters(model, origin, context)
+    else:
+        left = _leave_weights(model, origin, context)
+    (context.out / "README.md").write_text(card(origin, left), encoding="utf-8")
+    header = _header(origin, context.out, left)
+    parity = check_merged(Input(_record(origin, header), context.out), left, origin, context)
+    return Checked(header, {**left.parity, **parity})
+
+
+def _leave_adapters(model: PeftModel, origin: Origin, context: Context) -> Left:
+    """Write adapter/, reload it on the base that it was trained on, and write both as merged/."""
+    from inhouse.engines.adapters import open_adapter
+    from inhouse.train.methods.qlora import is_rounded, unround
+
+    four_bit = is_rounded(model)
+    if four_bit:
+        widen(model, origin.save)
+    memory = probe(model, origin.samples)
+    folder = context.out / "adapter"
+    save_adapter(model, folder, origin)
     context.events.check()
-    reloaded = PeftModel.from_pretrained(model.unload(), adapter)
-    with torch.inference_mode():
-        again = probe(reloaded.eval(), origin.samples)
+    base: Any = model.unload()
+    reloaded = open_adapter(base, folder, origin.facts.name).eval()
+    again = probe(reloaded, origin.samples)
+    _require_same(memory, again)
+    parity: dict[str, float | int | None] = {"adapter_reloaded": difference(memory, again)}
+    if four_bit:
+        base = reloaded.unload()
+        unround(base)
+        widen(base, origin.save)
+        reloaded = open_adapter(base, folder, origin.facts.name).eval()
+    merged: Any = reloaded.merge_and_unload()
+    save_folder(merged, origin, context.out / "merged")
+    return Left(True, False, four_bit, again, parity)
+
+
+def _leave_weights(model: PreTrainedModel, origin: Origin, context: Context) -> Left:
+    """Write merged/: all of the model, in the type to save."""
+    expected = probe(model, origin.samples)
+    widen(model, origin.save)
+    save_folder(model, origin, context.out / "merged")
+    return Left(False, False, False, expected, {})
+
+
+def _leave_virtual(model: Any, virtual: Sequence[int], origin: Origin, context: Context) -> Left:
+    """Write adapter/ with the virtual tokens, reload it in stock PEFT on the bare base, and write that as merged/."""
+    from inhouse.engines.adapters import open_adapter
+    from inhouse.train.virtual import remove_virtual, save_virtual
+
+    marked = [replace(sample, ids=(*virtual, *sample.ids)) for sample in origin.samples[:COMPARED]]
+    memory = [logits[len(virtual) :] for logits in probe(model, marked)]
+    folder = context.out / "adapter"
+    save_virtual(model, folder, origin.facts.name)
+    _finish_adapter(folder, origin)
+    remove_virtual(model)
+    # PEFT returns logits at the virtual tokens too where it puts embeddings, and none where it puts keys and values.
+    again = [
+        logits[-len(sample.ids) :]
+        for logits, sample in zip(
+            probe(open_adapter(model, folder, origin.facts.name).eval(), origin.samples), origin.samples, strict=False
+        )
+    ]
+    _require_same(memory, again)
+    save_folder(model, origin, context.out / "merged")
+    return Left(True, True, False, again, {"adapter_reloaded": difference(memory, again)})
+
+
+def _without(sample: Sample, virtual: int) -> Sample:
+    return replace(sample, ids=sample.ids[virtual:], learned=sample.learned[virtual:])
+
+
+def _require_same(memory: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> None:
     apart = difference(memory, again)
     if not apart <= SAME:
         raise UserError("train.parity_adapter", difference=apart, most=SAME)
-    save_merged(reloaded, origin, merged)
-    (context.out / "README.md").write_text(card(origin), encoding="utf-8")
-    header = _header(origin, context.out, reloaded)
-    parity = check_merged(Input(_record(origin, header), context.out), again, origin, context)
-    return Checked(header, {"adapter_reloaded": apart, **parity})
+
+
+def widen(model: torch.nn.Module, kind: torch.dtype) -> None:
+    """Bring all weights that are not in 4 bits to `kind`; layers in 4 bits then compute in it too."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = module.weight.quant_state.dtype = kind
+    for parameter in model.parameters():  # not model.to(): it would round the rotary frequencies too
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(kind)
 
 
 def probe(model: torch.nn.Module, samples: Sequence[Sample]) -> list[torch.Tensor]:
     """Logits (T, V) of the first few conversations, each read alone."""
+    import torch
+
     device = next(model.parameters()).device
-    return [_logits(model, sample.ids, device) for sample in samples[:COMPARED]]
+    with torch.inference_mode():
+        return [_logits(model, sample.ids, device) for sample in samples[:COMPARED]]
 
 
 def _logits(model: torch.nn.Module, ids: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -92,58 +184,54 @@ def difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> f
     return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
-    """Write the adapter in PEFT's format. Its settings name the base, never a local path, in a fixed order."""
+def save_adapter(model: PeftModel, folder: Path, origin: Origin) -> None:
+    """Write the adapter in PEFT's format, with the tokenizer and the template that it was trained through."""
     # save_embedding_layers off: PEFT would ask the hub whether the vocabulary changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    _finish_adapter(folder, origin)
+
+
+def _finish_adapter(folder: Path, origin: Origin) -> None:
+    """An adapter's settings name the base, never a local path, in a fixed order."""
     path = folder / "adapter_config.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = base
-    if isinstance(settings.get("target_modules"), list):
-        settings["target_modules"] = sorted(settings["target_modules"])  # a set inside PEFT: its order is random
+    settings["base_model_name_or_path"] = origin.facts.name
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(settings.get(name), list):
+            settings[name] = sorted(settings[name])  # a set inside PEFT: its order is random
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form to fill in; ours stands above
-
-
-def save_merged(model: PeftModel, origin: Origin, folder: Path) -> None:
-    """Write base and adapter as one Hugging Face folder: weights, settings, tokenizer and chat template."""
-    merged: Any = model.merge_and_unload()
-    merged.config.name_or_path = origin.facts.name
-    merged.config.use_cache = True
-    merged.save_pretrained(str(folder))
     origin.tokenizer.save_pretrained(str(folder))
 
 
-def check_merged(
-    merged: Input, expected: Sequence[torch.Tensor], origin: Origin, context: Context
-) -> dict[str, float | int]:
-    """Open the merged folder as every later stage does; compare tokens and logits, and see whether answers end."""
-    import torch
+def save_folder(model: Any, origin: Origin, folder: Path) -> None:
+    """Write a model as one Hugging Face folder: weights, settings, tokenizer and chat template."""
+    model.config.name_or_path = origin.facts.name
+    model.config.use_cache = True
+    model.save_pretrained(str(folder))
+    origin.tokenizer.save_pretrained(str(folder))
 
-    from inhouse.engines.transformers import TransformersEngine, load_model, load_tokenizer, torch_dtype
 
-    model = load_model(merged, "fp32" if expected_dtype(merged) == "F32" else "bf16").eval()
-    with torch.inference_mode():
-        apart = difference(expected, probe(model, origin.samples))
-    most = MERGED if model.dtype == torch_dtype("fp32") else MERGED_BF16
+def check_merged(merged: Input, left: Left, origin: Origin, context: Context) -> dict[str, float | int | None]:
+    """Open the result as every later stage does; compare tokens and logits, and see whether answers end."""
+    from inhouse.engines.transformers import TransformersEngine, open_model
+    from inhouse.train.endings import judge_endings
+
+    engine = open_model(merged, dtype="fp32" if expected_dtype(merged) == "F32" else "bf16")
+    apart = difference(left.expected, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
+    most = MERGED if expected_dtype(merged) == "F32" else MERGED_BF16
     if not apart <= most:
         raise UserError("train.parity_merged", difference=apart, most=most)
-    engine = TransformersEngine(origin.facts.name, model, load_tokenizer(merged))
-    prompts = [row.prompt for row in origin.rows[:PROMPTED]]
-    before = TransformersEngine(origin.facts.name, model, origin.tokenizer)
-    for prompt in prompts:
-        if engine.token_ids(prompt) != before.token_ids(prompt):
-            raise UserError("train.parity_template", name=origin.facts.name)
-    longest = max(sum(sample.learned) for sample in origin.samples)
-    ended = _count_ended(engine, prompts, min(MOST_TOKENS, longest + 8), context)
-    if not ended and longest <= MOST_TOKENS:
-        context.events.note("train.no_end_learned", prompts=len(prompts))
-    return {"merged": apart, "answers_ended": ended, "answers_probed": len(prompts)}
+    before = TransformersEngine(origin.facts.name, engine.model, origin.tokenizer)
+    _require_same_tokens(engine, before, origin)
+    endings = judge_endings(engine, origin.samples, [row.prompt for row in origin.rows], context.events)
+    return {"merged": apart, **endings.facts}
 
 
-def _count_ended(engine: Any, prompts: Sequence[Any], most: int, context: Context) -> int:
-    answers = engine.generate(prompts, most, lambda _: context.events.check())
-    return sum(answer.finish == "stop" for answer in answers)
+def _require_same_tokens(engine: TransformersEngine, before: TransformersEngine, origin: Origin) -> None:
+    prompts = [row.prompt for row in origin.rows if row.prompt][:PROMPTED]
+    if any(engine.token_ids(prompt) != before.token_ids(prompt) for prompt in prompts):
+        raise UserError("train.parity_template", name=origin.facts.name)
 
 
 def expected_dtype(merged: Input) -> str:
@@ -152,7 +240,7 @@ def expected_dtype(merged: Input) -> str:
     return max(types, key=lambda name: types[name])
 
 
-def _header(origin: Origin, out: Path, model: PeftModel) -> ModelFacts:
+def _header(origin: Origin, out: Path, left: Left) -> ModelFacts:
     from safetensors import safe_open
 
     types: dict[str, int] = {}
@@ -161,13 +249,16 @@ def _header(origin: Origin, out: Path, model: PeftModel) -> ModelFacts:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 kind = tensors.get_slice(name).get_dtype()
                 types[kind] = types.get(kind, 0) + 1
+    settings = json.loads((out / "merged" / "config.json").read_text(encoding="utf-8"))
     size = sum(entry.bytes for entry in list_files(out / "merged"))
     return origin.facts.model_copy(
         update={
             "format": "safetensors",
             "main": "merged",
-            "adapter": "adapter",
-            "architecture": model.config.model_type,
+            "adapter": "adapter" if left.adapter else None,
+            "unmerged": left.unmerged,
+            "four_bit": left.four_bit,
+            "architecture": settings["model_type"],
             "tensor_types": types,
             "bytes": size,
             "chat_template": True,
@@ -180,15 +271,18 @@ def _record(origin: Origin, header: ModelFacts) -> Artifact:
     return origin.base.record.model_copy(update={"facts": {"model": header.model_dump()}})
 
 
-def card(origin: Origin) -> str:
+def card(origin: Origin, left: Left) -> str:
     """The model card: what it is, what it was made from, and how to load it."""
     licences = (
         "\n".join(f"- {item.subject}: {item.spdx}" for item in origin.base.record.licences) or "- see record.json"
     )
+    adapter = "- `adapter/`: PEFT adapter. Load it with `PeftModel.from_pretrained(base, 'adapter')`.\n"
+    merged = "base and adapter as one Hugging Face folder" if left.adapter else "the whole model, a Hugging Face folder"
+    if left.unmerged:
+        merged = "the base as it was; the adapter cannot be merged into it and must be loaded with it"
     return (
         f"# {origin.facts.name}, fine-tuned\n\n"
         f"{len(origin.samples)} training conversations; base artifact `{origin.base.record.id}`.\n\n"
-        "- `adapter/`: PEFT adapter. Load it with `PeftModel.from_pretrained(base, 'adapter')`.\n"
-        "- `merged/`: base and adapter as one Hugging Face folder.\n\n"
+        f"{adapter if left.adapter else ''}- `merged/`: {merged}.\n\n"
         f"## Licences inherited from the base\n\n{licences}\n"
     )

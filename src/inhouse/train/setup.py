@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from inhouse.core.rows import Row
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
+from inhouse.train.held_out import hold_out
 from inhouse.train.params import Precision, TrainParams
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SMALL = 1_000_000_000  # models below this many parameters are saved in fp32: nothing is lost before quantising
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
+NAMES: dict[str, Precision] = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 Originals = list[tuple[Any, Any]]
 
 
@@ -32,11 +34,12 @@ Originals = list[tuple[Any, Any]]
 class Loaded:
     """The model as it is trained. `originals` pairs frozen weights with their full-precision values, to `restore`."""
 
-    model: PeftModel
+    model: PeftModel | PreTrainedModel
     originals: Originals
     trainable: int
     total: int
     compute: torch.dtype
+    save: torch.dtype  # of the weights that are left behind
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Texts:
     samples: Samples
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
+    valid: Sequence[Sample] = ()  # measured on while training, never learned
     replay: dict[str, float | int] | None = None  # counts of rows of another dataset that are among the samples
 
     @property
@@ -74,11 +78,11 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     import torch
 
     from inhouse.engines.torch_chat import end_tokens
-    from inhouse.engines.transformers import facts_of, load_tokenizer
+    from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
 
     base = inputs["base"]
     facts = facts_of(base)
-    rows = _training_rows(inputs["dataset"])
+    rows, held = hold_out(_training_rows(inputs["dataset"]), inputs["dataset"], params, seed)
     torch.set_num_threads(usable_cores())
     compute = compute_dtype(params.precision)
     tokenizer = load_tokenizer(base)
@@ -86,16 +90,25 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     ends = end_tokens(model, tokenizer)
     if not ends:
         raise UserError("torch.no_end", name=facts.name)
+    check_vocabulary(model, tokenizer, facts.name)
     texts = Texts(rows, _samples(rows, tokenizer, ends, params, events), tokenizer, ends)
+    if held:
+        texts = replace(texts, valid=_samples(held, tokenizer, ends, params, events).kept)
     if params.replay is not None:
         texts = _replayed(texts, inputs["replay"], params, seed, events)
-    return Prepared(base, facts, _adapt(model, originals, params, seed), texts)
+    loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
+    return Prepared(base, facts, loaded, _with_virtual(loaded.model, texts))
 
 
 def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
     """The base anew with fresh weights to train, for another trial on the same samples."""
+    from inhouse.engines.transformers import load_tokenizer
+    from inhouse.train.virtual import with_virtual
+
     model, originals = _load(base, params, compute_dtype(params.precision))
-    return _adapt(model, originals, params, seed)
+    loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
+    with_virtual(loaded.model, [], load_tokenizer(base))
+    return loaded
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
@@ -115,14 +128,25 @@ def restore(originals: Originals) -> None:
         parameter.data = data.to(parameter.device)
 
 
-def _adapt(model: PreTrainedModel, originals: Originals, params: TrainParams, seed: int) -> Loaded:
+def _adapt(model: PreTrainedModel, kept: tuple[Originals, torch.dtype], params: TrainParams, seed: int) -> Loaded:
     import torch
 
+    method = operator_of("method", params.method)
+    total = sum(p.numel() for p in model.parameters())  # counted now: 4 bits would count as half a parameter
     torch.manual_seed(seed)
-    adapted = operator_of("method", params.method).function("attach")(model, params.method)
+    adapted = method.function("attach")(model, params.method)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    return Loaded(adapted, originals, trainable, total, compute_dtype(params.precision))
+    total += trainable if method.function("BASE") != "trained" else 0
+    return Loaded(adapted, kept[0], trainable, total, compute_dtype(params.precision), kept[1])
+
+
+def _with_virtual(model: PeftModel | PreTrainedModel, texts: Texts) -> Texts:
+    """The texts with the virtual tokens before them that a method may have added."""
+    from inhouse.train.virtual import with_virtual
+
+    kept = with_virtual(model, texts.samples.kept, texts.tokenizer)
+    valid = with_virtual(model, texts.valid, texts.tokenizer)
+    return replace(texts, samples=replace(texts.samples, kept=kept), valid=valid)
 
 
 def _training_rows(dataset: Input) -> list[Row]:
@@ -166,19 +190,28 @@ def _replayed(texts: Texts, general: Input, params: TrainParams, seed: int, even
     return replace(texts, samples=replace(texts.samples, kept=mixed.samples), replay=facts)
 
 
+def save_dtype(base: Input, params: TrainParams) -> torch.dtype:
+    """The type of the weights that are left behind."""
+    from inhouse.engines.transformers import facts_of, torch_dtype
+
+    if params.save_dtype != "auto":
+        return torch_dtype(params.save_dtype)
+    return torch_dtype("fp32" if (facts_of(base).parameters or 0) < SMALL else "bf16")
+
+
 def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTrainedModel, Originals]:
-    """The base in the type to compute in, and its weights in the type to save, when that is another."""
+    """The base in the type that its method trains it in, and its weights in the type to save, if that is another."""
     import torch
 
-    from inhouse.engines.transformers import facts_of, load_model
+    from inhouse.engines.transformers import load_model
 
-    size = facts_of(base).parameters or 0
-    save = params.save_dtype if params.save_dtype != "auto" else ("fp32" if size < SMALL else "bf16")
-    model = load_model(base, save)
+    role = operator_of("method", params.method).function("BASE")
+    kept = {"frozen": save_dtype(base, params), "trained": torch.float32, "rounded": compute}[role]
+    model = load_model(base, NAMES[str(kept)])
     model.requires_grad_(False)
     # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
     model.name_or_path = model.config.name_or_path = ""
-    if compute == model.dtype or compute == torch.float16:
+    if role != "frozen" or compute in (model.dtype, torch.float16):
         return model, []  # fp16 keeps the weights as they are and computes under autocast
     originals = [(parameter, parameter.data) for parameter in model.parameters()]
     for parameter in model.parameters():  # not model.to(): it would round the rotary frequencies too

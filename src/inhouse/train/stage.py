@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from inhouse.core.artifact import Kind
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context, Made
 from inhouse.core.run import release_memory
+from inhouse.train.checkpoint import recipe_of
 from inhouse.train.manifest import ran_on
 from inhouse.train.params import TrainParams as TrainParams
 from inhouse.train.setup import PACKAGES, prepare, restore
+from inhouse.train.track import check_trackers, keep_curves
 
 VERSION = "1"
 KIND: Kind = "model"
@@ -27,15 +30,20 @@ def run(params: TrainParams, context: Context) -> Made:
     from inhouse.train.loop import Job, train
     from inhouse.train.result import Origin, finish
 
+    check_trackers(params.report_to, context.offline)
     ready = prepare(params, context.inputs, context.seed, context.events)
     loaded, texts = ready.loaded, ready.texts
-    job = Job(texts.samples.kept, texts.pad, context.seed, context.scratch, context.events)
+    recipe = recipe_of(params, context, sys.modules[__name__])
+    job = Job(
+        texts.samples.kept, texts.pad, context.seed, context.scratch, context.events, texts.valid, recipe, context.offline
+    )
     trained = train(loaded.model, params, job)
     _note_loss(context, trained.losses)
     restore(loaded.originals)
     release_memory()  # activations of training: the checks below hold a second copy of the model
-    origin = Origin(ready.base, ready.facts, texts.tokenizer, texts.ends, texts.samples.kept, texts.rows)
+    origin = Origin(ready.base, ready.facts, texts.tokenizer, texts.ends, texts.samples.kept, texts.rows, loaded.save)
     checked = finish(loaded.model, origin, context)
+    keep_curves(context.scratch, context.out)
     return Made(
         facts={
             "model": checked.model.model_dump(),
@@ -48,6 +56,8 @@ def run(params: TrainParams, context: Context) -> Made:
             "epochs": trained.epochs,
             "tokens": trained.tokens,
             "losses": trained.losses,
+            "evaluations": trained.evaluations,
+            "best_step": trained.best_step,
             "resumed_from": trained.resumed_from,
             "parity": checked.parity,
             "precision": str(loaded.compute).removeprefix("torch."),

@@ -1,0 +1,84 @@
+"""Adapters in PEFT's format: put on a base, or, when they are virtual tokens, read before every text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.core.plugins import require
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import DynamicCache
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def open_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
+    """The model with the adapter of a folder on it. `base` is the model's name.
+
+    Raises torch.adapter_base for an adapter of another base (by the name it gives, or because its shapes or modules
+    do not fit), torch.pickle for pickled weights, torch.unreadable for damaged files.
+    """
+    require("train", "torch", "transformers", "peft", "safetensors")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    from inhouse.engines.transformers import unreadable
+
+    named = _base_named(folder)
+    if named and Path(named).name.lower() != Path(base).name.lower():
+        raise UserError("torch.adapter_base", adapter=folder.name, wants=named, base=base)
+    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
+        raise UserError("torch.pickle", path=folder.name, file="adapter_model.bin")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    except (SafetensorError, OSError) as error:
+        raise unreadable(folder / WEIGHTS, error) from error
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:  # modules that are not there, shapes that differ
+        raise UserError("torch.adapter_base", adapter=folder.name, wants=named or "?", base=base) from error
+    _check_all_used(adapted, folder, named or "?", base)
+    return adapted
+
+
+def _base_named(folder: Path) -> str | None:
+    path = folder / "adapter_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError("torch.unreadable", path=path.name, problem=str(error).replace(str(path), path.name)) from error
+    return str(named) if named else None
+
+
+def _check_all_used(adapted: Any, folder: Path, wants: str, base: str) -> None:
+    """PEFT only warns when some of an adapter's tensors find no place in the model."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(folder / WEIGHTS), framework="pt") as tensors:
+        stored = set(tensors.keys())
+    if stored != set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
+        raise UserError("torch.adapter_base", adapter=folder.name, wants=wants, base=base)
+
+
+def read_before(model: PreTrainedModel, folder: Path, base: str) -> DynamicCache:
+    """Keys and values of the virtual tokens that a prompt, p-tuning or prefix adapter puts before every text."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    adapted: Any = open_adapter(model, folder, base)
+    with torch.inference_mode():
+        made = adapted.get_prompt(1)
+        if isinstance(made, torch.Tensor):  # embeddings, still to be read
+            made = model(inputs_embeds=made.to(model.dtype), use_cache=True).past_key_values
+        return DynamicCache([(keys.to(model.dtype), values.to(model.dtype)) for keys, values, *_ in made])
+
+
+def again(held: DynamicCache | None) -> DynamicCache | None:
+    """A cache of its own that begins with what is held, which stays as it is."""
+    from transformers.cache_utils import DynamicCache
+
+    return None if held is None else DynamicCache([(keys, values) for keys, values, *_ in held])

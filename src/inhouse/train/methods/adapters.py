@@ -1,0 +1,86 @@
+"""Low-rank adapters beside linear layers: the settings and the PEFT configuration that LoRA and QLoRA share."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import Params
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, TaskType
+    from transformers import PreTrainedModel
+
+ROUTERS = ("gate", "shared_expert_gate", "router")  # training them unbalances the experts
+
+
+class Adapters(Params):
+    """Low-rank adapters (LoRA): their size, place and variant."""
+
+    r: int = Field(16, ge=1, le=1024, description="rank of the adapters")
+    lora_alpha: float = Field(32, gt=0, description="scale: the update is multiplied by lora_alpha / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="share of adapter inputs zeroed while training")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="'all-linear' (but for the output layer), or names such as [q_proj, v_proj]"
+    )
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r), steadier at high ranks")
+    use_dora: bool = Field(False, description="train magnitude and direction apart (DoRA); slower")
+
+
+def adapter_config(model: PreTrainedModel, params: Adapters) -> LoraConfig:
+    """PEFT's settings for adapters on this model. Raises train.no_target when a name matches no linear module."""
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {name: module for name, module in model.named_modules() if has_weights(module)}
+    targets = _targets(linear, params)
+    chosen = [module for name, module in linear.items() if targets == "all-linear" or _matches(name, targets)]
+    routers = {name.rpartition(".")[2] for name in linear} & set(ROUTERS)
+    return LoraConfig(
+        task_type=task_type(model),
+        r=params.r,
+        lora_alpha=params.lora_alpha,  # type: ignore[arg-type, unused-ignore]
+        lora_dropout=params.lora_dropout,
+        target_modules=targets,
+        exclude_modules=sorted(routers) or None,
+        use_rslora=params.use_rslora,
+        use_dora=params.use_dora,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen),  # GPT-2 keeps its weights transposed
+    )
+
+
+def task_type(model: PreTrainedModel) -> TaskType | None:
+    """What PEFT calls the model's task; with SEQ_CLS it trains and saves the classification head too."""
+    from peft import TaskType
+
+    named = type(model).__name__
+    if named.endswith("ForSequenceClassification"):
+        return TaskType.SEQ_CLS
+    # A masked language model has no task there: PEFT then adds the adapters and nothing else.
+    return TaskType.CAUSAL_LM if model.can_generate() else None
+
+
+def has_weights(module: Any) -> bool:
+    """Whether this is a linear layer, GPT-2's transposed kind included."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _targets(linear: dict[str, Any], params: Adapters) -> str | list[str]:
+    if params.target_modules == "all-linear":
+        return "all-linear"
+    missing = [asked for asked in params.target_modules if not any(_matches(name, [asked]) for name in linear)]
+    if missing or not params.target_modules:
+        known = sorted({re.sub(r".*\.", "", name) for name in linear} - set(ROUTERS))
+        raise UserError("train.no_target", asked=", ".join(missing) or "[]", known=", ".join(known))
+    return list(params.target_modules)
+
+
+def _matches(name: str, asked: str | list[str]) -> bool:
+    """PEFT's rule for a list of names: the whole path of a module, or its end after a dot."""
+    return any(name == one or name.endswith(f".{one}") for one in asked)
