@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import data_views, dataset_views, label_views
+from inhouse.cli import data_views, dataset_views, label_views, train_views
 from inhouse.cli.table import Mark, escape, size, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
@@ -289,6 +289,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "keys": keys,
     "new_key": new_key,
     **data_views.VIEWS,
+    **train_views.VIEWS,
     "labelled": label_views.labelled,
     "label_errors": label_views.label_errors,
     "review_added": label_views.review_added,

@@ -1,0 +1,181 @@
+"""A few real steps, measured: how memory and time grow with the tokens of a batch. No weight changes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inhouse.core.artifact import Frozen
+from inhouse.core.run import release_memory
+from inhouse.train.memory import Held, Peak, held_by, logit_bytes, on_gpu, timed
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from inhouse.train.setup import Prepared
+    from inhouse.train.tokens import Sample
+
+SMALL_TOKENS, LARGE_TOKENS = 128, 512  # of the two batches: 5 s of one core for 135M, LoRA
+
+
+class Shape(Frozen):
+    """What a batch costs: token positions that are computed, and places whose vocabulary is scored."""
+
+    tokens: int
+    predicted: int
+
+
+class Reading(Frozen):
+    """One step as it was measured. Bytes are above what stood before it."""
+
+    shape: Shape
+    forward_bytes: int
+    peak_bytes: int
+    seconds: float
+
+
+class Calibration(Frozen):
+    """Two measured steps, and what they foretell of others."""
+
+    small: Reading
+    large: Reading
+    update_s: float
+    place_bytes: int  # of the scores at one place
+
+    def extra(self, shape: Shape) -> int:
+        """Bytes that a step on such a batch needs above rest.
+
+        Below the larger reading the line through both peaks; above it the slope of the forward pass alone, because
+        gradients of a model that is trained whole hide in the smaller peak.
+        """
+        small, large = self.small, self.large
+        tokens = shape.tokens - large.shape.tokens
+        if tokens < 0 and large.shape.tokens > small.shape.tokens:
+            slope = (large.peak_bytes - small.peak_bytes) / (large.shape.tokens - small.shape.tokens)
+            return max(0, round(large.peak_bytes + slope * tokens))
+        more = self.place_bytes * (shape.predicted - large.shape.predicted)
+        return max(0, round(large.peak_bytes + self._per_token() * tokens + more))
+
+    def seconds(self, shape: Shape) -> float:
+        """Seconds of forward and backward pass over such a batch."""
+        span = self.large.shape.tokens - self.small.shape.tokens
+        per_token = (self.large.seconds - self.small.seconds) / span if span else 0.0
+        fixed = self.large.seconds - per_token * self.large.shape.tokens
+        if per_token <= 0 or fixed < 0:  # too short to tell the two apart
+            per_token, fixed = self.large.seconds / self.large.shape.tokens, 0.0
+        return fixed + per_token * shape.tokens
+
+    def _per_token(self) -> float:
+        kept = [r.forward_bytes - self.place_bytes * r.shape.predicted for r in (self.small, self.large)]
+        span = self.large.shape.tokens - self.small.shape.tokens
+        if span > 0 and kept[1] > kept[0]:
+            return (kept[1] - kept[0]) / span
+        return max(0, kept[1]) / self.large.shape.tokens
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What stands still, and what was measured."""
+
+    held: Held
+    calibration: Calibration
+
+
+def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
+    """Measure a small and a larger batch out of `samples`, the largest batch of the run; weights stay as they are.
+
+    The larger one is left out where it would not fit into `room` bytes.
+    """
+    import torch
+
+    model, pad = ready.loaded.model, ready.texts.pad
+    if on_gpu():
+        model.to("cuda")
+    release_memory()
+    held = held_by(model, [data for _, data in ready.loaded.originals])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a rate of 0: the step is real, weights stay
+    one, two = probe_samples(samples)
+    width = ready.loaded.compute.itemsize
+    with _as_found(model):
+        _step(model, one, pad, optimizer)  # first calls are slower, and make the optimiser's state
+        small, update = _step(model, one, pad, optimizer)
+        place = logit_bytes(model.config.get_text_config().vocab_size, max(2, min(4, width)))
+        found = Calibration(small=small, large=small, update_s=update, place_bytes=place)
+        shape = shape_of(two, pad, model)
+        if shape.tokens > small.shape.tokens and held.resting + found.extra(shape) < room:
+            large, update = _step(model, two, pad, optimizer)
+            found = Calibration(small=small, large=large, update_s=update, place_bytes=place)
+    return Probed(held, found)
+
+
+def probe_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """A small and a larger batch, of the sizes above where there are samples enough; those of middling length first."""
+    order = sorted(samples, key=lambda sample: len(sample.ids))
+    order = order[len(order) // 2 :] + order[: len(order) // 2]
+    return _first(order, SMALL_TOKENS), _first(order, LARGE_TOKENS)
+
+
+def _first(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """The first samples that have so many tokens together; at least one."""
+    before = itertools.accumulate((len(sample.ids) for sample in samples), initial=0)
+    return [sample for sample, already in zip(samples, before, strict=False) if already < tokens]
+
+
+def shape_of(samples: Sequence[Sample], pad: int, model: PeftModel | PreTrainedModel) -> Shape:
+    """What a batch of these samples costs."""
+    from inhouse.train.batches import collate
+    from inhouse.train.step import shares_prefix
+
+    inputs = collate(samples, pad, shares_prefix(model))
+    rows = inputs["input_ids"].shape[0]
+    tokens = inputs["prefix"].numel() + inputs["input_ids"].numel()
+    return Shape(tokens=tokens, predicted=rows * inputs["places"].numel())
+
+
+def loss_of(samples: Sequence[Sample], pad: int, model: PeftModel | PreTrainedModel) -> torch.Tensor:
+    """Mean loss per learned token of one batch, as training takes it."""
+    from inhouse.train.batches import collate
+    from inhouse.train.step import answer_loss, shares_prefix
+
+    inputs = collate(samples, pad, shares_prefix(model))
+    device = next(model.parameters()).device
+    return answer_loss(model, {name: tensor.to(device) for name, tensor in inputs.items()}, None)
+
+
+def _step(
+    model: PeftModel | PreTrainedModel, samples: Sequence[Sample], pad: int, optimizer: torch.optim.Optimizer
+) -> tuple[Reading, float]:
+    """One step, and the seconds of its update."""
+    release_memory()
+    with Peak() as peak:
+        loss, forward_s = timed(lambda: loss_of(samples, pad, model))
+        forward = peak.above()
+        _, backward_s = timed(loss.backward)
+        most = peak.above()
+        _, update_s = timed(optimizer.step)
+    optimizer.zero_grad()
+    shape = shape_of(samples, pad, model)
+    return Reading(shape=shape, forward_bytes=forward, peak_bytes=most, seconds=forward_s + backward_s), update_s
+
+
+@contextmanager
+def _as_found(model: PeftModel | PreTrainedModel) -> Iterator[None]:
+    """Training mode, and the random generators afterwards as they were: dropout draws from them."""
+    import torch
+
+    cards = [torch.cuda.current_device()] if on_gpu() else []
+    before = model.training
+    with torch.random.fork_rng(devices=cards):
+        model.train()
+        try:
+            yield
+        finally:
+            model.train(before)
+            model.zero_grad(set_to_none=True)
+            release_memory()
