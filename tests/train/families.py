@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inhouse.core.artifact import Artifact
+from inhouse.core.protocols import Input
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SMALL = {
     "hidden_size": 32,
@@ -69,3 +72,26 @@ def make_family(name: str, tokenizer: Path, folder: Path) -> Path:
         if (tokenizer / file).exists():
             shutil.copy(tokenizer / file, folder / file)
     return folder
+
+
+def make_lively(tiny: Path, folder: Path) -> Path:
+    """The tiny model with larger embeddings: tied and as small as drawn, they allow no sure answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def as_input(folder: Path, **facts: Any) -> Input:
+    """A model folder as an artifact."""
+    header = {"format": "safetensors", "main": ".", "name": "tiny", **facts}
+    record = Artifact(
+        id="m", kind="model", stage="s", node="n", stage_version="1", recipe="r", params={}, created="",
+        facts={"model": header},
+    )  # fmt: skip
+    return Input(record, folder)

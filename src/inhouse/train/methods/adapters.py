@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
@@ -28,16 +28,30 @@ class Adapters(Params):
     )
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r), steadier at high ranks")
     use_dora: bool = Field(False, description="train magnitude and direction apart (DoRA); slower")
+    experts: bool = Field(
+        False, description="adapt the experts of a mixture too, whose weights are no modules; needs lora_dropout: 0"
+    )
+
+    @model_validator(mode="after")
+    def _experts_are_plain(self) -> Self:
+        if self.experts and (self.lora_dropout or self.use_dora):
+            raise ValueError("experts: true works with lora_dropout: 0 and use_dora: false only (a limit of PEFT)")
+        return self
 
 
 def adapter_config(model: PreTrainedModel, params: Adapters) -> LoraConfig:
-    """PEFT's settings for adapters on this model. Raises train.no_target when a name matches no linear module."""
+    """PEFT's settings for adapters on this model.
+
+    Raises train.no_target when a name matches no linear module, train.no_experts when there are none to adapt.
+    """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
     linear = {name: module for name, module in model.named_modules() if has_weights(module)}
-    targets = _targets(linear, params)
+    targets = _targets(model, linear, params)
     chosen = [module for name, module in linear.items() if targets == "all-linear" or _matches(name, targets)]
+    if params.experts and not _experts(model):
+        raise UserError("train.no_experts", architecture=model.config.model_type)
     routers = {name.rpartition(".")[2] for name in linear} & set(ROUTERS)
     return LoraConfig(
         task_type=task_type(model),
@@ -45,6 +59,7 @@ def adapter_config(model: PreTrainedModel, params: Adapters) -> LoraConfig:
         lora_alpha=params.lora_alpha,  # type: ignore[arg-type, unused-ignore]
         lora_dropout=params.lora_dropout,
         target_modules=targets,
+        target_parameters=_experts(model) if params.experts else None,
         exclude_modules=sorted(routers) or None,
         use_rslora=params.use_rslora,
         use_dora=params.use_dora,
@@ -71,14 +86,30 @@ def has_weights(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def _targets(linear: dict[str, Any], params: Adapters) -> str | list[str]:
+def _targets(model: PreTrainedModel, linear: dict[str, Any], params: Adapters) -> str | list[str]:
     if params.target_modules == "all-linear":
-        return "all-linear"
+        return _all_beside_experts(model, linear) if _experts(model) else "all-linear"
     missing = [asked for asked in params.target_modules if not any(_matches(name, [asked]) for name in linear)]
     if missing or not params.target_modules:
         known = sorted({re.sub(r".*\.", "", name) for name in linear} - set(ROUTERS))
         raise UserError("train.no_target", asked=", ".join(missing) or "[]", known=", ".join(known))
     return list(params.target_modules)
+
+
+def _all_beside_experts(model: PreTrainedModel, linear: dict[str, Any]) -> list[str]:
+    """Every linear layer of a mixture but the output layer and routers.
+
+    PEFT would read 'all-linear' as what these names meant in transformers 4: experts and routers included.
+    """
+    head = model.get_output_embeddings()
+    names = {name.rpartition(".")[2] for name, module in linear.items() if module is not head}
+    return sorted(names - set(ROUTERS))
+
+
+def _experts(model: PreTrainedModel) -> list[str]:
+    """Ends of the names of experts' weights: one tensor (experts, out, in) holds all of a layer."""
+    found = {re.sub(r".*\.experts\.", "experts.", n) for n, p in model.named_parameters() if p.ndim == 3}
+    return sorted(name for name in found if name.startswith("experts."))
 
 
 def _matches(name: str, asked: str | list[str]) -> bool:
