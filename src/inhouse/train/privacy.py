@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,14 +136,23 @@ def plan_budget(privacy: Privacy, rows: int, batch: int, steps: int) -> Budget:
         return Budget(privacy.noise_multiplier, delta, rate, steps)
     assert privacy.epsilon is not None  # one of the two stands: the settings were checked
     try:
-        noise = get_noise_multiplier(
-            target_epsilon=privacy.epsilon,
-            target_delta=delta,
-            sample_rate=rate,
-            steps=steps,
-            accountant=privacy.accountant,
-            epsilon_tolerance=min(0.01, privacy.epsilon / 50),
-        )
+        with quietly():
+            noise = get_noise_multiplier(
+                target_epsilon=privacy.epsilon,
+                target_delta=delta,
+                sample_rate=rate,
+                steps=steps,
+                accountant=privacy.accountant,
+                epsilon_tolerance=min(0.01, privacy.epsilon / 50),
+            )
     except (ValueError, RuntimeError) as error:
         raise UserError("privacy.budget", epsilon=privacy.epsilon, steps=steps, rate=round(rate, 4)) from error
     return Budget(noise, delta, rate, steps)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what the accountants say of their own numerics: a coarser search range still gives an upper bound."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -21,7 +21,7 @@ from inhouse.core.run import Events, peak_memory
 from inhouse.train.apart import row_losses
 from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, plan_budget
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, plan_budget, quietly
 from inhouse.train.tokens import Sample
 
 if TYPE_CHECKING:
@@ -137,8 +137,10 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
 
 def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
     """The guarantee of the steps that were taken."""
+    with quietly():
+        epsilon = float(run.accountant.get_epsilon(delta=budget.delta))
     return Spent(
-        epsilon=float(run.accountant.get_epsilon(delta=budget.delta)),
+        epsilon=epsilon,
         delta=budget.delta,
         noise_multiplier=budget.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
