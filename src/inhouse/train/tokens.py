@@ -2,33 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from inhouse.core.errors import UserError
-from inhouse.core.rows import Row
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
+from inhouse.train.spans import Coder, Sample, Talk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["Counts", "Limit", "OverLength", "Pair", "Pairs", "Sample", "Samples", "Turns"]
+
 Turns = Literal["last", "all"]
+OverLength = Literal["drop", "truncate", "split"]
+CHUNK = 256  # rows that are rendered and cut into tokens together
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One conversation: token ids, and which of them are answers (1) that the model learns to write."""
+class Limit(NamedTuple):
+    """How long a sample may be, whose turns are learned, and what becomes of a longer conversation.
 
-    ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    drop: left out. truncate: its first tokens are kept; without a learned token among them it is left out. split: cut
+    between questions, each part with the system turn; of a conversation of which the last answer is learned, the
+    latest part. Plain documents are always cut into windows, and no token is lost.
+    """
+
+    longest: int
+    turns: Turns = "last"
+    over_length: OverLength = "drop"
+
+
+@dataclass
+class Counts:
+    """What became of the rows on their way into samples."""
+
+    rows: int = 0
+    samples: int = 0
+    tokens: int = 0
+    learned: int = 0
+    longest: int = 0
+    over_length: int = 0  # conversations of more than max_length tokens
+    dropped: int = 0  # of these, those that gave no sample
+    truncated: int = 0  # of these, those that lost their last tokens
+    answers_cut: int = 0  # of these, those in which tokens of an answer were lost
+    split: int = 0  # of these, those that were cut between questions
+    questions_lost: int = 0  # questions with their answers that no part has
+    end_inside: int = 0  # conversations with an end-of-turn token in an answer's text: learned up to there
+    apart: int = 0  # conversations that gave a sample for each answer, as the template rewrites earlier turns
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The conversations that are trained on, and how many were longer than the limit."""
+    """The samples that are trained on, how many rows were longer than the limit and left out, and all counts.
+
+    `origins[i]` is the place of the row that `kept[i]` comes from.
+    """
 
     kept: list[Sample]
+    too_long: int
+    origins: list[int] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """The counts for an artifact's record."""
+        return asdict(self.counts)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A conversation with its better and with its worse answer; both begin with the same prompt."""
+
+    chosen: Sample
+    rejected: Sample
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs that are trained on, the place of the row of each, and how many rows were too long and left out."""
+
+    kept: list[Pair]
+    origins: list[int]
     too_long: int
 
 
@@ -36,37 +93,268 @@ def encode_rows(
     rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     ends: frozenset[int],
-    limit: tuple[int, Turns],
+    limit: Limit | tuple[int, Turns],
     events: Events,
 ) -> Samples:
-    """Tokens of every row through the model's template; rows of more than `limit[0]` tokens are left out and counted.
+    """Tokens of every row through the model's template, at most `limit.longest` of them in a sample.
 
-    `limit[1]` says whose tokens are learned: the last answer (as evaluation asks for), or every assistant turn.
-    Raises train.no_rows, train.all_dropped, train.no_answer.
+    Raises train.no_rows, train.no_answer, train.all_dropped, train.all_masked and what Coder.encode raises.
     """
-    longest, turns = limit
-    found = [encode(row, tokenizer, ends, turns) for row in events.track(rows, None, "rows")]
-    if not found:
+    work = _Work(Coder(tokenizer, ends), Limit(*limit))
+    for chunk in _chunks(rows):
+        events.progress(work.counts.rows, None, "rows")
+        work.take(chunk)
+    counts = work.counts
+    if not counts.rows:
         raise UserError("train.no_rows")
-    kept = [sample for sample in found if len(sample.ids) <= longest]
-    if not kept:
-        raise UserError("train.all_dropped", rows=len(found), max_length=longest, least=min(len(s.ids) for s in found))
-    return Samples(kept, len(found) - len(kept))
+    if not work.kept:
+        longest = work.limit.longest
+        if work.limit.over_length == "truncate":
+            raise UserError("train.all_masked", rows=counts.rows, max_length=longest)
+        raise UserError("train.all_dropped", rows=counts.rows, max_length=longest, least=work.shortest)
+    _tell(counts, work.limit, events)
+    return Samples(work.kept, counts.dropped, work.origins, counts)
 
 
 def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], turns: Turns = "last") -> Sample:
-    """A row's token ids up to its last answer's end of turn; end-of-turn tokens are learned too."""
-    from inhouse.engines.torch_chat import answer_span
+    """A row's token ids up to its last answer's end of turn; end-of-turn tokens are learned too.
 
-    answers = [at for at, message in enumerate(row.messages) if message.role == "assistant" and at > 0]
+    Raises torch.template_shifts where several samples would be needed.
+    """
+    coder = Coder(tokenizer, ends)
+    if is_document(row):
+        return coder.sample(*_all_learned(document_ids(tokenizer, [row.answer])[0]))
+    talk = talk_of(row, turns)
+    samples = coder.encode([talk])[0]
+    if len(samples) > 1:
+        raise UserError("torch.template_shifts", turn=talk.answers[0] + 1)
+    return samples[0]
+
+
+def encode_pairs(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], longest: int, events: Events
+) -> Pairs:
+    """Both conversations of every row; learned is what follows the last question, in turns of the assistant.
+
+    A row of which one is longer than `longest` is left out. Raises train.no_rows, train.no_rejected,
+    train.all_dropped and what Coder.encode raises.
+    """
+    coder = Coder(tokenizer, ends)
+    kept: list[Pair] = []
+    origins: list[int] = []
+    count, least = 0, 0
+    for chunk in _chunks(rows):
+        events.progress(count, None, "rows")
+        talks = [talk for row in chunk for talk in _both(row)]
+        samples = [_only(found, talk) for found, talk in zip(coder.encode(talks), talks, strict=True)]
+        for chosen, rejected in zip(samples[::2], samples[1::2], strict=True):
+            length = max(len(chosen.ids), len(rejected.ids))
+            least = min(least or length, length)
+            if length <= longest:
+                kept.append(Pair(chosen, rejected))
+                origins.append(count)
+            count += 1
+    if not count:
+        raise UserError("train.no_rows")
+    if not kept:
+        raise UserError("train.all_dropped", rows=count, max_length=longest, least=least)
+    return Pairs(kept, origins, count - len(kept))
+
+
+def is_document(row: Row) -> bool:
+    """Whether a row is a plain text, as pre-training takes it."""
+    return len(row.messages) == 1 and row.messages[0].role == "assistant"
+
+
+def talk_of(row: Row, turns: Turns) -> Talk:
+    """A row as a conversation whose last answer, or every answer, is learned. Raises train.no_answer."""
+    answers = tuple(at for at, message in enumerate(row.messages) if message.role == "assistant" and at > 0)
     if not answers or answers[-1] != len(row.messages) - 1:
         raise UserError("train.no_answer", id=row.id, source=row.source, offset=row.offset)
-    ids, start = answer_span(tokenizer, row.messages, answers[-1], ends)
-    learned = [place >= start for place in range(len(ids))]
-    if turns == "all":
-        for at in answers[:-1]:
-            before, begin = answer_span(tokenizer, row.messages, at, ends)
-            if ids[: len(before)] != before:
-                raise UserError("torch.template_shifts", turn=at + 1)
-            learned[begin : len(before)] = [True] * (len(before) - begin)
-    return Sample(tuple(ids), tuple(learned))
+    return Talk(row.messages, answers if turns == "all" else answers[-1:], row.tools)
+
+
+def document_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of plain texts, without a template: begun as the tokenizer begins one, and ended by its end token."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in found]
+
+
+def windows(ids: Sequence[int], longest: int) -> Iterator[tuple[Sequence[int], list[bool]]]:
+    """A document in stretches of at most `longest` tokens, and which of them are learned.
+
+    Each begins with the last token of the one before, so that every token but the document's first is learned once.
+    """
+    for start in range(0, max(1, len(ids) - 1), longest - 1):
+        yield _all_learned(ids[start : start + longest])
+
+
+def _all_learned(ids: Sequence[int]) -> tuple[Sequence[int], list[bool]]:
+    return ids, [False, *[True] * (len(ids) - 1)]  # nothing stands before the first to predict it
+
+
+def _both(row: Row) -> tuple[Talk, Talk]:
+    if row.rejected is None:
+        raise UserError("train.no_rejected", id=row.id, source=row.source, offset=row.offset)
+    found = []
+    for messages in (row.messages, row.worse):
+        talk = talk_of(row.model_copy(update={"messages": messages}), "all")
+        found.append(Talk(talk.messages, tuple(at for at in talk.answers if at >= row.asked), row.tools))
+    return found[0], found[1]
+
+
+def _only(samples: Sequence[Sample], talk: Talk) -> Sample:
+    if len(samples) > 1:
+        raise UserError("torch.template_shifts", turn=talk.answers[0] + 1)
+    return samples[0]
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk
+
+
+def _tell(counts: Counts, limit: Limit, events: Events) -> None:
+    """Notes on what is not an error and should be known; rows that were left out are told of by the stage."""
+    rows, longest = counts.rows, limit.longest
+    if counts.truncated:
+        told = {"truncated": counts.truncated, "rows": rows, "max_length": longest, "answers": counts.answers_cut}
+        events.note("train.truncated", **told)
+    if counts.split:
+        events.note("train.split", split=counts.split, rows=rows, max_length=longest, lost=counts.questions_lost)
+    if counts.apart:
+        events.note("train.apart", apart=counts.apart, rows=rows, samples=counts.samples)
+    if counts.end_inside:
+        events.note("train.end_inside", inside=counts.end_inside, rows=rows)
+    if counts.samples == 1:
+        events.note("train.one_sample")
+
+
+class _Work:
+    """Samples as they are gathered."""
+
+    def __init__(self, coder: Coder, limit: Limit) -> None:
+        self.coder = coder
+        self.limit = limit
+        self.kept: list[Sample] = []
+        self.origins: list[int] = []
+        self.counts = Counts()
+        self.shortest = 0
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Encode some rows, in their order."""
+        plain = [is_document(row) for row in rows]
+        talks = [talk_of(row, self.limit.turns) for row, document in zip(rows, plain, strict=True) if not document]
+        told = iter(zip(talks, self.coder.encode(talks), strict=True))
+        documents = [row.answer for row, document in zip(rows, plain, strict=True) if document]
+        read = iter(document_ids(self.coder.tokenizer, documents))
+        for document in plain:
+            if document:
+                samples = [self.coder.sample(*part) for part in windows(next(read), self.limit.longest)]
+            else:
+                samples = self._within(*next(told))
+            self._keep([sample for sample in samples if any(sample.learned)])
+            self.counts.rows += 1
+
+    def _keep(self, samples: Sequence[Sample]) -> None:
+        counts = self.counts
+        for sample in samples:
+            self.kept.append(sample)
+            self.origins.append(counts.rows)
+            counts.samples += 1
+            counts.tokens += len(sample.ids)
+            counts.learned += sum(sample.learned)
+            counts.longest = max(counts.longest, len(sample.ids))
+
+    def _within(self, talk: Talk, samples: list[Sample]) -> list[Sample]:
+        """The samples of a conversation that are kept, none longer than the limit."""
+        counts, (longest, _, rule) = self.counts, self.limit
+        counts.apart += len(samples) > 1
+        counts.end_inside += any(end in said for said in talk.answer_texts() for end in self.coder.end_texts)
+        length = max(len(sample.ids) for sample in samples)
+        self.shortest = min(self.shortest or length, length)
+        if length <= longest:
+            return samples
+        counts.over_length += 1
+        if rule == "split":
+            found = self._split(talk, samples)
+            counts.split += bool(found)
+        else:
+            found = [sample for sample in samples if len(sample.ids) <= longest]
+            if rule == "truncate":
+                found = self._truncated(samples)
+        counts.dropped += not found
+        return found
+
+    def _truncated(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The first tokens of each, where something is left to learn."""
+        most = self.limit.longest
+        cut = [Sample(sample.ids[:most], sample.learned[:most]) for sample in samples]
+        kept = [(one, two) for one, two in zip(samples, cut, strict=True) if any(two.learned)]
+        self.counts.truncated += bool(kept)
+        self.counts.answers_cut += any(sum(one.learned) > sum(two.learned) for one, two in kept)
+        return [two for _, two in kept]
+
+    def _split(self, talk: Talk, samples: Sequence[Sample]) -> list[Sample]:
+        """Parts of a conversation that are short enough, cut before questions."""
+        if len(samples) == 1 and len(talk.answers) > 1:
+            return self._parts(talk)
+        found = []
+        for at, sample in zip(talk.answers, samples, strict=True):
+            if len(sample.ids) <= self.limit.longest:
+                found.append(sample)
+            elif latest := self._latest(Talk(talk.messages[: at + 1], (at,), talk.tools)):
+                found.append(latest)
+            else:
+                self.counts.questions_lost += 1
+        return found
+
+    def _latest(self, talk: Talk) -> Sample | None:
+        """The conversation less its first questions, as few of them as make it short enough."""
+        head, questions = _questions(talk.messages)
+        for skipped in range(1, len(questions)):
+            turns = [turn for question in questions[skipped:] for turn in question]
+            if sample := self._fitting(head, turns, talk, last_only=True):
+                return sample
+        return None
+
+    def _parts(self, talk: Talk) -> list[Sample]:
+        """As many questions in each part as fit; one that fits alone in none is lost."""
+        head, questions = _questions(talk.messages)
+        found: list[Sample] = []
+        held: list[Message] = []
+        best: Sample | None = None
+        for question in questions:
+            longer = self._fitting(head, [*held, *question], talk, last_only=False)
+            if longer is None and held:
+                found += [best] if best else []
+                held = []
+                longer = self._fitting(head, question, talk, last_only=False)
+            if longer is None:
+                self.counts.questions_lost += 1
+                best, held = None, []
+                continue
+            best, held = longer, [*held, *question]
+        return [*found, best] if best else found
+
+    def _fitting(self, head: list[Message], turns: Sequence[Message], talk: Talk, last_only: bool) -> Sample | None:
+        messages = [*head, *turns]
+        answers = tuple(at for at, turn in enumerate(messages) if turn.role == "assistant" and at > 0)
+        part = Talk(messages, answers[-1:] if last_only else answers, talk.tools)
+        samples = self.coder.encode([part])[0]
+        return samples[0] if len(samples) == 1 and len(samples[0].ids) <= self.limit.longest else None
+
+
+def _questions(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system turns at the beginning, and the other turns cut before each question."""
+    first = next((at for at, turn in enumerate(messages) if turn.role != "system"), len(messages))
+    groups: list[list[Message]] = []
+    for at in range(first, len(messages)):
+        if at == first or (messages[at].role == "user" and messages[at - 1].role != "user"):
+            groups.append([])
+        groups[-1].append(messages[at])
+    return list(messages[:first]), groups
