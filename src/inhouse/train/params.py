@@ -9,6 +9,7 @@ from pydantic import Field
 from inhouse.core.params import Needs, OneOf, OnlyHow, Params
 from inhouse.train.batching import BatchingParams
 from inhouse.train.forgetting import ForgettingParams
+from inhouse.train.parallel.settings import Parallel
 from inhouse.train.privacy import Privacy
 from inhouse.train.replay import ReplayParams
 from inhouse.train.watch import WatchParams
@@ -48,6 +49,7 @@ class TrainParams(WatchParams, BatchingParams):
     penalties: tuple[Annotated[Params, OneOf("penalty")], ...] = Field(
         (), description="terms that join the loss, such as pulls towards the starting weights"
     )
+    parallel: Parallel | None = Field(None, description="several processes for one training; absent: one")
     privacy: Privacy | None = Field(None, description="bound on what any single row can show in the weights (DP-SGD)")
     precision: Precision = Field("auto", description="arithmetic; auto: bf16 where the machine has it, else fp32")
     save_dtype: Literal["auto", "fp32", "bf16"] = Field(

@@ -1,0 +1,101 @@
+"""Tensor parallel: each rank holds a part of every matrix, cut as the model's own plan in transformers says.
+
+Megatron's way (Shoeybi et al. 2019, arXiv:1909.08053): of two matrices that follow each other the first is cut by
+columns and the second by rows, so that ranks speak once per pair. Adapters are cut as the matrix they stand beside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from inhouse.core.errors import UserError
+from inhouse.train.tokens import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorSide:
+    """The model cut for this rank; every rank reads every row."""
+
+    apart = False
+
+    def __init__(self, model: torch.nn.Module, pad: int) -> None:
+        cut(model)
+        self.model, self.pad = model, pad
+
+    def backward(self, batches: Sequence[Sequence[Sample]], count: int) -> float:
+        """Add the gradients of a step whose learned tokens are `count`; returns the step's loss."""
+        from inhouse.train.apart import row_losses
+
+        loss = 0.0
+        for batch in batches:
+            each, _ = row_losses(self.model, batch, self.pad)
+            part = each.sum() / count
+            part.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            loss += float(part.detach())
+        return loss
+
+
+def cut(model: torch.nn.Module) -> None:
+    """Cut a loaded model (with its adapters) in place; the parts of all ranks together are the model.
+
+    Raises train.parallel_plan, train.parallel_heads, train.parallel_version, train.parallel_method.
+    """
+    import torch.distributed as dist
+
+    from inhouse.train.parallel.group import device
+
+    try:
+        from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+    except ImportError:
+        raise UserError("train.parallel_version", kind="tp", wanted="transformers>=5.17") from None
+    base = base_of(model)
+    plan = _plan(base, dist.get_world_size())
+    base.tp_plan = _with_adapters(base, plan)
+    mesh = dist.init_device_mesh(device().type, (dist.get_world_size(),), mesh_dim_names=("tp",))
+    apply_tensor_parallelism(base, mesh)
+
+
+def base_of(model: torch.nn.Module) -> Any:
+    """The transformers model inside, whether adapters are on it or not."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _plan(base: Any, ranks: int) -> dict[str, str]:
+    """The model's own plan, without the vocabulary's matrices, which may be one and the same and of any length."""
+    config = base.config.get_text_config()
+    plan = {name: style for name, style in (base.tp_plan or {}).items() if "layers." in name}
+    if not plan:
+        raise UserError("train.parallel_plan", kind="tp", family=config.model_type)
+    heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    if any(count % ranks for count in heads):
+        raise UserError("train.parallel_heads", heads=heads[0], key_value_heads=heads[1], processes=ranks)
+    return plan
+
+
+def _with_adapters(base: Any, plan: dict[str, str]) -> dict[str, str]:
+    """The plan in the names that modules have once LoRA stands beside them.
+
+    Columns are cut: so are those of B, which makes the same outputs. Rows are cut: so are those of A, which reads
+    the same inputs.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    found = dict(plan)
+    for name, module in base.named_modules():
+        key = re.sub(r"\.\d+(\.|$)", r".*\1", name)
+        if not isinstance(module, LoraLayer) or key not in plan:
+            continue
+        style = plan[key]
+        if style not in ("colwise", "rowwise") or any(module.use_dora.values()):
+            raise UserError("train.parallel_adapter", module=key)
+        found.pop(key, None)
+        found[f"{key}.base_layer"] = style
+        for adapter in module.lora_A:
+            found[f"{key}.{'lora_B' if style == 'colwise' else 'lora_A'}.{adapter}"] = style
+    return found

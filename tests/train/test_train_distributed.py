@@ -1,0 +1,160 @@
+"""Training in two processes: the losses and the weights are those of one process, whichever way the work is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import context, train_params, write_dataset
+
+from inhouse.core.errors import UserError
+from inhouse.core.protocols import Context
+from inhouse.train.distributed import check, start_ranks, take
+from inhouse.train.parallel.order import outcome_of, write_order
+from inhouse.train.parallel.ranks import share_out
+from inhouse.train.params import TrainParams
+
+KINDS = ("ddp", "fsdp2", "tp", "pp")
+ROWS = 25  # at 4 rows a batch the last one has a single row: one of two ranks then has none
+RECIPE = {"settings": "same"}
+
+
+def settings(kind: str | None = None, **more: Any) -> TrainParams:
+    """Without dropout: each rank draws its own. Clipped, decayed, and accumulated over an odd number of batches."""
+    lora = {"use": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0}
+    plain = {"learning_rate": 0.003, "num_train_epochs": 2, "max_grad_norm": 0.5, "weight_decay": 0.1}
+    often = {"gradient_accumulation_steps": 3, "save_steps": 2, "logging_steps": 1}
+    parallel = {"kind": kind, "processes": 2} if kind else None
+    return train_params(**{"method": lora, "parallel": parallel, **plain, **often, **more})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"), ROWS)
+
+
+@pytest.fixture(scope="module")
+def places(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Context]:
+    """Every way of cutting the work, and each once more from the checkpoint that the first leaves after 4 steps.
+
+    All are carried out by one start of two processes: importing takes longer than training.
+    """
+    found, folders = {}, []
+    for name in (*KINDS, *(f"{kind}-again" for kind in KINDS)):
+        kind = name.removesuffix("-again")
+        found[name] = context(tiny_llama, dataset, tmp_path_factory.mktemp(name))
+        if name != kind:
+            checkpoints = found[name].scratch / "checkpoints"
+            checkpoints.mkdir()
+            (checkpoints / "checkpoint-4").symlink_to(found[kind].scratch / "checkpoints" / "checkpoint-4")
+        folders.append(write_order(settings(kind), found[name], RECIPE, os.getpid()))
+    start_ranks(folders, 2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """What one process makes of it: the loop's result and the model."""
+    from inhouse.train.loop import Job, train
+    from inhouse.train.setup import prepare
+
+    place = context(tiny_llama, dataset, tmp_path_factory.mktemp("alone"))
+    ready = prepare(settings(), place.inputs, place.seed, place.events)
+    job = Job(ready.texts.samples.kept, ready.texts.pad, place.seed, place.scratch, place.events)
+    return train(ready.loaded.model, settings(), job), ready.loaded.model
+
+
+def trained_model(place: Context, params: TrainParams) -> Any:
+    """A model loaded as the stage does, with what the ranks have trained."""
+    from inhouse.train.setup import prepare
+
+    model = prepare(params, place.inputs, place.seed, place.events).loaded.model
+    take(model, place.scratch / "parallel")
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_follow_the_losses_of_one_to_five_digits(
+    kind: str, places: dict[str, Context], alone: tuple[Any, Any]
+) -> None:
+    together = outcome_of(places[kind].scratch / "parallel")
+    for name in ("loss", "grad_norm", "learning_rate"):
+        expected = [point[name] for point in alone[0].losses]
+        assert [point[name] for point in together["losses"]] == pytest.approx(expected, rel=1e-5), name
+    assert (together["steps"], together["tokens"]) == (alone[0].steps, alone[0].tokens)
+    assert together["epochs"] == pytest.approx(alone[0].epochs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_end_with_the_weights_of_one(
+    kind: str, places: dict[str, Context], alone: tuple[Any, Any]
+) -> None:
+    import torch
+
+    found = trained_model(places[kind], settings(kind)).state_dict()
+    for name, expected in alone[1].state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=2e-5, msg=name)
+    assert sum("lora_" in name for name in found) == 2 * 2 * 7  # A and B of 7 matrices in 2 layers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_processes_end_with_the_same_bytes(kind: str, places: dict[str, Context]) -> None:
+    first, again = (places[name].scratch / "parallel" for name in (kind, f"{kind}-again"))
+    assert outcome_of(again)["resumed_from"] == 4
+    assert outcome_of(again)["losses"] == outcome_of(first)["losses"]
+    assert (again / "trained.safetensors").read_bytes() == (first / "trained.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_alone_tells_the_events(kind: str, places: dict[str, Context]) -> None:
+    path = places[kind].events.path
+    assert path is not None
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if '"train.step"' in line]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_worker_that_breaks_is_told_with_the_place_of_its_output(tmp_path: Path) -> None:
+    (tmp_path / "order.json").write_text("{")
+    with pytest.raises(UserError) as told:
+        start_ranks([tmp_path], 1)
+    assert told.value.code == "train.worker_failed"
+    logs = [path.read_text() for path in Path(told.value.facts["log"]).rglob("stderr.log")]
+    assert any("JSONDecodeError" in log for log in logs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "what"),
+    [
+        ("tp", {"eval_steps": 2}, "train.eval_steps"),
+        ("pp", {"report_to": ["tensorboard"]}, "train.report_to"),
+        ("ddp", {"penalties": ["l2_sp"]}, "train.penalties"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(kind: str, more: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError) as told:
+        check(settings(kind, **more))
+    assert (told.value.code, told.value.facts["what"]) == ("train.parallel_method", what)
+
+
+def test_every_row_of_a_step_is_dealt_once_and_no_share_is_larger_than_a_batch() -> None:
+    plan = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12], [13, 14, 15, 16]]
+    for ranks in (2, 3, 4, 7):
+        for accumulation in (1, 2, 3):
+            shares = share_out(plan, accumulation, ranks)
+            a_step = shares.turns * ranks
+            steps = [shares.items[at : at + a_step] for at in range(0, len(shares.items), a_step)]
+            expected = [
+                [row for batch in plan[at : at + accumulation] for row in batch]
+                for at in range(0, len(plan), accumulation)
+            ]
+            assert [sorted(row for item in step for row in item) for step in steps] == expected
+            assert all(len(step) == a_step for step in steps)
+            assert max(len(item) for step in steps for item in step) <= 4
+
+
+def test_batches_that_come_out_even_are_dealt_whole() -> None:
+    shares = share_out([[0, 1], [2], [3, 4], [5]], 2, 2)
+    assert (shares.items, shares.turns) == ([[0, 1], [2], [3, 4], [5]], 1)
