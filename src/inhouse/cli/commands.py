@@ -60,6 +60,7 @@ COMMANDS = (
     Command(("train", "plan"), "training:plan_train", "train_plan", project=True, long=True),
     Command(("train", "find-rate"), "training:find_rate", "rate", project=True, long=True),
     Command(("train", "search"), "training:search_rates", "searched", project=True, long=True),
+    Command(("train", "launch"), "launch:launch_training", "launched", project=True),
     _until("evaluate", "evaluate"),
     _until("compress", "compress"),
     Command(("release", "list"), "releases:list_releases", "releases"),

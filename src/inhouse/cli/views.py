@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import data_views, dataset_views, label_views, train_views
+from inhouse.cli import data_views, dataset_views, label_views, launch_views, train_views
 from inhouse.cli.table import Mark, escape, size, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
@@ -274,6 +274,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "run": run,
     "init": created,
     "schema": schema,
+    "launched": launch_views.launched,
     "releases": releases,
     "release": release,
     "promoted": deployed,

@@ -27,17 +27,19 @@ def external(params: TrainParams, project_dir: Path) -> dict[str, str]:
 def run(params: TrainParams, context: Context) -> Made:
     """Train on `dataset` from `base`; write adapter/, merged/ and README.md, and check that they agree."""
     require("train", *PACKAGES)
-    from inhouse.train.loop import Job, train
+    from inhouse.train.distributed import take, train_in_ranks
+    from inhouse.train.loop import Job, Trained, train
     from inhouse.train.result import Origin, finish
 
     check_trackers(params.report_to, context.offline)
+    recipe = recipe_of(params, context, sys.modules[__name__])
+    ranks = train_in_ranks(params, context, recipe) if params.parallel else None  # before this process loads the model
     ready = prepare(params, context.inputs, context.seed, context.events)
     loaded, texts = ready.loaded, ready.texts
-    recipe = recipe_of(params, context, sys.modules[__name__])
     job = Job(
         texts.samples.kept, texts.pad, context.seed, context.scratch, context.events, texts.valid, recipe, context.offline
     )
-    trained = train(loaded.model, params, job)
+    trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, params, job)
     _note_loss(context, trained.losses)
     restore(loaded.originals)
     release_memory()  # activations of training: the checks below hold a second copy of the model
