@@ -12,6 +12,7 @@ from inhouse.train.forgetting import ForgettingParams
 from inhouse.train.parallel.settings import Parallel
 from inhouse.train.privacy import Privacy
 from inhouse.train.replay import ReplayParams
+from inhouse.train.tokens import OverLength
 from inhouse.train.watch import WatchParams
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -24,6 +25,9 @@ class TrainParams(WatchParams, BatchingParams):
         default="lora",
         validate_default=True,
         description="what is trained, and its own settings",
+    )
+    objective: Annotated[Params, OneOf("objective", default="sft")] = Field(
+        default="sft", validate_default=True, description="what is learned, and its own settings"
     )
     dataset: Annotated[str, Needs("dataset", "dataset")] = Field(
         "data", description="what is learned from: `data`, or a name of extra_data"
@@ -40,8 +44,13 @@ class TrainParams(WatchParams, BatchingParams):
         "cosine", description="how the learning rate falls after the warm-up"
     )
     weight_decay: float = Field(0, ge=0, description="AdamW's decay of the trained weights")
+    packing: bool = Field(True, description="read the samples of a batch as one row without padding; same result")
+    share_prefix: bool = Field(True, description="read what samples of a batch begin with only once; same result")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
-    max_length: int = Field(1024, ge=8, description="conversations of more tokens are left out and counted")
+    max_length: int = Field(1024, ge=8, description="tokens of a sample at most; documents are cut into windows")
+    over_length: OverLength = Field(
+        "drop", description="a longer conversation is left out, truncated, or split between questions; all are counted"
+    )
     turns: Literal["last", "all"] = Field("last", description="learn the last answer only, or every assistant turn")
     changes: tuple[Annotated[Params, OneOf("change")], ...] = Field(
         (), description="what alters the model before training, in order: noise on embeddings, layers of a plugin"

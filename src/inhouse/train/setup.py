@@ -159,9 +159,10 @@ def _training_rows(dataset: Input) -> list[Row]:
 def _samples(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], params: TrainParams, events: Events
 ) -> Samples:
-    from inhouse.train.tokens import encode_rows
+    from inhouse.train.tokens import Limit, encode_rows
 
-    samples = encode_rows(rows, tokenizer, ends, (params.max_length, params.turns), events)
+    limit = Limit(params.max_length, params.turns, params.over_length)
+    samples = encode_rows(rows, tokenizer, ends, limit, events)
     if samples.too_long:
         events.note("train.too_long", dropped=samples.too_long, rows=len(rows), max_length=params.max_length)
     return samples

@@ -51,6 +51,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "model": checked.model.model_dump(),
             "rows": len(texts.rows),
             "too_long": texts.samples.too_long,
+            "samples": texts.samples.facts,
             "replay": texts.replay,
             "trainable": loaded.trainable,
             "trainable_share": loaded.trainable / loaded.total,
