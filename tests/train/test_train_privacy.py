@@ -21,7 +21,6 @@ from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.run import Events
 from inhouse.train.apart import row_losses
 from inhouse.train.params import TrainParams
-from inhouse.train.penalties.l2_sp import L2Sp
 from inhouse.train.privacy import Budget, Privacy, check_compatible, plan_budget
 from inhouse.train.private_loop import PrivateJob, PrivateResult, add_rows, start, take_step, train_private
 from inhouse.train.tokens import Sample
@@ -72,7 +71,7 @@ def job(work: Path, samples: list[Sample] | None = None, events: Events | None =
 
 def running(model: Any, **given: Any) -> Any:
     params = settings(**given)
-    return start(model, params, Budget(params.privacy.noise_multiplier or 1, 0.01, 0.2, 6))  # type: ignore[union-attr]
+    return start(model, params, Budget(params.privacy.noise_multiplier, 0.01, 0.2, 6), Path("none"))
 
 
 def gradients_alone(model: Any, samples: list[Sample]) -> list[list[torch.Tensor]]:
@@ -225,7 +224,9 @@ def test_run_states_what_it_spent(whole: tuple[PrivateResult, list[torch.Tensor]
     assert f"epsilon = {spent.epsilon:.3g}" in spent.card() and "FIXED SEED" in spent.card()
     events = [json.loads(line) for line in (work / "events.jsonl").read_text().splitlines()]
     told = [event for event in events if event["event"] == "train.step"]
-    assert told and {"loss", "clipped", "learning_rate", "memory_bytes"} <= set(told[0])
+    assert [event["step"] for event in told] == [2, 4, 5, 6]  # every 5 steps, and before each checkpoint
+    assert {"steps", "loss", "clipped", "learning_rate", "grad_norm", "memory_bytes", "eta_s"} <= set(told[0])
+    assert [event["event"] for event in events if event["event"].startswith("train.")][-1] == "train.ended"
     assert any(event.get("unit") == "steps" and event["tokens_per_s"] >= 0 for event in events)
 
 
@@ -326,9 +327,21 @@ def test_models_whose_rows_cannot_be_told_apart_are_refused(build: Any, code: st
     assert error.value.code == code
 
 
-def test_penalties_are_refused() -> None:
-    with pytest.raises(UserError, match="l2_sp"):
-        check_compatible(llama(), [L2Sp()])
+@pytest.mark.parametrize(
+    ("given", "code", "named"),
+    [
+        ({"penalties": ["l2_sp"]}, "privacy.penalties", "l2_sp"),
+        ({"eval_steps": 2}, "privacy.setting", "eval_steps"),
+        ({"report_to": ["tensorboard"]}, "privacy.setting", "report_to"),
+        ({"gradient_checkpointing": True}, "privacy.checkpointing", "gradient checkpointing"),
+    ],
+)
+def test_settings_that_look_at_rows_unaccounted_are_refused(
+    tmp_path: Path, given: dict[str, Any], code: str, named: str
+) -> None:
+    with pytest.raises(UserError, match=named) as error:
+        train_private(lora(), settings(**given), job(tmp_path))
+    assert error.value.code == code
 
 
 def test_trained_layer_that_mixes_rows_is_refused() -> None:

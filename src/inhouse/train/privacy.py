@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,8 @@ from inhouse.core.plugins import require
 
 if TYPE_CHECKING:
     import torch
+
+    from inhouse.train.params import TrainParams
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -93,11 +95,20 @@ class Spent:
         )
 
 
-def check_compatible(model: torch.nn.Module, penalties: Sequence[Params] = ()) -> None:
-    """Raise privacy.* for what keeps one row's gradient from being told from another's, or was not accounted for."""
-    if penalties:
-        names = ", ".join(str(penalty.use) for penalty in penalties)  # type: ignore[attr-defined]
+def check_settings(params: TrainParams) -> None:
+    """Raise privacy.* for settings that look at rows in ways that are not accounted for, or cannot work."""
+    if params.penalties:
+        names = ", ".join(str(penalty.use) for penalty in params.penalties)  # type: ignore[attr-defined]
         raise UserError("privacy.penalties", names=names)
+    if params.gradient_checkpointing is True:
+        raise UserError("privacy.checkpointing")
+    looking = {"eval_steps": params.eval_steps is not None, "report_to": bool(params.report_to)}
+    if name := next((name for name, asked in looking.items() if asked), None):
+        raise UserError("privacy.setting", name=name)
+
+
+def check_compatible(model: torch.nn.Module) -> None:
+    """Raise privacy.* for models in which one row's gradient cannot be told from another's."""
     anatomy: Any = model
     config = anatomy.config
     found = config.get_text_config().to_dict()
@@ -111,10 +122,12 @@ def check_compatible(model: torch.nn.Module, penalties: Sequence[Params] = ()) -
 def _check_adapters(model: torch.nn.Module) -> None:
     from peft import LoraConfig, PeftModel, PromptLearningConfig
 
+    from inhouse.train.virtual import held_by
+
     settings = model.peft_config.values() if isinstance(model, PeftModel) else ()
     if any(isinstance(one, LoraConfig) and one.use_dora for one in settings):
         raise UserError("privacy.dora")
-    if any(isinstance(one, PromptLearningConfig) for one in settings):
+    if held_by(model) is not None or any(isinstance(one, PromptLearningConfig) for one in settings):
         raise UserError("privacy.prompt")
 
 

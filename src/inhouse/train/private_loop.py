@@ -20,9 +20,12 @@ from inhouse.core.errors import UserError
 from inhouse.core.run import Events, peak_memory
 from inhouse.train.apart import row_losses
 from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
+from inhouse.train.divergence import diverged
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, plan_budget, quietly
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, check_settings, plan_budget, quietly
+from inhouse.train.stall import stall_watch
 from inhouse.train.tokens import Sample
+from inhouse.train.watch import Pace
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +69,11 @@ class Run:
     accountant: Any
     draws: torch.Generator
     sample_rate: float
+    folder: Path
     step: int = 0
     tokens: int = 0
     rows: int = 0
+    length: float = 0.0  # of the last step's noisy gradient
     told: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "clipped": []})
 
     def state(self) -> dict[str, Any]:
@@ -115,13 +120,14 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
 
     privacy = params.privacy
     assert privacy is not None  # the caller chose this loop for it
-    check_compatible(model, params.penalties)
-    batch = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    check_settings(params)
+    check_compatible(model)
+    batch = params.step_size
     steps = params.max_steps or ceil(params.num_train_epochs * len(job.samples) / batch)
     budget = plan_budget(privacy, len(job.samples), batch, steps)
     job.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)  # dropout only; the noise has its own generator
-    run = start(model, params, budget)
+    run = start(model, params, budget, job.folder)
     # Opacus hooks layers whose input has no gradient, as that of the first adapter: nothing is lost by it.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     try:
@@ -151,7 +157,7 @@ def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
     )
 
 
-def start(model: torch.nn.Module, params: TrainParams, budget: Budget) -> Run:
+def start(model: torch.nn.Module, params: TrainParams, budget: Budget, folder: Path) -> Run:
     """Opacus around the model and around AdamW; raise privacy.unsupported for layers that mix rows."""
     import torch
     from opacus.accountants import create_accountant
@@ -175,13 +181,13 @@ def start(model: torch.nn.Module, params: TrainParams, budget: Budget) -> Run:
         adam,
         noise_multiplier=budget.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
-        expected_batch_size=params.per_device_train_batch_size * params.gradient_accumulation_steps,
+        expected_batch_size=params.step_size,
         generator=_generator(privacy.noise_seed, trained[0].device),
     )
     accountant = create_accountant(privacy.accountant)
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=budget.sample_rate))
     draws = _generator(None if privacy.noise_seed is None else privacy.noise_seed + 1, torch.device("cpu"))
-    return Run(wrapped, optimizer, schedule, accountant, draws, budget.sample_rate)
+    return Run(wrapped, optimizer, schedule, accountant, draws, budget.sample_rate, folder)
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator:
@@ -191,36 +197,47 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
 
 
 def take_steps(run: Run, params: TrainParams, job: PrivateJob, steps: int) -> None:
-    """Step until `steps`; tell the events, stop when the user asks."""
+    """Step until `steps`; tell the events as the plain loop does (see train/watch.py), stop when the user asks."""
     import torch
 
-    started, before = time.monotonic(), run.tokens
     every = params.save_steps or max(10, ceil(steps / 10))
-    while run.step < steps:
-        drawn = (torch.rand(len(job.samples), generator=run.draws) < run.sample_rate).nonzero().flatten().tolist()
-        take_step(run, [job.samples[i] for i in drawn], (params.per_device_train_batch_size, job.pad))
-        if run.step % params.logging_steps == 0:
-            _tell(run, job)
-        if run.step % every == 0 or run.step == steps:
-            save(run, params, job)
-        rate = (run.tokens - before) / max(1e-9, time.monotonic() - started)
-        job.events.progress(run.step, steps, "steps", tokens_per_s=round(rate, 1))
+    read = [0] * run.step  # tokens of each step
+    pace = Pace(read)
+    pace.begin(run.step)
+    with stall_watch(job.events, params.stall_seconds) as pulse:
+        while run.step < steps:
+            drawn = (torch.rand(len(job.samples), generator=run.draws) < run.sample_rate).nonzero().flatten().tolist()
+            before = run.tokens
+            take_step(run, [job.samples[i] for i in drawn], (params.per_device_train_batch_size, job.pad))
+            read.append(run.tokens - before)
+            pulse.stepped(run.step)
+            job.events.progress(run.step, steps, "steps", tokens_per_s=pace.step(run.step))
+            saves = run.step % every == 0 or run.step == steps
+            if saves or run.step % params.logging_steps == 0:
+                tell(run, job, steps, pace.log(run.step, steps))
+            if saves:
+                save(run, params, job)
+                pulse.alive()
+    job.events.emit("train.ended", step=run.step, steps=steps, stopped_early=False, best_step=None, best_loss=None)
 
 
 def take_step(run: Run, samples: Sequence[Sample], reading: tuple[int, int]) -> None:
     """One noisy step over the rows drawn; `reading` says how many are read at once, and the padding id."""
+    import torch
+
     size, pad = reading
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
-    parts = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    for number, part in enumerate(parts):
-        add_rows(run, part, pad)
-        run.optimizer.signal_skip_step(number + 1 < len(parts))
+    parts = [ordered[at : at + size] for at in range(0, len(ordered), size)] or [[]]
+    for number, part in enumerate(parts, 1):
+        if part:
+            add_rows(run, part, pad)
+        else:  # nobody was drawn: noise alone
+            for parameter in run.optimizer.params:
+                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+        run.optimizer.signal_skip_step(number < len(parts))
         run.optimizer.step()
-        run.optimizer.zero_grad()
-    if not parts:
-        for parameter in run.optimizer.params:
-            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-        run.optimizer.step()
+        if number == len(parts):
+            run.length = float(torch.stack([p.grad.norm() for p in run.optimizer.params]).norm())
         run.optimizer.zero_grad()
     run.schedule.step()
     run.step, run.rows = run.step + 1, run.rows + len(samples)
@@ -234,7 +251,7 @@ def add_rows(run: Run, samples: Sequence[Sample], pad: int) -> None:
     losses, counts = row_losses(run.model, samples, pad)
     each = losses / counts
     if not bool(torch.isfinite(each).all()):
-        raise UserError("train.diverged", step=run.step + 1, learning_rate=run.schedule.get_last_lr()[0])
+        raise diverged(run.step + 1, float(run.schedule.get_last_lr()[0]), run.folder)
     each.sum().backward()
     check_rows(run, len(samples), compare=not run.told["loss"])
     lengths = torch.stack([p.grad_sample.flatten(1).float().norm(dim=1) for p in run.optimizer.params]).norm(dim=0)
@@ -262,22 +279,22 @@ def check_rows(run: Run, rows: int, compare: bool) -> None:
                 raise UserError("privacy.not_per_row", name=named[id(parameter)].removeprefix("_module."))
 
 
-def _tell(run: Run, job: PrivateJob) -> None:
-    """The mean loss of the rows drawn since the last time, and the share of them that was shortened."""
-    if not run.told["loss"]:
-        return  # nobody was drawn
-    means = {name: sum(values) / len(values) for name, values in run.told.items()}
+def tell(run: Run, job: PrivateJob, steps: int, pace: dict[str, float]) -> None:
+    """The mean loss of the rows drawn since the last time, and the share of them that was shortened (`clipped`)."""
+    means = {name: sum(values) / len(values) if values else None for name, values in run.told.items()}
     for values in run.told.values():
         values.clear()
     rate = float(run.schedule.get_last_lr()[0])
-    job.events.emit("train.step", step=run.step, memory_bytes=peak_memory(), learning_rate=rate, **means)
+    facts = {"learning_rate": rate, "grad_norm": run.length, "memory_bytes": peak_memory(), **pace}
+    job.events.emit("train.step", step=run.step, steps=steps, **means, **facts)
 
 
 def save(run: Run, params: TrainParams, job: PrivateJob) -> None:
     """Write a checkpoint; it counts once everything is on the disk."""
     import torch
 
-    path = job.folder / f"checkpoint-{run.step}"
+    began, path = time.monotonic(), job.folder / f"checkpoint-{run.step}"
     path.mkdir(exist_ok=True)
     torch.save(run.state(), path / STATE)
     settle(job.folder, job.recipe, run.step, (params.save_total_limit, None))
+    job.events.emit("train.saved", step=run.step, path=str(path), seconds=round(time.monotonic() - began, 3))
