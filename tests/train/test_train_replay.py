@@ -22,7 +22,6 @@ from inhouse.evaluate.details import training_figures
 from inhouse.train import forgetting
 from inhouse.train.forgetting import ForgettingParams, Text, encode, figures_of, text_losses
 from inhouse.train.replay import ReplayParams, mix
-from inhouse.train.setup import prepare
 
 
 def documents(texts: Sequence[str], first: int = 0) -> list[Row]:
@@ -80,6 +79,8 @@ def test_replay_of_a_dataset_without_usable_rows_is_refused(general: list[Row]) 
 
 
 def test_training_reads_replayed_rows_of_its_second_dataset_and_tells_repeats(tiny_llama: Path, tmp_path: Path) -> None:
+    from inhouse.train.setup import prepare
+
     own, general = write_dataset(tmp_path / "own", 12), write_dataset(tmp_path / "general", 3)
     asked = context(tiny_llama, own, tmp_path)
     inputs = {**asked.inputs, "replay": Input(asked.inputs["dataset"].record, general)}
@@ -210,12 +211,12 @@ def test_model_that_was_not_changed_has_forgotten_nothing(tiny_llama: Path, tmp_
     made = asked(tmp_path, tiny_llama, tiny_llama, general_set(tmp_path / "g", test=rows(4)))
     facts = forgetting.run(params(), made).facts["forgetting"]
     assert (facts["change"], facts["low"], facts["high"]) == (0, 0, 0)
-    assert "train.forgotten" not in ((tmp_path / "events.jsonl").read_text() if made.events.path.exists() else "")
+    assert "train.forgotten" not in (tmp_path / "events.jsonl").read_text()
 
 
 def test_interval_is_that_of_resampled_pairs() -> None:
     import numpy as np
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap  # type: ignore[import-untyped, unused-ignore]
 
     draw = np.random.default_rng(5)
     tokens = draw.integers(5, 40, 80)
@@ -281,15 +282,56 @@ def test_long_rows_are_read_up_to_the_limit(tiny_llama: Path) -> None:
 
 
 def test_losses_do_not_depend_on_which_texts_are_read_together(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoModelForCausalLM
+    from inhouse.engines.transformers import open_model
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    engine = open_model(context(tiny_llama, tmp_path, tmp_path).inputs["base"], dtype="fp32")
     texts = [Text(tuple(range(3, 3 + n)), 1 + n % 3) for n in (30, 5, 17, 64, 5, 9)]
-    together = text_losses(model, texts, Events(), "x")
+    together = text_losses(engine, texts, Events(), "x")
     monkeypatch.setattr(forgetting, "BATCH_TOKENS", 1)
-    assert text_losses(model, texts, Events(), "x") == pytest.approx(together, rel=1e-5)
+    assert text_losses(engine, texts, Events(), "x") == pytest.approx(together, rel=1e-5)
+
+
+def test_virtual_tokens_are_read_before_every_row(tiny_llama: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    peft = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4)).eval()
+    folder = tmp_path / "prompted"
+    peft.save_pretrained(str(folder / "adapter"))
+    base.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    header = {"format": "safetensors", "main": ".", "name": tiny_llama.name, "unmerged": True, "adapter": "adapter"}
+    measured = documents(["oil prices rose as opec cut output", "wheat exports fell", "oil"])
+    made = asked(tmp_path, tiny_llama, folder, general_set(tmp_path / "g", test=measured))
+    after = context(folder, tmp_path, tmp_path, header).inputs["base"]
+    made.inputs["after"] = after
+    forgetting.run(params(), made)
+    lines = json.loads((made.out / "losses.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    for line, row in zip(lines, [row for row in measured if len(tokenizer(row.answer).input_ids) > 1], strict=True):
+        ids = tokenizer(row.answer, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = peft(input_ids=ids).logits[0, 4:-1]  # PEFT puts the virtual tokens before
+        wanted = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        assert line["after"] == pytest.approx(float(wanted), rel=1e-4)
+        assert abs(line["after"] - line["before"]) > 1e-3
+
+
+def test_model_that_sorts_texts_has_no_loss_on_a_general_set(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "sorting"
+    AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    made = asked(tmp_path, tiny_llama, folder, general_set(tmp_path / "g", test=rows(3)))
+    with pytest.raises(UserError, match="tiny") as caught:
+        forgetting.run(params(), made)
+    assert caught.value.code == "train.forgetting_no_text"
 
 
 def test_measuring_reads_nothing_from_outside(tmp_path: Path) -> None:

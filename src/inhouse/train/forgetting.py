@@ -21,21 +21,23 @@ from inhouse.core.fingerprint import hash_json
 from inhouse.core.gate import Figure
 from inhouse.core.params import Needs, Params
 from inhouse.core.plugins import require
-from inhouse.core.protocols import Context, Input, Made
+from inhouse.core.protocols import Context, Made
 from inhouse.core.rows import Part, Row
 from inhouse.core.run import Events, release_memory
-from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from inhouse.engines.transformers import TransformersEngine
 
 VERSION = "1"
 KIND: Kind = "predictions"
 FIGURES = "figures.json"
 LOSSES = "losses.json"
 HELD_OUT: tuple[Part, ...] = ("test", "valid")
+NO_TEXT = ("ForSequenceClassification", "ForMaskedLM")  # what transformers calls models that write no text
 RESAMPLES = 2000
 BATCH_TOKENS = 1024  # read together: the logits of 1024 tokens of a 150k vocabulary take 300 MB in bf16
 DIGITS = 6
@@ -71,27 +73,20 @@ def run(params: ForgettingParams, context: Context) -> Made:
     """Write figures.json and losses.json: each row's loss under the models `before` and `after`.
 
     Inputs: `before` and `after` (models), `dataset`, and `trained_1`, `trained_2`, … (datasets whose training rows
-    are left out). Raises train.forgetting_rows, train.forgetting_not_finite.
+    are left out). Raises train.forgetting_rows, train.forgetting_no_text, train.forgetting_not_finite.
     """
     require("train", "torch", "transformers", "numpy")
-    import torch
-
-    from inhouse.engines.torch_chat import end_tokens
-    from inhouse.engines.transformers import load_tokenizer
-
-    torch.set_num_threads(usable_cores())
     rows, left_out = held_out_rows(params, context)
-    model = _open(context.inputs["before"], params)
-    tokenizer = load_tokenizer(context.inputs["before"])  # training keeps it, and the same tokens are compared
-    ends = end_tokens(model, tokenizer)
+    engine = _open(context, "before", params)
+    tokenizer, ends = engine.tokenizer, engine.ends  # training keeps them, and the same tokens are compared
     texts = {row.id: encode(row, tokenizer, ends, params.max_length) for row in rows}
     texts = {name: text for name, text in texts.items() if text.start < len(text.ids)}
     if len(texts) < 2:
         raise UserError("train.forgetting_rows", dataset=params.dataset, rows=len(texts), trained=left_out)
-    before = text_losses(model, [*texts.values()], context.events, "before")
-    del model
+    before = text_losses(engine, [*texts.values()], context.events, "before")
+    del engine
     release_memory()
-    after = text_losses(_open(context.inputs["after"], params), [*texts.values()], context.events, "after")
+    after = text_losses(_open(context, "after", params), [*texts.values()], context.events, "after")
     tokens = [len(text.ids) - text.start for text in texts.values()]
     figures = figures_of(before, after, tokens)
     lines = [
@@ -115,13 +110,17 @@ def _facts(figures: Mapping[str, Figure], context: Context) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _open(source: Input, params: ForgettingParams) -> PreTrainedModel:
-    import torch
+def _open(context: Context, which: str, params: ForgettingParams) -> TransformersEngine:
+    from inhouse.engines.transformers import facts_of, open_model
 
-    from inhouse.engines.transformers import load_model
-
-    model = load_model(source, params.precision).eval()
-    return model.to("cuda") if torch.cuda.is_available() else model
+    source = context.inputs[which]
+    facts = facts_of(source)
+    config = source.path / facts.main / "config.json"
+    if config.is_file():
+        named = (json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""])[0]
+        if named.endswith(NO_TEXT):
+            raise UserError("train.forgetting_no_text", name=facts.name)
+    return open_model(source, dtype=params.precision)
 
 
 def held_out_rows(params: ForgettingParams, context: Context) -> tuple[list[Row], int]:
@@ -164,22 +163,15 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], l
     return Text(tuple(ids[:longest]), start)
 
 
-def text_losses(model: torch.nn.Module, texts: Sequence[Text], events: Events, step: str) -> list[float]:
+def text_losses(engine: TransformersEngine, texts: Sequence[Text], events: Events, step: str) -> list[float]:
     """Summed cross entropy (nats) of the tokens that count, of each text in the order of the texts."""
     import torch
 
-    device = next(model.parameters()).device
     found = [0.0] * len(texts)
     done = 0
     with torch.inference_mode():
         for places in _batches(texts):
-            width = max(len(texts[at].ids) for at in places)
-            ids = torch.zeros((len(places), width), dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, at in enumerate(places):
-                ids[row, : len(texts[at].ids)] = torch.tensor(texts[at].ids)
-                mask[row, : len(texts[at].ids)] = 1
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+            logits = _logits(engine, [texts[at] for at in places])
             for row, at in enumerate(places):
                 found[at] = _summed(logits[row], texts[at])
             done += len(places)
@@ -187,6 +179,27 @@ def text_losses(model: torch.nn.Module, texts: Sequence[Text], events: Events, s
     if not all(map(math.isfinite, found)):
         raise UserError("train.forgetting_not_finite", which=step)
     return found
+
+
+def _logits(engine: TransformersEngine, texts: Sequence[Text]) -> torch.Tensor:
+    """Logits (texts, width, V) of texts padded on the right, after the virtual tokens that the model may begin with."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    device, width = engine.model.device, max(len(text.ids) for text in texts)
+    ids = torch.tensor([[*text.ids, *[0] * (width - len(text.ids))] for text in texts], device=device)
+    held = engine.before.get_seq_length() if engine.before is not None else 0
+    lengths = torch.tensor([held + len(text.ids) for text in texts], device=device)
+    read = [(k.expand(len(texts), -1, -1, -1), v.expand(len(texts), -1, -1, -1)) for k, v, *_ in engine.before or ()]
+    places = torch.arange(held + width, device=device)
+    out = engine.model(
+        input_ids=ids,
+        attention_mask=(places < lengths[:, None]).long(),
+        past_key_values=DynamicCache(read) if held else None,
+        use_cache=held > 0,
+    )
+    logits: torch.Tensor = out.logits
+    return logits
 
 
 def _summed(logits: torch.Tensor, text: Text) -> float:
