@@ -10,8 +10,9 @@ from tiny_training import rows
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message, Row
 from inhouse.engines.torch_chat import answer_span
-from inhouse.train.batches import collate, plan_batches
-from inhouse.train.step import answer_loss
+from inhouse.train.batches import Reading, collate, plan_batches
+from inhouse.train.learning import Learning
+from inhouse.train.step import reading as reading_as
 from inhouse.train.tokens import Sample, encode
 
 
@@ -84,23 +85,25 @@ def test_plan_groups_by_length_so_that_padding_is_small(tokenizer) -> None:
     assert padded <= 1.1 * sum(len(sample.ids) for sample in some)
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("reading", [Reading(), Reading(shares=False), Reading(False, False)])
 @pytest.mark.parametrize("turns", ["last", "all"])
 def test_loss_and_gradient_equal_those_of_transformers_row_by_row(
-    tokenizer, tiny_llama: Path, share: bool, turns: str
+    tokenizer, tiny_llama: Path, reading: Reading, turns: str
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     ends = frozenset({tokenizer.eos_token_id})
-    some = [encode(row, tokenizer, ends, turns) for row in [*rows(5), talk(), talk()][:: 1 if turns == "last" else 3]]
-    if share:
-        some = samples(tokenizer, 5)
+    some = [encode(row, tokenizer, ends, turns) for row in [*rows(5), talk(), talk()]]
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    batch = collate(some, tokenizer.pad_token_id, share)
-    assert (batch["prefix"].shape[1] > 0) == share
-    loss = answer_loss(model, batch, None)
-    loss.backward()
+    batch = collate(some, tokenizer.pad_token_id, reading, Learning())
+    packed = batch["batch"].packed
+    assert (packed is not None) == reading.packs
+    if packed:
+        assert (len(packed.ids) < sum(len(sample.ids) for sample in some)) == reading.shares
+    with reading_as(model, reading):
+        loss = Learning().loss(model, batch).total / len(batch["labels"])
+        loss.backward()
     ours = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
     total, count = torch.tensor(0.0), sum(sum(sample.learned) for sample in some)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inhouse.train.tokens import Sample
+from inhouse.train.learning import Learning
+from inhouse.train.segments import Packed, pack
+from inhouse.train.spans import Sample
 
-if TYPE_CHECKING:
-    import torch
+IGNORED = -100  # a label that the trainer does not count
 
-IGNORED = -100  # what torch's cross entropy skips
-LEAST_PREFIX = 8  # a shorter shared beginning costs more to read apart than it saves
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads a batch: packed into one row or padded, and whether shared beginnings are read once."""
+
+    packs: bool = True
+    shares: bool = True
 
 
 def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int) -> list[list[int]]:
@@ -37,40 +44,37 @@ def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int)
     return plan
 
 
-def collate(samples: Sequence[Sample], pad: int, share_prefix: bool) -> dict[str, torch.Tensor]:
-    """Tensors of one batch: what all samples begin with (1, P), and the rest padded on the left (B, W).
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are read together: as one packed row, or padded on the right where a model cannot read that.
 
-    `places` are the positions in the rest whose logits predict a learned token; `shift_labels` (B, places) are those
-    tokens, -100 where a sample learns nothing. So the large output matrix is multiplied at few positions only.
+    `own` of them are learned from; an objective may read more.
+    """
+
+    samples: tuple[Sample, ...]
+    packed: Packed | None
+    own: tuple[Sample, ...]
+
+
+def collate(samples: Sequence[Sample], pad: int, reading: Reading, learning: Learning) -> dict[str, Any]:
+    """What the trainer hands to the model: token ids, and the batch that they were made of.
+
+    Packed: `input_ids` (1, T). Padded: `input_ids` and `attention_mask` (B, W). `labels` (N) has an entry for each
+    thing that the loss is averaged over: the trainer counts them over all parts of a step. A batch without samples has
+    one label, -100, which does not count.
     """
     import torch
 
-    held = common_prefix(samples) if share_prefix else 0
-    width = max(len(sample.ids) for sample in samples) - held
-    rows = len(samples)
-    ids = torch.full((rows, width), pad, dtype=torch.long)
-    mask = torch.ones((rows, held + width), dtype=torch.long)
-    wanted = torch.full((rows, width), IGNORED, dtype=torch.long)
-    for row, sample in enumerate(samples):
-        rest = torch.tensor(sample.ids[held:], dtype=torch.long)
-        start = width - len(rest)
-        ids[row, start:] = rest
-        mask[row, held : held + start] = 0
-        learned = torch.tensor(sample.learned[held:])
-        wanted[row, start:][learned] = rest[learned]
-    targets = wanted.roll(-1, dims=1)  # position p predicts token p + 1; nothing learned stands first
-    places = (targets != IGNORED).any(0).nonzero().flatten()
-    prefix = torch.tensor([samples[0].ids[:held]], dtype=torch.long)
-    learned_at = targets[:, places]
-    # Two names for one thing: the trainer counts tokens of `shift_labels` when there are `labels`.
-    named = {"labels": learned_at, "shift_labels": learned_at}
-    return {"prefix": prefix, "input_ids": ids, "attention_mask": mask, "places": places, **named}
-
-
-def common_prefix(samples: Sequence[Sample]) -> int:
-    """How many tokens all samples share before the first answer, keeping one unshared; 0 when it is not worth it."""
-    most = min(sample.learned.index(True) - 1 for sample in samples)
-    first = samples[0].ids
-    same: Any = (i for i in range(most) if any(sample.ids[i] != first[i] for sample in samples))
-    length = max(0, next(same, most))
-    return length if len(samples) > 1 and length >= LEAST_PREFIX else 0
+    labels = learning.counted(samples) or [IGNORED]
+    read = learning.arrange(samples or (Sample((pad, pad), (False, True)),) * learning.unit)
+    batch = Batch(read, pack(read, reading.shares) if reading.packs else None, tuple(samples))
+    found: dict[str, Any] = {"labels": torch.tensor(labels), "batch": batch}
+    if batch.packed:
+        return {"input_ids": torch.tensor([batch.packed.ids]), **found}
+    width = max(len(sample.ids) for sample in read)
+    ids = torch.full((len(read), width), pad)
+    mask = torch.zeros((len(read), width), dtype=torch.long)
+    for row, sample in enumerate(read):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        mask[row, : len(sample.ids)] = 1
+    return {"input_ids": ids, "attention_mask": mask, **found}

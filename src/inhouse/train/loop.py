@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inhouse.core.run import Events
 from inhouse.train.arguments import arguments
-from inhouse.train.batches import collate, plan_batches
+from inhouse.train.batches import Reading, collate, plan_batches
 from inhouse.train.checkpoint import Recipe, find_complete, step_of, stopped_early
-from inhouse.train.divergence import diverged
-from inhouse.train.held_out import measure, pooled
+from inhouse.train.held_out import pooled
+from inhouse.train.learning import Learning
 from inhouse.train.params import TrainParams
-from inhouse.train.step import answer_loss, shares_prefix
+from inhouse.train.step import reading_of
 from inhouse.train.tokens import Sample
 from inhouse.train.watch import Watched, curve, evaluations, watching
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 EVAL_ROWS = 8  # conversations read together while measuring
+Penalty = Callable[["torch.nn.Module"], "torch.Tensor"]  # a term that joins the loss of every step
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Job:
     valid: Sequence[Sample] = ()  # measured on while training, never learned
     recipe: Recipe = field(default_factory=dict)
     offline: bool = False
+    learning: Learning = field(default_factory=Learning)
+    reading: Reading = field(default_factory=Reading)  # as far as the model is able
+    penalties: Sequence[Penalty] = ()
 
 
 def train(model: PeftModel, params: TrainParams, job: Job) -> Trained:
@@ -97,48 +101,39 @@ def train(model: PeftModel, params: TrainParams, job: Job) -> Trained:
 
 
 def plan_steps(params: TrainParams, job: Job) -> list[list[int]]:
-    """The batches of the whole run: `num_train_epochs`, or as many epochs as `max_steps` needs."""
-    size = params.per_device_train_batch_size
-    if params.max_steps is None:
-        return plan_batches(job.samples, size, params.num_train_epochs, job.seed)
-    needed = params.max_steps * params.gradient_accumulation_steps
-    an_epoch = len(plan_batches(job.samples, size, 1, job.seed))
-    return plan_batches(job.samples, size, ceil(needed / an_epoch), job.seed)[:needed]
+    """The batches of the whole run: `num_train_epochs`, or as many epochs as `max_steps` needs.
+
+    Every `gradient_accumulation_steps` of them are a step; the last step of an epoch may have fewer samples, and then
+    empty batches. So what a step learns from does not depend on how many parts it is read in.
+    """
+    size, parts, unit = params.per_device_train_batch_size, params.gradient_accumulation_steps, job.learning.unit
+    examples = job.samples[::unit]
+    epochs = params.num_train_epochs
+    if params.max_steps is not None:
+        epochs = ceil(params.max_steps / ceil(len(examples) / (size * parts)))
+    steps = plan_batches(examples, size * parts, epochs, job.seed)[: params.max_steps]
+    whole = [[example * unit + place for example in step for place in range(unit)] for step in steps]
+    return [step[at * size * unit : (at + 1) * size * unit] for step in whole for at in range(parts)]
 
 
 def build_trainer(model: PeftModel, args: TrainingArguments, batches: list[list[Sample]], job: Job) -> Trainer:
-    """A Trainer whose loss reads the shared prefix once and multiplies the output matrix at answers only."""
-    from transformers import PrinterCallback, Trainer
+    """A Trainer whose batches are read as the model is able to, and whose loss is the objective's."""
+    from transformers import PrinterCallback
 
-    shares = shares_prefix(model)
+    from inhouse.train.trainer import AnswerTrainer
 
-    class AnswerTrainer(Trainer):  # type: ignore[misc]
-        """`compute_loss` is what the library says to override."""
-
-        def compute_loss(
-            self,
-            model: torch.nn.Module,
-            inputs: dict[str, torch.Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: torch.Tensor | int | None = None,
-        ) -> Any:
-            """Mean loss per learned token of the whole step."""
-            loss = answer_loss(model, inputs, num_items_in_batch)
-            if not isfinite(float(loss.detach())):
-                raise diverged(self.state.global_step + 1, self._get_learning_rate(), Path(self.args.output_dir))
-            return (loss, None) if return_outputs else loss
-
-        def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            """Summed figures of a batch held back, for `compute_metrics`."""
-            return measure(self, model, inputs)
-
-    def join(items: list[list[Sample]]) -> dict[str, torch.Tensor]:
-        return collate(items[0], job.pad, shares)
-
-    valid = [job.valid[at : at + EVAL_ROWS] for at in range(0, len(job.valid), EVAL_ROWS)]
+    how, unit = reading_of(model, job.reading), job.learning.unit
+    valid = [job.valid[at : at + EVAL_ROWS * unit] for at in range(0, len(job.valid), EVAL_ROWS * unit)]
     trainer = AnswerTrainer(
-        model=model, args=args, train_dataset=batches, eval_dataset=valid, data_collator=join, compute_metrics=pooled
+        model=model,
+        args=args,
+        train_dataset=batches,
+        eval_dataset=valid,
+        data_collator=lambda items: collate(items[0], job.pad, how, job.learning),
+        compute_metrics=pooled,
     )
+    trainer.job, trainer.how = job, how
+    trainer.sizes = TrainParams(per_device_train_batch_size=max(1, *map(len, batches)) // unit)
     trainer.model_accepts_loss_kwargs = True  # so that the trainer counts the learned tokens of a whole step
     trainer.remove_callback(PrinterCallback)
     return trainer

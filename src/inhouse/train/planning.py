@@ -117,13 +117,14 @@ def plan_training(ready: Prepared, params: TrainParams, seed: int, events: Event
 
 def steps_of(ready: Prepared, params: TrainParams, seed: int) -> list[list[Sample]]:
     """The samples of every optimiser step of the run."""
-    from inhouse.train.loop import Job, plan_steps
+    from inhouse.train.loop import plan_steps
+    from inhouse.train.setup import Place, job_for
 
     whole = params.model_copy(
         update={"per_device_train_batch_size": params.step_size, "gradient_accumulation_steps": 1}
     )
     samples = ready.texts.samples.kept
-    job = Job(samples, ready.texts.pad, seed, Path(), Events())
+    job = job_for(ready, params, seed, Place(Path(), Events()))
     return [[samples[place] for place in step] for step in plan_steps(whole, job)]
 
 
@@ -152,7 +153,7 @@ class Forecast:
 
     def shape(self, samples: Sequence[Sample]) -> Shape:
         """What a batch of these samples costs."""
-        return shape_of(samples, self.ready.texts.pad, self.ready.loaded.model)
+        return shape_of(samples, self.ready)
 
     def largest(self, size: int) -> Shape:
         """The costliest batch of the run at this size; only those with the most tokens are looked at closely."""

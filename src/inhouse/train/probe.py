@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.run import release_memory
@@ -93,7 +94,7 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     """
     import torch
 
-    model, pad = ready.loaded.model, ready.texts.pad
+    model = ready.loaded.model
     if on_gpu():
         model.to("cuda")
     release_memory()
@@ -102,14 +103,16 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a rate of 0: the step is real, weights stay
     one, two = probe_samples(samples)
     width = ready.loaded.compute.itemsize
-    with _as_found(model):
-        _step(model, one, pad, optimizer)  # first calls are slower, and make the optimiser's state
-        small, update = _step(model, one, pad, optimizer)
+    from inhouse.train.step import reading, reading_of
+
+    with _as_found(model), reading(model, reading_of(model, ready.reading)):
+        _step(ready, one, optimizer)  # first calls are slower, and make the optimiser's state
+        small, update = _step(ready, one, optimizer)
         place = logit_bytes(model.config.get_text_config().vocab_size, max(2, min(4, width)))
         found = Calibration(small=small, large=small, update_s=update, place_bytes=place)
-        shape = shape_of(two, pad, model)
+        shape = shape_of(two, ready)
         if shape.tokens > small.shape.tokens and held.resting + found.extra(shape) < room:
-            large, update = _step(model, two, pad, optimizer)
+            large, update = _step(ready, two, optimizer)
             found = Calibration(small=small, large=large, update_s=update, place_bytes=place)
     return Probed(held, found)
 
@@ -127,40 +130,40 @@ def _first(samples: Sequence[Sample], tokens: int) -> list[Sample]:
     return [sample for sample, already in zip(samples, before, strict=False) if already < tokens]
 
 
-def shape_of(samples: Sequence[Sample], pad: int, model: PeftModel | PreTrainedModel) -> Shape:
+def shape_of(samples: Sequence[Sample], ready: Prepared) -> Shape:
     """What a batch of these samples costs."""
+    inputs = _inputs(samples, ready)
+    packed = inputs["batch"].packed
+    rows, places = inputs["input_ids"].shape[0], inputs["labels"].numel()
+    return Shape(tokens=inputs["input_ids"].numel(), predicted=places if packed else rows * places)
+
+
+def loss_of(samples: Sequence[Sample], ready: Prepared) -> torch.Tensor:
+    """Mean loss of one batch, as training takes it; the model must be set up to read (`step.reading`)."""
+    device = next(ready.loaded.model.parameters()).device
+    found = _inputs(samples, ready)
+    inputs = {name: value.to(device) if name != "batch" else value for name, value in found.items()}
+    return ready.learning.loss(ready.loaded.model, inputs).total / len(found["labels"])
+
+
+def _inputs(samples: Sequence[Sample], ready: Prepared) -> dict[str, Any]:
     from inhouse.train.batches import collate
-    from inhouse.train.step import shares_prefix
+    from inhouse.train.step import reading_of
 
-    inputs = collate(samples, pad, shares_prefix(model))
-    rows = inputs["input_ids"].shape[0]
-    tokens = inputs["prefix"].numel() + inputs["input_ids"].numel()
-    return Shape(tokens=tokens, predicted=rows * inputs["places"].numel())
+    return collate(samples, ready.texts.pad, reading_of(ready.loaded.model, ready.reading), ready.learning)
 
 
-def loss_of(samples: Sequence[Sample], pad: int, model: PeftModel | PreTrainedModel) -> torch.Tensor:
-    """Mean loss per learned token of one batch, as training takes it."""
-    from inhouse.train.batches import collate
-    from inhouse.train.step import answer_loss, shares_prefix
-
-    inputs = collate(samples, pad, shares_prefix(model))
-    device = next(model.parameters()).device
-    return answer_loss(model, {name: tensor.to(device) for name, tensor in inputs.items()}, None)
-
-
-def _step(
-    model: PeftModel | PreTrainedModel, samples: Sequence[Sample], pad: int, optimizer: torch.optim.Optimizer
-) -> tuple[Reading, float]:
+def _step(ready: Prepared, samples: Sequence[Sample], optimizer: torch.optim.Optimizer) -> tuple[Reading, float]:
     """One step, and the seconds of its update."""
     release_memory()
     with Peak() as peak:
-        loss, forward_s = timed(lambda: loss_of(samples, pad, model))
+        loss, forward_s = timed(lambda: loss_of(samples, ready))
         forward = peak.above()
         _, backward_s = timed(loss.backward)
         most = peak.above()
         _, update_s = timed(optimizer.step)
     optimizer.zero_grad()
-    shape = shape_of(samples, pad, model)
+    shape = shape_of(samples, ready)
     return Reading(shape=shape, forward_bytes=forward, peak_bytes=most, seconds=forward_s + backward_s), update_s
 
 
@@ -171,6 +174,7 @@ def _as_found(model: PeftModel | PreTrainedModel) -> Iterator[None]:
 
     cards = [torch.cuda.current_device()] if on_gpu() else []
     before = model.training
+    gc.freeze()  # what is loaded already is no garbage: looking through all of it took longer than a step
     with torch.random.fork_rng(devices=cards):
         model.train()
         try:
@@ -178,4 +182,5 @@ def _as_found(model: PeftModel | PreTrainedModel) -> Iterator[None]:
         finally:
             model.train(before)
             model.zero_grad(set_to_none=True)
+            gc.unfreeze()
             release_memory()

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
+from inhouse.core.params import Params
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Input
 from inhouse.core.rows import Row
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
+from inhouse.train.batches import Reading
+from inhouse.train.changes.applied import apply_changes
+from inhouse.train.checkpoint import Recipe
 from inhouse.train.held_out import hold_out
+from inhouse.train.learning import Coding, Learning, Start
 from inhouse.train.params import Precision, TrainParams
+from inhouse.train.tokens import Limit
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inhouse.train.loop import Job, Penalty
     from inhouse.train.tokens import Sample, Samples
 
 SMALL = 1_000_000_000  # models below this many parameters are saved in fp32: nothing is lost before quantising
@@ -67,6 +75,20 @@ class Prepared:
     facts: ModelFacts
     loaded: Loaded
     texts: Texts
+    learning: Learning
+    reading: Reading
+    penalties: Sequence[Penalty] = ()
+    changes: Sequence[dict[str, Any]] = ()  # what altered the model, for the record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes, whom it tells, and what its checkpoints belong to."""
+
+    scratch: Path
+    events: Events
+    recipe: Recipe = field(default_factory=dict)
+    offline: bool = False
 
 
 def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events: Events) -> Prepared:
@@ -91,13 +113,50 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     if not ends:
         raise UserError("torch.no_end", name=facts.name)
     check_vocabulary(model, tokenizer, facts.name)
-    texts = Texts(rows, _samples(rows, tokenizer, ends, params, events), tokenizer, ends)
+    learning = Learning(params.objective)
+    coding = Coding(tokenizer, ends, Limit(params.max_length, params.turns, params.over_length), events)
+    texts = Texts(rows, learning.encode(rows, coding), tokenizer, ends)
     if held:
-        texts = replace(texts, valid=_samples(held, tokenizer, ends, params, events).kept)
+        texts = replace(texts, valid=learning.encode(held, coding).kept)
     if params.replay is not None:
         texts = _replayed(texts, inputs["replay"], params, seed, events)
+    model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
-    return Prepared(base, facts, loaded, _with_virtual(loaded.model, texts))
+    texts = _with_virtual(loaded.model, texts)
+    samples = texts.samples.kept
+    start = Start(loaded.model, [*samples, *texts.valid], _wanted(params), texts.pad, inputs, events)
+    penalties = [_penalty(loaded.model, samples, one) for one in params.penalties]
+    return Prepared(base, facts, loaded, texts, learning.prepared(start), _wanted(params), penalties, changes)
+
+
+def job_for(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Job:
+    """What the loop works on."""
+    from inhouse.train.loop import Job
+
+    return Job(
+        samples=ready.texts.samples.kept,
+        pad=ready.texts.pad,
+        seed=seed,
+        scratch=place.scratch,
+        events=place.events,
+        valid=ready.texts.valid,
+        recipe=place.recipe,
+        offline=place.offline,
+        learning=ready.learning,
+        reading=ready.reading,
+        penalties=ready.penalties,
+    )
+
+
+def _wanted(params: TrainParams) -> Reading:
+    return Reading(params.packing, params.share_prefix)
+
+
+def _penalty(model: PeftModel | PreTrainedModel, samples: Sequence[Sample], params: Params) -> Penalty:
+    """A penalty's term with what it keeps of the model as it is now."""
+    operator = operator_of("penalty", params)
+    state = operator.function("prepare")(model, samples, params)
+    return lambda trained: operator.function("term")(trained, state, params)
 
 
 def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
@@ -154,18 +213,6 @@ def _training_rows(dataset: Input) -> list[Row]:
     if not rows:
         raise UserError("train.no_rows")
     return rows
-
-
-def _samples(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], params: TrainParams, events: Events
-) -> Samples:
-    from inhouse.train.tokens import Limit, encode_rows
-
-    limit = Limit(params.max_length, params.turns, params.over_length)
-    samples = encode_rows(rows, tokenizer, ends, limit, events)
-    if samples.too_long:
-        events.note("train.too_long", dropped=samples.too_long, rows=len(rows), max_length=params.max_length)
-    return samples
 
 
 def _replayed(texts: Texts, general: Input, params: TrainParams, seed: int, events: Events) -> Texts:

@@ -12,7 +12,7 @@ from inhouse.core.run import release_memory
 from inhouse.train.checkpoint import recipe_of
 from inhouse.train.manifest import ran_on
 from inhouse.train.params import TrainParams as TrainParams
-from inhouse.train.setup import PACKAGES, prepare, restore
+from inhouse.train.setup import PACKAGES, Place, job_for, prepare, restore
 from inhouse.train.track import check_trackers, keep_curves
 
 VERSION = "1"
@@ -28,7 +28,7 @@ def run(params: TrainParams, context: Context) -> Made:
     """Train on `dataset` from `base`; write adapter/, merged/ and README.md, and check that they agree."""
     require("train", *PACKAGES)
     from inhouse.train.distributed import take, train_in_ranks
-    from inhouse.train.loop import Job, Trained, train
+    from inhouse.train.loop import Trained, train
     from inhouse.train.result import Origin, finish
 
     check_trackers(params.report_to, context.offline)
@@ -36,9 +36,7 @@ def run(params: TrainParams, context: Context) -> Made:
     ranks = train_in_ranks(params, context, recipe) if params.parallel else None  # before this process loads the model
     ready = prepare(params, context.inputs, context.seed, context.events)
     loaded, texts = ready.loaded, ready.texts
-    job = Job(
-        texts.samples.kept, texts.pad, context.seed, context.scratch, context.events, texts.valid, recipe, context.offline
-    )
+    job = job_for(ready, params, context.seed, Place(context.scratch, context.events, recipe, context.offline))
     trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, params, job)
     _note_loss(context, trained.losses)
     restore(loaded.originals)
@@ -52,6 +50,8 @@ def run(params: TrainParams, context: Context) -> Made:
             "rows": len(texts.rows),
             "too_long": texts.samples.too_long,
             "samples": texts.samples.facts,
+            "objective": params.objective.model_dump(),
+            "changes": list(ready.changes),
             "replay": texts.replay,
             "trainable": loaded.trainable,
             "trainable_share": loaded.trainable / loaded.total,

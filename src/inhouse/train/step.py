@@ -1,51 +1,128 @@
-"""One step: the model over a batch, and the loss of its answers."""
+"""One step: a model over a batch, and how likely it finds what is to be learned."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inhouse.train import attention
+from inhouse.train.batches import Batch, Reading
+from inhouse.train.fused import fused_lora
+from inhouse.train.losses import token_losses
+from inhouse.train.segments import layout
 
 if TYPE_CHECKING:
     import torch
+
+UNPACKED = ("gpt_oss",)  # its attention has sinks, which ours has not
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says where something is learned: `logits` (N, V), the `targets` (N) and their `owners` (N).
+
+    Sample `owners[n]` of the batch is to learn `targets[n]`.
+    """
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+    def losses(self) -> torch.Tensor:
+        """Negative log-likelihood (N) of every learned token, float32."""
+        return token_losses(self.logits, self.targets)
+
+    def correct(self) -> torch.Tensor:
+        """How many of the learned tokens the model would have written itself."""
+        return (self.logits.detach().argmax(-1) == self.targets).sum()
+
+
+def reading_of(model: torch.nn.Module, wanted: Reading) -> Reading:
+    """As it is wanted, where this model is able: its attention can be exchanged, and it keeps keys and values only."""
+    config: Any = model.config
+    inner = config.get_text_config()
+    kinds = set(getattr(inner, "layer_types", None) or ("full_attention",))
+    able = (
+        bool(getattr(unwrapped(model), "_supports_attention_backend", False))
+        and kinds <= {"full_attention", "sliding_attention"}
+        and inner.model_type not in UNPACKED
+        and getattr(inner, "attn_logit_softcapping", None) is None
+        and bool(unwrapped(model).can_generate())
+    )
+    return Reading(able and wanted.packs, able and wanted.packs and wanted.shares)
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside of PEFT's, or the model itself."""
     from peft import PeftModel
 
-
-def shares_prefix(model: PeftModel) -> bool:
-    """Whether prompts' shared beginning can be read once: the model keeps keys and values, not a running state."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
-    return kinds <= {"full_attention", "sliding_attention"}
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def answer_loss(
-    model: torch.nn.Module, inputs: dict[str, torch.Tensor], count: torch.Tensor | int | None
-) -> torch.Tensor:
-    """Cross entropy over learned tokens, divided by `count` of them (default: those of this batch).
+@contextmanager
+def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator[None]:
+    """Let the model read packed rows, and its LoRA layers compute fused, until the end of the block."""
+    inner = unwrapped(model)
+    usual = inner.config._attn_implementation
+    with ExitStack() as stack:
+        if how.packs:
+            attention.register()
+            inner.set_attn_implementation(attention.NAME)
+            stack.callback(inner.set_attn_implementation, usual)
+        if fuse:
+            stack.enter_context(fused_lora(model))
+        yield
 
-    Reading the shared prefix once is exact: its gradient is the sum over the samples that follow it.
-    """
+
+def read(model: torch.nn.Module, inputs: dict[str, Any]) -> Outputs:
+    """Run the model over a batch that `collate` made; the output matrix is multiplied at learned places only."""
     import torch
-    from transformers.cache_utils import DynamicCache
 
-    from inhouse.engines.torch_cache import one_place
-
-    prefix, ids, mask, labels = (inputs[k] for k in ("prefix", "input_ids", "attention_mask", "shift_labels"))
-    held, rows = prefix.shape[1], ids.shape[0]
-    cache = None
-    # The base is bf16 already; autocast keeps PEFT's float32 adapters from turning activations into float32
-    # (10 of SmolLM2's layers, no dropout: 179 MB of activations, not 207). The adapters themselves stay float32.
-    halved = next(model.parameters()).dtype == torch.bfloat16
+    batch: Batch = inputs["batch"]
+    ids: torch.Tensor = inputs["input_ids"]
+    # Where adapters are float32 beside a bf16 base, autocast keeps activations from becoming float32.
+    halved = any(p.dtype == torch.bfloat16 for p in model.parameters())
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=halved):
-        if held:
-            read = DynamicCache()
-            model(input_ids=prefix, past_key_values=read, use_cache=True, logits_to_keep=one_place(prefix))
-            cache = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v, *_ in read])
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, held:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=inputs["places"],
-        )
-    loss = torch.nn.functional.cross_entropy(out.logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-    return loss / (count if count is not None else (labels >= 0).sum())
+        return _packed(model, ids, batch) if batch.packed else _padded(model, inputs, batch)
+
+
+def _packed(model: Any, ids: torch.Tensor, batch: Batch) -> Outputs:
+    import torch
+
+    packed = batch.packed
+    assert packed is not None  # read: chosen by it
+    device = ids.device
+    attention.use_layout(layout(packed, device))
+    made = model(
+        input_ids=ids,
+        position_ids=torch.tensor([packed.positions], device=device),
+        logits_to_keep=torch.tensor(packed.places, device=device),
+        use_cache=False,
+    )
+    targets, owners = (torch.tensor(values, device=device) for values in (packed.targets, packed.owners))
+    return Outputs(made.logits[0], targets, owners)
+
+
+def _padded(model: Any, inputs: dict[str, Any], batch: Batch) -> Outputs:
+    import torch
+
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    owners, places, targets = [], [], []
+    for row, sample in enumerate(batch.samples):
+        for index in range(1, len(sample.ids)):
+            if sample.learned[index]:
+                owners.append(row)
+                places.append(index - 1)
+                targets.append(sample.ids[index])
+    kept, where = torch.tensor(places).unique(return_inverse=True)
+    made = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        logits_to_keep=kept.to(ids.device),
+        use_cache=False,
+    )
+    rows, wanted = torch.tensor(owners, device=ids.device), torch.tensor(targets, device=ids.device)
+    return Outputs(made.logits[rows, where.to(ids.device)], wanted, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from inhouse.train.loop import Job, Trained, build_trainer, plan_steps
 from inhouse.train.parallel.group import tell
 from inhouse.train.parallel.ranks import share_out
 from inhouse.train.params import TrainParams
-from inhouse.train.tokens import Sample
 from inhouse.train.watch import Watched, curve, evaluations, watching
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
     from inhouse.train.parallel.settings import DeepSpeed, Torch
-
-IGNORED = -100  # what torch's cross entropy skips
 
 
 def train_shared(model: torch.nn.Module, params: TrainParams, job: Job) -> Trained:
@@ -46,7 +42,7 @@ def train_shared(model: torch.nn.Module, params: TrainParams, job: Job) -> Train
     items = [[job.samples[i] for i in item] for item in shares.items]
     args = _arguments(arguments(params, folder, steps, job.seed), shares.turns, params.parallel)
     trainer = build_trainer(model, args, items, job)
-    _add_up(trainer, ranks, job.samples[0])
+    _add_up(trainer, ranks)
     tokens = [
         sum(len(job.samples[i].ids) for batch in plan[at : at + size] for i in batch)
         for at in range(0, len(plan), size)
@@ -84,24 +80,16 @@ def _arguments(args: TrainingArguments, turns: int, parallel: Torch | DeepSpeed)
     )
 
 
-def _add_up(trainer: Trainer, ranks: int, any_sample: Sample) -> None:
-    """Let the trainer take turns without rows, and gradients be summed over the ranks.
+def _add_up(trainer: Trainer, ranks: int) -> None:
+    """Let gradients be summed over the ranks.
 
     The loss is divided by the learned tokens of the whole step on all ranks; DDP and FSDP2 then average the gradients.
     """
-    collate, mean = trainer.data_collator, trainer.compute_loss
-
-    def join(items: list[Sequence[Sample]]) -> dict[str, torch.Tensor]:
-        if items[0]:
-            return collate(items)  # type: ignore[no-any-return]
-        nothing = collate([[any_sample]])
-        for name in ("labels", "shift_labels"):
-            nothing[name].fill_(IGNORED)
-        return nothing  # type: ignore[no-any-return]
+    mean = trainer.compute_loss
 
     def summed(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if return_outputs:
             return mean(model, inputs, return_outputs, num_items_in_batch)
         return mean(model, inputs, num_items_in_batch=num_items_in_batch) * ranks
 
-    trainer.data_collator, trainer.compute_loss = join, summed
+    trainer.compute_loss = summed

@@ -47,8 +47,7 @@ def carry_out(order: Order) -> None:
     import torch
     import torch.distributed as dist
 
-    from inhouse.train.loop import Job
-    from inhouse.train.setup import prepare
+    from inhouse.train.setup import Place, job_for, prepare
 
     params, parallel, rank = order.params, order.params.parallel, dist.get_rank()
     assert parallel is not None
@@ -60,10 +59,8 @@ def carry_out(order: Order) -> None:
     events.stage = order.stage
     ready = prepare(params, order.inputs, order.seed, events)
     _share_cores()
-    texts, model = ready.texts, ready.loaded.model
-    job = Job(
-        texts.samples.kept, texts.pad, order.seed, order.scratch, events, texts.valid, order.recipe, order.offline
-    )
+    model = ready.loaded.model
+    job = job_for(ready, params, order.seed, Place(order.scratch, events, order.recipe, order.offline))
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if parallel.kind in ("tp", "pp"):
         from inhouse.train.parallel.cut import train_cut as train

@@ -1,0 +1,148 @@
+"""LoRA's linear layers in fewer and larger matrix products, for as long as a model is trained.
+
+PEFT computes `x Wᵀ + B(A(x)) · s` in seven steps, with the adapters and their input in float32. Here it is one autograd
+function in the type of the weights, and layers that read the same input (query, key and value; gate and up) are one
+product. The adapters themselves, and their gradients, stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same tensor
+
+
+@contextmanager
+def fused_lora(model: torch.nn.Module) -> Iterator[int]:
+    """Let a model's LoRA layers compute fused; gives how many do. Layers with dropout or DoRA are left as they are.
+
+    Weights of siblings lie in one tensor meanwhile; afterwards each is its own again.
+    """
+    layers = {name: module for name, module in model.named_modules() if _plain(module)}
+    bundles = [Bundle(group) for group in _families(layers)]
+    try:
+        yield sum(len(bundle.layers) for bundle in bundles)
+    finally:
+        for bundle in bundles:
+            bundle.dissolve()
+
+
+def _plain(module: torch.nn.Module) -> bool:
+    """Whether a module is LoRA beside a linear layer, without what changes the formula."""
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or type(module.get_base_layer()) is not torch.nn.Linear:
+        return False
+    names = module.active_adapters
+    if len(names) != 1 or module.merged or module.use_dora.get(names[0], False) or module.lora_bias.get(names[0]):
+        return False
+    return isinstance(module.lora_dropout[names[0]], torch.nn.Identity) and names[0] in module.lora_A
+
+
+def _families(layers: dict[str, torch.nn.Module]) -> list[list[Any]]:
+    """Layers that read the same tensor, by their names; the others alone."""
+    found: list[list[Any]] = []
+    left = dict(layers)
+    for name in layers:
+        parent, _, own = name.rpartition(".")
+        names = next((group for group in SIBLINGS if group[0] == own), (own,))
+        together = [left.pop(f"{parent}.{sibling}", None) for sibling in names]
+        there = [layer for layer in together if layer is not None]
+        alike = {(layer.get_base_layer().weight.dtype, layer.get_base_layer().bias is None) for layer in there}
+        found += [there] if len(alike) == 1 else [[layer] for layer in there]
+    return [group for group in found if group]
+
+
+class Bundle:
+    """Layers that read the same tensor, computed when the first of them is asked."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+        bases = [layer.get_base_layer() for layer in layers]
+        self.sizes = [base.out_features for base in bases]
+        names = [layer.active_adapters[0] for layer in layers]
+        self.pairs = [(layer.lora_A[n].weight, layer.lora_B[n].weight) for layer, n in zip(layers, names, strict=True)]
+        self.scales = [float(layer.scaling[n]) for layer, n in zip(layers, names, strict=True)]
+        self.weight = bases[0].weight.data if len(bases) == 1 else torch.cat([base.weight.data for base in bases])
+        biases = [base.bias.data for base in bases if base.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        for base, part in zip(bases, self.weight.split(self.sizes), strict=True):
+            base.weight.data = part
+        self.input: torch.Tensor | None = None
+        self.outputs: dict[int, torch.Tensor] = {}
+        for index, layer in enumerate(layers):
+            layer.forward = self._reader(index)
+
+    def _reader(self, index: int) -> Any:
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            """What layer `index` gives for its input (…, in) -> (…, out)."""
+            if self.input is not hidden or index not in self.outputs:
+                adapters = [weight for pair in self.pairs for weight in pair]
+                made = FusedLora.apply(hidden, self.weight, self.bias, self, *adapters)
+                self.input, self.outputs = hidden, dict(enumerate(made))
+            found = self.outputs.pop(index)
+            if not self.outputs:
+                self.input = None
+            return found
+
+        return forward
+
+    def dissolve(self) -> None:
+        """Give every layer its own weights and PEFT's way of computing back."""
+        for layer, part in zip(self.layers, self.weight.split(self.sizes), strict=True):
+            del layer.forward
+            if len(self.layers) > 1:
+                layer.get_base_layer().weight.data = part.clone()
+
+    def wide(self, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """All A (n r, in), and all s B as one block-diagonal matrix (n r, out), in the type to compute in."""
+        down = torch.cat([a.detach() for a, _ in self.pairs]).to(kind)
+        up = down.new_zeros((down.shape[0], sum(self.sizes)))
+        row = column = 0
+        for (a, b), scale, size in zip(self.pairs, self.scales, self.sizes, strict=True):
+            up[row : row + a.shape[0], column : column + size] = (b.detach() * scale).t()
+            row, column = row + a.shape[0], column + size
+        return down, up
+
+    def gradients(self, down: torch.Tensor, up: torch.Tensor) -> list[torch.Tensor]:
+        """Gradients of every A and B out of those of the wide matrices."""
+        found = []
+        row = column = 0
+        for (a, b), scale, size in zip(self.pairs, self.scales, self.sizes, strict=True):
+            rank = a.shape[0]
+            block = up[row : row + rank, column : column + size]
+            found += [down[row : row + rank].to(a.dtype), block.t().to(b.dtype) * scale]
+            row, column = row + rank, column + size
+        return found
+
+
+class FusedLora(torch.autograd.Function):  # type: ignore[misc]
+    """(…, in) -> one (…, out) for each layer of a bundle."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, bundle: Bundle, *adapters: Any) -> Any:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        down, up = bundle.wide(flat.dtype)
+        low = flat @ down.t()
+        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        out.addmm_(low, up)
+        ctx.save_for_backward(flat, low, weight, down, up)
+        ctx.bundle, ctx.shape = bundle, hidden.shape
+        parts = out.split(bundle.sizes, dim=-1) if len(bundle.sizes) > 1 else (out,)
+        return tuple(part.reshape(*hidden.shape[:-1], -1) for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        flat, low, weight, down, up = ctx.saved_tensors
+        given = [g.reshape(flat.shape[0], -1) for g in gradients]
+        above = given[0] if len(given) == 1 else torch.cat(given, dim=-1)
+        above_low = above @ up.t()
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = (above @ weight).addmm_(above_low, down).view(ctx.shape)
+        found = ctx.bundle.gradients(above_low.t() @ flat, low.t() @ above)
+        return below, None, None, None, *found

@@ -1,0 +1,47 @@
+"""Supervised fine-tuning: learn the answers of conversations, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from inhouse.core.params import Params
+from inhouse.core.rows import Row
+from inhouse.train.learning import Coding, Loss, Start, every_token, told_too_long
+from inhouse.train.spans import Sample
+from inhouse.train.tokens import Samples, encode_rows
+
+if TYPE_CHECKING:
+    import torch
+
+UNIT = 1
+counted = every_token
+
+
+class Sft(Params):
+    """Learn to write the answers; questions, tool results and system turns are read and not learned."""
+
+    use: Literal["sft"] = "sft"
+
+
+def encode(rows: Sequence[Row], coding: Coding, params: Sft) -> Samples:
+    """Conversations through the model's template; plain documents as they are."""
+    samples = encode_rows(rows, coding.tokenizer, coding.ends, coding.limit, coding.events)
+    return told_too_long(samples, len(rows), coding)
+
+
+def prepare(params: Sft, start: Start) -> None:
+    """Nothing need be known before."""
+
+
+def arrange(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The batch's own samples."""
+    return tuple(samples)
+
+
+def loss(model: torch.nn.Module, inputs: dict[str, Any], params: Sft, state: None) -> Loss:
+    """Cross entropy of the learned tokens."""
+    from inhouse.train.step import read
+
+    outputs = read(model, inputs)
+    return Loss(outputs.losses().sum(), outputs.correct())

@@ -1,0 +1,204 @@
+"""Samples packed into one row without padding: a tree of segments, so that what samples share is read once.
+
+A segment is a run of tokens that follows the tokens of its ancestors: an instruction that eight samples begin with is
+one segment, and the rest of each sample is a child of it. A question with a better and a worse answer is a segment
+with two children. Every token sees its ancestors and the tokens before it in its own segment, so each sample is read
+as if it stood alone, and the gradient of a shared segment is the sum over the samples that follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from inhouse.train.tokens import Sample
+
+LEAST_SHARED = 8  # a shorter shared beginning costs more to read apart than it saves
+SQUARE = 512 * 512  # segments whose scores are more than this are attended to one by one
+
+
+@dataclass(frozen=True)
+class Group:
+    """Segments that follow the same tokens. They stand one after the other in the packed row, from `start` on."""
+
+    start: int
+    lengths: tuple[int, ...]
+    context: tuple[tuple[int, int], ...]  # the ancestors' ranges in the packed row, first to last
+
+    @property
+    def stop(self) -> int:
+        """Where the last of the segments ends."""
+        return self.start + sum(self.lengths)
+
+    @property
+    def before(self) -> int:
+        """How many tokens the segments follow."""
+        return sum(stop - start for start, stop in self.context)
+
+    @cached_property
+    def together(self) -> bool:
+        """Whether the segments are attended to as one padded batch: scores of all fit, and little is padding."""
+        width = max(self.lengths)
+        return width * (width + self.before) <= SQUARE
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row (T tokens) that holds all samples of a batch.
+
+    `ids`, `positions` (T): tokens and their places in their samples. `places` (N): where a learned token is predicted;
+    `targets` (N): that token; `owners` (N): the sample it belongs to.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    groups: tuple[Group, ...]
+    places: tuple[int, ...]
+    targets: tuple[int, ...]
+    owners: tuple[int, ...]
+
+
+@dataclass
+class _Row:
+    """A packed row while it grows."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    at: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)  # sample -> its ranges in the row
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Samples that share their first `depth` tokens, which stand at `context` in the row."""
+
+    members: tuple[int, ...]
+    depth: int
+    context: tuple[tuple[int, int], ...]
+
+
+def pack(samples: Sequence[Sample], share: bool = True) -> Packed:
+    """Lay the samples of a batch out as one row; with `share`, beginnings that several have stand there once."""
+    row = _Row()
+    level = [_Branch(tuple(range(len(samples))), 0, ())]
+    while level:
+        level = [branch for before in level for branch in _grow(row, before, samples, share)]
+    places, targets, owners = [], [], []
+    for number, sample in enumerate(samples):
+        spots = [place for start, stop in row.at[number] for place in range(start, stop)]
+        for index, learned in enumerate(sample.learned):
+            if learned and index:
+                places.append(spots[index - 1])
+                targets.append(sample.ids[index])
+                owners.append(number)
+    return Packed(tuple(row.ids), tuple(row.positions), tuple(row.groups), tuple(places), tuple(targets), tuple(owners))
+
+
+def _grow(row: _Row, branch: _Branch, samples: Sequence[Sample], share: bool) -> list[_Branch]:
+    """Write the segments that follow a branch, and return the branches that follow those."""
+    parts = _split(branch, samples) if share else [((member,), len(samples[member].ids)) for member in branch.members]
+    start = len(row.ids)
+    later = []
+    for members, until in parts:
+        at = len(row.ids)
+        row.ids += samples[members[0]].ids[branch.depth : until]
+        row.positions += range(branch.depth, until)
+        ranges = (*branch.context, (at, len(row.ids)))
+        if len(members) == 1:
+            row.at[members[0]] = ranges
+        else:
+            later.append(_Branch(members, until, ranges))
+    lengths = tuple(until - branch.depth for _, until in parts)
+    row.groups.append(Group(start, lengths, branch.context))
+    return later
+
+
+def _split(branch: _Branch, samples: Sequence[Sample]) -> list[tuple[tuple[int, ...], int]]:
+    """The segments that follow a branch: their samples, and the depth that each segment reaches.
+
+    Neighbours in the order of their tokens are joined while they share enough beyond the branch.
+    """
+    order = sorted(branch.members, key=lambda member: samples[member].ids)
+    parts: list[tuple[tuple[int, ...], int]] = []
+    run, shared = [order[0]], _end(samples[order[0]])
+    for one, other in pairwise(order):
+        common = min(shared, _common(samples[one], samples[other]))
+        if common - branch.depth >= LEAST_SHARED:
+            run, shared = [*run, other], common
+        else:
+            parts.append(_part(run, shared, samples))
+            run, shared = [other], _end(samples[other])
+    parts.append(_part(run, shared, samples))
+    return sorted(parts, key=lambda part: part[0])
+
+
+def _part(run: list[int], shared: int, samples: Sequence[Sample]) -> tuple[tuple[int, ...], int]:
+    return (tuple(sorted(run)), shared) if len(run) > 1 else ((run[0],), len(samples[run[0]].ids))
+
+
+def _end(sample: Sample) -> int:
+    """How much of a sample may be shared: all before the place that predicts its first learned token."""
+    first = next((index for index, learned in enumerate(sample.learned) if learned and index), len(sample.ids))
+    return first - 1
+
+
+def _common(one: Sample, other: Sample) -> int:
+    most = min(_end(one), _end(other))
+    return next((index for index in range(most) if one.ids[index] != other.ids[index]), most)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A packed row's groups as index tensors on one device, made once for all layers of a model."""
+
+    length: int
+    groups: tuple[Places, ...]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a group's tokens stand. `own` (B*W) place in the row of every slot of the padded batch, 0 for padding;
+    `slots` (N) the slot of each of the group's tokens, in their order in the row."""
+
+    group: Group
+    own: torch.Tensor
+    slots: torch.Tensor
+
+    def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """What may be seen (W, P + W), 0 or the least number of the type; the same for every segment of the group."""
+        import torch
+
+        width, before = max(self.group.lengths), self.group.before
+        place = torch.arange(width, device=like.device)[:, None] + before
+        other = torch.arange(before + width, device=like.device)[None, :]
+        hidden = other > place
+        if window:
+            hidden |= place - other >= window
+        return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
+            hidden, torch.finfo(like.dtype).min
+        )
+
+
+def layout(packed: Packed, device: torch.device) -> Layout:
+    """The index tensors of a packed row."""
+    import torch
+
+    found = []
+    for group in packed.groups:
+        width = max(group.lengths)
+        own = torch.zeros(len(group.lengths) * width, dtype=torch.long)
+        slots = torch.empty(sum(group.lengths), dtype=torch.long)
+        done = 0
+        for number, length in enumerate(group.lengths):
+            here = torch.arange(length)
+            own[number * width : number * width + length] = group.start + done + here
+            slots[done : done + length] = number * width + here
+            done += length
+        found.append(Places(group, own.to(device), slots.to(device)))
+    return Layout(len(packed.ids), tuple(found))
