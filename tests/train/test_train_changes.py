@@ -329,13 +329,12 @@ import torch
 from inhouse.core.params import Params
 
 class Gate(torch.nn.Module):
-    """Scales the final hidden states, and keeps them for a penalty."""
+    """Scales the final hidden states."""
     def __init__(self, inner, width):
         super().__init__()
-        self.inner, self.scale, self.kept = inner, torch.nn.Parameter(torch.ones(width)), None
+        self.inner, self.scale = inner, torch.nn.Parameter(torch.full((width,), 0.5))
     def forward(self, hidden):
-        self.kept = self.inner(hidden) * self.scale
-        return self.kept
+        return self.inner(hidden) * self.scale
 
 class GateHidden(Params):
     use: Literal["gate_hidden"] = "gate_hidden"
@@ -351,15 +350,15 @@ LOSS = """
 from typing import Literal
 from inhouse.core.params import Params
 
-class KeptSmall(Params):
-    use: Literal["kept_small"] = "kept_small"
+class OpenGates(Params):
+    use: Literal["open_gates"] = "open_gates"
     weight: float = 0.1
 
 def prepare(model, samples, params):
-    return len(samples)
+    return model.model.norm.scale
 
 def term(model, state, params):
-    return params.weight * model.model.norm.kept.square().mean()
+    return params.weight * (state - 1).square().sum()
 """
 
 
@@ -372,7 +371,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gating\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[inhouse.change]\ngate_hidden = gating_layer\n[inhouse.penalty]\nkept_small = gating_loss\n"
+        "[inhouse.change]\ngate_hidden = gating_layer\n[inhouse.penalty]\nopen_gates = gating_loss\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     operators.cache_clear()
@@ -387,17 +386,16 @@ def test_third_party_registers_a_layer_and_a_loss_without_a_fork(third_party: No
         changes: tuple[Annotated[Params, OneOf("change")], ...]
         penalties: tuple[Annotated[Params, OneOf("penalty")], ...]
 
-    section = Section.model_validate({"changes": ["gate_hidden"], "penalties": [{"use": "kept_small", "weight": 0.5}]})
-    model, said = apply_changes(tiny(), section.changes, events)
+    section = Section.model_validate({"changes": ["gate_hidden"], "penalties": [{"use": "open_gates", "weight": 0.5}]})
+    plain, ids = tiny().eval(), torch.tensor([[1, 2, 3]])
+    model, said = apply_changes(tiny().eval(), section.changes, events)
     assert said == [{"use": "gate_hidden", "gates": 1}]
-    assert "model.norm.scale" in dict(model.named_parameters())
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits / 2)
     prepared = prepare_penalties(model, section.penalties, lambda sources: SAMPLES)
-    losses, counts = row_losses(model, SAMPLES, 0)
-    (losses.sum() / counts.sum() + total(model, prepared)).backward()
-    together = model.model.norm.scale.grad.clone()
-    kept = float(total(model, prepared).detach())
-    assert kept == pytest.approx(0.5 * float(model.model.norm.kept.square().mean()), rel=1e-6)
-    model.zero_grad()
+    penalty = total(model, prepared)
+    assert penalty.item() == pytest.approx(0.5 * 16 * 0.25)
     losses, counts = row_losses(model, SAMPLES, 0)
     (losses.sum() / counts.sum()).backward()
-    assert not torch.allclose(together, model.model.norm.scale.grad)
+    from_rows = model.model.norm.scale.grad.clone()
+    penalty.backward()
+    torch.testing.assert_close(model.model.norm.scale.grad - from_rows, torch.full((16,), -0.5))

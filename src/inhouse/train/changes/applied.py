@@ -2,9 +2,10 @@
 
 A change is a file here, or a third party's entry point `inhouse.change`, with a frozen Params class and two functions:
 `apply(model, params, events) -> model`, called once before anything is attached or trained, and
-`facts(model, params) -> dict`, what the record of the tuned model says of it. A change may register hooks, add layers,
-or keep activations for a penalty that reads them. What it alters beyond training must be part of the saved weights and
-settings: the stage compares the saved model with the one in memory and fails where they differ.
+`facts(model, params) -> dict`, what the record of the tuned model says of it. A change may register hooks, replace
+modules or add layers; parameters that it adds are trained by method full only (PEFT freezes what is not its own), and
+a penalty may read them. What it alters beyond training must be part of the saved weights and settings as transformers
+reads them: the stage compares the saved model with the one in memory and fails where they differ.
 """
 
 from __future__ import annotations

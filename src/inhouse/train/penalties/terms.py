@@ -3,8 +3,9 @@
 A penalty is a file here, or a third party's entry point `inhouse.penalty`, with a frozen Params class and two
 functions: `prepare(model, samples, params) -> state`, called once when everything trained is attached and no checkpoint
 is loaded yet, so that a resumed run prepares the same; and `term(model, state, params) -> Tensor`, one number with a
-gradient. The loop adds the sum of all terms to each micro-batch's loss, divided by the micro-batches of a step, after
-that micro-batch's forward pass and before its backward pass: a term may read activations that a change has kept.
+gradient. The loop takes the gradient of the sum of all terms on its own, at each micro-batch, divided by the
+micro-batches of a step: so the sum joins the step's mean loss once. A term reads weights, which stand still within a
+step; a loss on logits or hidden states is an objective's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def prepare_penalties(
 
 
 def total(model: torch.nn.Module, prepared: Sequence[Prepared]) -> torch.Tensor:
-    """The sum of all terms, undivided: what joins the mean loss per learned token of a whole step."""
+    """The sum of all terms: what joins the mean loss per learned token of a whole step once."""
     terms: list[torch.Tensor] = [
         operator_of("penalty", each.params).function("term")(model, each.state, each.params) for each in prepared
     ]
