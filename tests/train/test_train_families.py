@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ LEAST = 1e-5  # relative to the largest logit
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset"), 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Training collects garbage twice; with all of torch on the heap that takes longer than the training here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def apart(left: Any, right: Any) -> float:
@@ -118,5 +129,5 @@ def test_bert_trained_saved_reloaded_and_merged_gives_equal_logits(task: str, ti
     assert apart(memory, logits_of(reloaded, ids)) <= LEAST
     reloaded.merge_and_unload().save_pretrained(tmp_path / "merged")
     merged = load_model(as_input(tmp_path / "merged"), "fp32")
-    assert memory.shape[-1] == (3 if task == "classify" else len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]))  # fmt: skip
+    assert memory.shape == ((4, 3) if task == "classify" else (4, 10, merged.config.vocab_size))
     assert apart(memory, logits_of(merged, ids)) <= LEAST

@@ -32,8 +32,10 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
     named = _base_named(folder)
     if named and Path(named).name.lower() != Path(base).name.lower():
         raise UserError("torch.adapter_base", adapter=folder.name, wants=named, base=base)
-    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
-        raise UserError("torch.pickle", path=folder.name, file="adapter_model.bin")
+    if not (folder / WEIGHTS).is_file():  # PEFT would look for it on the hub
+        if (folder / "adapter_model.bin").exists():
+            raise UserError("torch.pickle", path=folder.name, file="adapter_model.bin")
+        raise UserError("torch.unreadable", path=WEIGHTS, problem="the file is not there")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     except (SafetensorError, OSError) as error:
