@@ -29,9 +29,12 @@ def main() -> None:
 
 def train(asked: Settings, words: dict, clock: Clock, folder: Path) -> dict:
     """Prepare and run the loop as the stage does, the clock listening to its events."""
+    from flops import Counter, share_of_peak
+
     import inhouse.train.loop as loop
     from inhouse.core.run import Events
     from inhouse.train.params import TrainParams
+    from inhouse.train.segments import pack
     from inhouse.train.setup import prepare
 
     class Heard(Events):
@@ -75,7 +78,10 @@ def train(asked: Settings, words: dict, clock: Clock, folder: Path) -> dict:
     job = loop.Job(kept, ready.texts.pad, SEED, folder, Heard())
     loop.train(ready.loaded.model, params, job)
     parameters = list(ready.loaded.model.parameters())
+    counter = Counter(ready.loaded.model)
+    rows = [pack([kept[i] for i in batch]) for batch in loop.plan_steps()]
     return {
+        **share_of_peak(clock, [counter.packed(row) for row in rows]),
         "adapters": sorted({str(p.dtype) for p in parameters if p.requires_grad}),
         "weights": sorted({str(p.dtype) for p in parameters if not p.requires_grad}),
     }

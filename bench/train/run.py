@@ -1,8 +1,9 @@
 """Measure training and its peers on the same rows, back to back, with the network off.
 
-    python bench/train/model.py && python bench/train/rows.py && python bench/train/peers.py    # once
+    python bench/train/model.py && python bench/train/rows.py && python bench/train/peers.py   # once
     python bench/train/run.py [SUBJECT ...] [--steps 23] [--repeat 3] [--threads 2] [--note TEXT]
-    python bench/train/run.py --losses                          # loss curves of 50 steps beside a plain fp32 step
+    python bench/train/run.py --ladder       # the steps of our speed, each on and off
+    python bench/train/run.py --losses       # loss curves of 50 steps beside a plain fp32 step
 
 In every round each subject runs once, in a process of its own. Speed is what the process did between the end of its
 third step and the end of its last one: useful tokens (pairs for DPO), padding left out, per CPU-second and per
@@ -58,6 +59,9 @@ SUBJECTS: dict[str, Subject] = {
     "ours-fp32": Subject("ours.py", "fp32"),
     "plain-fp32": Subject("plain.py", "fp32"),
 }
+LADDER = ["fp32-padded", "bf16-padded", "labels", "packed", "fused", "shared"]
+BESIDE = ["masked", "checkpointed"]
+SUBJECTS |= {name: Subject("steps.py", name) for name in [*LADDER, *BESIDE]}
 MAIN = [
     OURS,
     "trl",
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ladder", action="store_true", help="measure the steps of our speed, each on and off")
     parser.add_argument("--losses", action="store_true", help="compare loss curves instead of speed")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--note", default="", help="what else to remember of this measurement")
@@ -93,8 +98,9 @@ def main() -> None:
         options.steps = max(options.steps, 50)
         print(compare_losses(measure_all(options.subjects or ["ours-fp32", "plain-fp32"], 1, options)))
         return
-    runs = measure_all(options.subjects or MAIN, options.repeat, options)
-    print(table(runs), ratios(runs), sep="\n\n")
+    names = options.subjects or ([*LADDER, *BESIDE] if options.ladder else MAIN)
+    runs = measure_all(names, options.repeat, options)
+    print(table(runs), *filter(None, [ratios(runs), rungs(runs)]), sep="\n\n")
 
 
 def measure_all(subjects: list[str], rounds: int, options: argparse.Namespace) -> list[dict]:
@@ -121,7 +127,9 @@ def once(subject: Subject, options: argparse.Namespace) -> dict:
     flags = [part for key, value in asked.items() for part in (f"--{key}", str(value))]
     with log.open("wb") as written:
         command = [*no_network(), str(python), str(HERE / subject.script), *flags]
-        code = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, cwd=folder).returncode
+        # This checkout is what is measured, whatever the environment has installed.
+        env = {**os.environ, **({} if subject.peer else {"PYTHONPATH": str(ROOT / "src")})}
+        code = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, cwd=folder, env=env).returncode
     if code or not out.exists():
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         sys.exit(f"{subject.script} {subject.variant} ended with {code}\n{tail}")
@@ -139,7 +147,7 @@ def no_network() -> list[str]:
 def table(runs: list[dict]) -> str:
     """Medians of the runs, a line per subject, in Markdown."""
     lines = [
-        "| subject | useful tokens (DPO: pairs) per CPU-s | per second | peak MB | start to first step s | loss, last 5 |",
+        "| subject | useful tokens (DPO: pairs) per CPU-s | per second | peak MB | to first step s | loss, last 5 |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(run["subject"] for run in runs):
@@ -168,6 +176,18 @@ def ratios(runs: list[dict]) -> str:
         speed = [a["units_per_cpu_s"] / b["units_per_cpu_s"] for a, b in pairs]
         memory = [a["peak_mb"] / b["peak_mb"] for a, b in pairs]
         lines.append(f"| {name} | {spread(speed, 2)} | {WANTED.get(name, '')} | {spread(memory, 2)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def rungs(runs: list[dict]) -> str:
+    """Each step of the ladder against the one before it, and the share of the machine's bf16 matrix peak."""
+    lines = ["| step | times as fast as the one before | share of the bf16 matrix peak |", "|---|---|---|"]
+    before = {**dict(zip(LADDER[1:], LADDER, strict=False)), "masked": "labels", "checkpointed": "shared"}
+    for name in dict.fromkeys(run["subject"] for run in runs if "share_of_peak" in run):
+        own, other = of(runs, name), of(runs, before.get(name, ""))
+        gains = [a["units_per_cpu_s"] / b["units_per_cpu_s"] for a, b in zip(own, other, strict=False)]
+        shares = spread([100 * run["share_of_peak"] for run in own], 1)
+        lines.append(f"| {name} | {spread(gains, 2) if gains else ''} | {shares} % |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
