@@ -81,7 +81,7 @@ def _argument(name: str, field: FieldInfo) -> click.Argument:
 
 def _option(name: str, field: FieldInfo) -> click.Option:
     kind, many = _kind(field.annotation)
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
     is_flag = kind is bool
     return click.Option(
         [f"{flag}/--no-{name.replace('_', '-')}" if is_flag and field.default is True else flag, name],

@@ -46,6 +46,7 @@ COMMANDS = (
     Command(("data", "list"), "data:list_datasets", "datasets"),
     Command(("data", "why"), "data:explain_row", "why", arguments=("row",), project=True),
     Command(("data", "diff"), "data:compare_datasets", "difference", arguments=("first", "second"), action="diff"),
+    Command(("data", "tokens"), "tokens:show_tokens", "tokens", project=True),
     Command(("data", "clean"), "data:clean_data", "cleaned"),
     Command(("data", "export"), "data:export_dataset", "exported", arguments=("dataset", "folder")),
     Command(("data", "label"), "label:label_data", "labelled", project=True, long=True),

@@ -44,6 +44,7 @@ class Counts:
     tokens: int = 0
     learned: int = 0
     longest: int = 0
+    shortest: int = 0  # of the conversations, those that were left out included
     over_length: int = 0  # conversations of more than max_length tokens
     dropped: int = 0  # of these, those that gave no sample
     truncated: int = 0  # of these, those that lost their last tokens
@@ -100,20 +101,26 @@ def encode_rows(
 
     Raises train.no_rows, train.no_answer, train.all_dropped, train.all_masked and what Coder.encode raises.
     """
-    work = _Work(Coder(tokenizer, ends), Limit(*limit))
+    wanted = Limit(*limit)
+    found = gather(rows, Coder(tokenizer, ends), wanted, events)
+    counts = found.counts
+    if not counts.rows:
+        raise UserError("train.no_rows")
+    if not found.kept:
+        if wanted.over_length == "truncate":
+            raise UserError("train.all_masked", rows=counts.rows, max_length=wanted.longest)
+        raise UserError("train.all_dropped", rows=counts.rows, max_length=wanted.longest, least=counts.shortest)
+    _tell(counts, wanted, events)
+    return found
+
+
+def gather(rows: Iterable[Row], coder: Coder, limit: Limit, events: Events) -> Samples:
+    """The samples of rows, however few they are. Raises train.no_answer and what Coder.encode raises."""
+    work = _Work(coder, limit)
     for chunk in _chunks(rows):
         events.progress(work.counts.rows, None, "rows")
         work.take(chunk)
-    counts = work.counts
-    if not counts.rows:
-        raise UserError("train.no_rows")
-    if not work.kept:
-        longest = work.limit.longest
-        if work.limit.over_length == "truncate":
-            raise UserError("train.all_masked", rows=counts.rows, max_length=longest)
-        raise UserError("train.all_dropped", rows=counts.rows, max_length=longest, least=work.shortest)
-    _tell(counts, work.limit, events)
-    return Samples(work.kept, counts.dropped, work.origins, counts)
+    return Samples(work.kept, work.counts.dropped, work.origins, work.counts)
 
 
 def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], turns: Turns = "last") -> Sample:
@@ -243,7 +250,6 @@ class _Work:
         self.kept: list[Sample] = []
         self.origins: list[int] = []
         self.counts = Counts()
-        self.shortest = 0
 
     def take(self, rows: Sequence[Row]) -> None:
         """Encode some rows, in their order."""
@@ -276,7 +282,7 @@ class _Work:
         counts.apart += len(samples) > 1
         counts.end_inside += any(end in said for said in talk.answer_texts() for end in self.coder.end_texts)
         length = max(len(sample.ids) for sample in samples)
-        self.shortest = min(self.shortest or length, length)
+        counts.shortest = min(counts.shortest or length, length)
         if length <= longest:
             return samples
         counts.over_length += 1
