@@ -133,7 +133,7 @@ def adapter_logits(base: Input, tuned: Input, rows: Sequence[Row]) -> list[torch
     folder = facts_of(tuned).adapter
     if folder is None or facts_of(tuned).four_bit:
         return None
-    model = open_adapter(load_model(base, "fp32"), tuned.path / folder, facts_of(base).name).eval()
+    model = open_adapter(load_model(base, "fp32"), tuned.path / folder, None).eval()
     tokenizer = load_tokenizer(tuned)
     return [_last_logits(model, render(tokenizer, row.prompt, answer_follows=True)) for row in rows]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 
 
-def open_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
-    """The model with the adapter of a folder on it. `base` is the model's name.
+def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> PeftModel:
+    """The model with the adapter of a folder on it. `base` is the model's name; None: names are not compared.
 
     Raises torch.adapter_base for an adapter of another base (by the name it gives, or because its shapes or modules
     do not fit), torch.pickle for pickled weights, torch.unreadable for damaged files.
@@ -30,8 +30,9 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
     from inhouse.engines.transformers import unreadable
 
     named = _base_named(folder)
-    if named and Path(named).name.lower() != Path(base).name.lower():
-        raise UserError("torch.adapter_base", adapter=folder.name, wants=named, base=base)
+    facts = {"adapter": folder.name, "wants": Path(named or "?").name, "base": base or model.config.model_type}
+    if named and base and Path(named).name.lower() != Path(base).name.lower():
+        raise UserError("torch.adapter_base", **facts)
     if not (folder / WEIGHTS).is_file():  # PEFT would look for it on the hub
         if (folder / "adapter_model.bin").exists():
             raise UserError("torch.pickle", path=folder.name, file="adapter_model.bin")
@@ -41,8 +42,9 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str) -> PeftModel:
     except (SafetensorError, OSError) as error:
         raise unreadable(folder / WEIGHTS, error) from error
     except (ValueError, RuntimeError, KeyError, TypeError) as error:  # modules that are not there, shapes that differ
-        raise UserError("torch.adapter_base", adapter=folder.name, wants=named or "?", base=base) from error
-    _check_all_used(adapted, folder, named or "?", base)
+        raise UserError("torch.adapter_base", **facts) from error
+    if not _all_used(adapted, folder):
+        raise UserError("torch.adapter_base", **facts)
     return adapted
 
 
@@ -55,15 +57,14 @@ def _base_named(folder: Path) -> str | None:
     return str(named) if named else None
 
 
-def _check_all_used(adapted: Any, folder: Path, wants: str, base: str) -> None:
-    """PEFT only warns when some of an adapter's tensors find no place in the model."""
+def _all_used(adapted: Any, folder: Path) -> bool:
+    """Whether every tensor of the adapter found a place in the model: PEFT would only warn."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(str(folder / WEIGHTS), framework="pt") as tensors:
         stored = set(tensors.keys())
-    if stored != set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
-        raise UserError("torch.adapter_base", adapter=folder.name, wants=wants, base=base)
+    return stored == set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 
 def read_before(model: PreTrainedModel, folder: Path, base: str) -> DynamicCache:
