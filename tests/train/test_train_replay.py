@@ -20,8 +20,10 @@ from inhouse.core.run import Events
 from inhouse.dataset import write_rows
 from inhouse.evaluate.details import training_figures
 from inhouse.train import forgetting
-from inhouse.train.forgetting import ForgettingParams, Text, encode, figures_of, text_losses
-from inhouse.train.replay import ReplayParams, mix
+from inhouse.train.forgetting import ForgettingParams, cut, figures_of, text_losses
+from inhouse.train.replay import draw, wanted
+from inhouse.train.spans import Sample
+from inhouse.train.tokens import encode
 
 
 def documents(texts: Sequence[str], first: int = 0) -> list[Row]:
@@ -35,63 +37,110 @@ def documents(texts: Sequence[str], first: int = 0) -> list[Row]:
     ]  # fmt: skip
 
 
-def taken(row: Row) -> str | None:
-    """A sample that shows its row; rows whose number ends in 9 are too long."""
-    return None if row.offset % 10 == 9 else row.id
+def taken(some: Sequence[Row]) -> tuple[list[str], int]:
+    """Examples that show their rows; rows whose number ends in 9 are too long, those in 5 give two examples."""
+    fits = [row for row in some if row.offset % 10 != 9]
+    found = [f"{row.id}{part}" for row in fits for part in ("ab" if row.offset % 10 == 5 else "a")]
+    return found, len(some) - len(fits)
 
 
-def replayed(own: int, general: int, share: float, seed: int = 1) -> Any:
-    return mix([f"own {n}" for n in range(own)], rows(general), taken, ReplayParams(dataset="g", share=share), seed)
+@pytest.mark.parametrize(("own", "share", "count"), [(90, 0.1, 10), (10, 0.5, 10), (7, 0.3, 3), (3, 0.01, 1)])
+def test_count_of_a_share_is_the_nearest_that_whole_samples_allow(own: int, share: float, count: int) -> None:
+    assert wanted(own, share) == count
+    distances = {n: abs(n / (own + n) - share) for n in range(1, 3 * own)}
+    assert distances[count] == min(distances.values())
 
 
-@pytest.mark.parametrize(("own", "share", "wanted"), [(90, 0.1, 10), (10, 0.5, 10), (7, 0.3, 3), (3, 0.01, 1)])
-def test_replay_of_a_share_adds_so_many_samples(own: int, share: float, wanted: int) -> None:
-    mixed = replayed(own, 60, share)
-    assert mixed.samples[:own] == [f"own {n}" for n in range(own)]
-    added = mixed.samples[own:]
-    assert len(added) == len(set(added)) == wanted == mixed.rows
-    assert mixed.facts["share"] == wanted / (own + wanted)
-    # the nearest count of whole samples to the asked share (one at least)
-    assert wanted == 1 or all(
-        abs(wanted / (own + wanted) - share) <= abs(n / (own + n) - share) for n in (wanted - 1, wanted + 1)
-    )
+def test_replay_draws_different_rows_by_its_seed_from_all_of_them() -> None:
+    one = draw(rows(200), 20, taken, seed=1)
+    assert one == draw(rows(200), 20, taken, seed=1)
+    assert len(set(one.examples)) == len(one.examples) == one.different == 20
+    drawn = [draw(rows(200), 20, taken, seed).examples for seed in range(30)]
+    assert len({tuple(examples) for examples in drawn}) == 30
+    assert len({example for examples in drawn for example in examples}) > 150
 
 
-def test_replay_draws_by_its_seed_from_all_rows() -> None:
-    assert replayed(20, 60, 0.2).samples == replayed(20, 60, 0.2).samples
-    drawn = {tuple(replayed(20, 60, 0.2, seed).samples[20:]) for seed in range(20)}
-    assert len(drawn) == 20
-    assert len({row for rows_ in drawn for row in rows_}) > 40
+def test_replay_encodes_no_more_rows_than_it_needs() -> None:
+    seen: list[int] = []
+
+    def counting(some: Sequence[Row]) -> tuple[list[str], int]:
+        seen.append(len(some))
+        return taken(some)
+
+    draw(rows(2000), 200, counting, seed=0)
+    assert sum(seen) <= 264
 
 
 def test_replay_of_too_few_rows_repeats_them_evenly_and_leaves_out_long_ones() -> None:
-    mixed = replayed(40, 10, 0.5)
-    counts = Counter(mixed.samples[40:])
-    assert sum(counts.values()) == 40 and len(counts) == mixed.rows == 9 and mixed.too_long == 1
+    found = draw(rows(10), 43, taken, seed=3)
+    counts = Counter(found.examples)
+    assert sum(counts.values()) == 43 and len(counts) == found.different == 10 and found.too_long == 1
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
 @pytest.mark.parametrize("general", [[], rows(20)[9:10]])
-def test_replay_of_a_dataset_without_usable_rows_is_refused(general: list[Row]) -> None:
-    with pytest.raises(UserError, match=r"extra_data\.g") as caught:
-        mix(["a"], general, taken, ReplayParams(dataset="g"), 0)
+def test_replay_of_rows_that_all_are_too_long_finds_nothing(general: list[Row]) -> None:
+    assert draw(general, 5, taken, 0).examples == []
+
+
+@pytest.fixture
+def two_sets(tiny_llama: Path, tmp_path: Path) -> Context:
+    """A training of 12 rows with 3 more to replay."""
+    own, general = write_dataset(tmp_path / "own", 12), write_dataset(tmp_path / "general", 3)
+    made = context(tiny_llama, own, tmp_path)
+    made.inputs["replay"] = Input(made.inputs["dataset"].record, general)
+    return made
+
+
+def ready(made: Context, **settings: Any) -> Any:
+    from inhouse.train.setup import prepare
+
+    return prepare(train_params(**settings), made.inputs, 7, made.events).texts
+
+
+def test_training_reads_replayed_rows_of_its_second_dataset_and_tells_repeats(two_sets: Context) -> None:
+    texts = ready(two_sets, replay={"dataset": "general", "share": 0.4})
+    plain = ready(two_sets)
+    assert len(texts.rows) == 12
+    assert texts.samples.kept[:12] == plain.samples.kept
+    assert len(texts.samples.kept) == 20 and len({sample.ids for sample in texts.samples.kept[12:]}) == 3
+    assert texts.replay == {"samples": 8, "share": 0.4, "different": 3, "too_long": 0}
+    assert plain.replay is None
+    assert two_sets.events.path is not None and "train.replay_repeated" in two_sets.events.path.read_text()
+
+
+def test_training_with_a_small_share_draws_a_part_of_the_second_dataset(two_sets: Context) -> None:
+    texts = ready(two_sets, replay={"dataset": "general", "share": 0.1})
+    assert texts.replay == {"samples": 1, "share": 1 / 13, "different": 1, "too_long": 0}
+
+
+def test_replay_counts_in_the_objective_s_examples(
+    two_sets: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inhouse.train.objectives import sft
+
+    two_sets.inputs["replay"] = Input(two_sets.inputs["base"].record, write_dataset(tmp_path / "four", 4))
+    monkeypatch.setattr(sft, "UNIT", 2)  # as where an example is a better and a worse answer
+    texts = ready(two_sets, replay={"dataset": "general", "share": 0.25})
+    assert texts.replay == {"samples": 2, "share": 0.25, "different": 2, "too_long": 0}
+    assert len(texts.samples.kept) == 16
+
+
+def test_replay_of_rows_that_do_not_fit_is_refused(two_sets: Context, tmp_path: Path) -> None:
+    long = [row.model_copy(update={"messages": [row.messages[0].model_copy(update={"content": "oil " * 900}),
+                                                row.messages[1]]}) for row in rows(3)]  # fmt: skip
+    two_sets.inputs["replay"] = Input(two_sets.inputs["dataset"].record, general_set(tmp_path / "long", train=long))
+    with pytest.raises(UserError, match=r"extra_data\.general.*3 rows|3 rows.*extra_data\.general") as caught:
+        ready(two_sets, replay={"dataset": "general"})
     assert caught.value.code == "train.replay_empty"
 
 
-def test_training_reads_replayed_rows_of_its_second_dataset_and_tells_repeats(tiny_llama: Path, tmp_path: Path) -> None:
-    from inhouse.train.setup import prepare
-
-    own, general = write_dataset(tmp_path / "own", 12), write_dataset(tmp_path / "general", 3)
-    asked = context(tiny_llama, own, tmp_path)
-    inputs = {**asked.inputs, "replay": Input(asked.inputs["dataset"].record, general)}
-    params = train_params(replay={"dataset": "general", "share": 0.4})
-    ready = prepare(params, inputs, 7, asked.events)
-    assert len(ready.texts.rows) == 12
-    assert len(ready.texts.samples.kept) == 20
-    assert ready.texts.replay == {"samples": 8, "share": 0.4, "rows": 3, "too_long": 0}
-    assert "train.replay_repeated" in (tmp_path / "events.jsonl").read_text()
-    short = params.model_copy(update={"replay": ReplayParams(dataset="general", share=0.1)})
-    assert prepare(short, inputs, 7, Events()).texts.replay == {"samples": 1, "share": 1 / 13, "rows": 1, "too_long": 0}
+def test_replay_of_rows_without_an_answer_names_the_row(two_sets: Context, tmp_path: Path) -> None:
+    asking = [Row(id="1", messages=[Message(role="user", content="x")], source="talk", offset=4)]
+    two_sets.inputs["replay"] = Input(two_sets.inputs["dataset"].record, general_set(tmp_path / "ask", train=asking))
+    with pytest.raises(UserError, match="talk") as caught:
+        ready(two_sets, replay={"dataset": "general"})
+    assert caught.value.code == "train.no_answer"
 
 
 def test_training_figures_are_those_of_the_record() -> None:
@@ -157,7 +206,7 @@ def one_by_one(folder: Path, row: Row) -> tuple[float, int]:
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     if len(row.messages) == 1:
-        ids = tokenizer(row.answer, return_tensors="pt").input_ids
+        ids = tokenizer(f"{row.answer}<|im_end|>", return_tensors="pt").input_ids
         labels = ids.clone()
     else:
         said = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in row.prompt)
@@ -248,7 +297,7 @@ def test_rows_are_test_rows_then_valid_ones_and_never_trained_ones(tmp_path: Pat
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_general_set_without_rows_to_measure_is_refused(part: Part, tiny_llama: Path, tmp_path: Path) -> None:
-    folder = general_set(tmp_path / "g", **{part: documents(["", "oil", ""])})
+    folder = general_set(tmp_path / "g", **{part: documents(["", "oil prices", ""])})
     made = asked(tmp_path, tiny_llama, tiny_llama, folder)
     with pytest.raises(UserError, match=r"extra_data\.general\.split\.test") as caught:
         forgetting.run(params(), made)
@@ -275,10 +324,9 @@ def test_long_rows_are_read_up_to_the_limit(tiny_llama: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    (row,) = documents(["oil prices rose " * 40])
-    assert len(encode(row, tokenizer, frozenset(), 16).ids) == 16
-    whole = encode(rows(1)[0], tokenizer, frozenset({tokenizer.eos_token_id}), 512)
-    assert encode(rows(1)[0], tokenizer, frozenset(), 16).ids == whole.ids[:16]
+    whole = encode(documents(["oil prices rose " * 40])[0], tokenizer, frozenset())
+    assert cut(whole, 16) == Sample(whole.ids[:16], whole.learned[:16])
+    assert cut(whole, 10_000) == whole
 
 
 def test_losses_do_not_depend_on_which_texts_are_read_together(
@@ -287,7 +335,7 @@ def test_losses_do_not_depend_on_which_texts_are_read_together(
     from inhouse.engines.transformers import open_model
 
     engine = open_model(context(tiny_llama, tmp_path, tmp_path).inputs["base"], dtype="fp32")
-    texts = [Text(tuple(range(3, 3 + n)), 1 + n % 3) for n in (30, 5, 17, 64, 5, 9)]
+    texts = [Sample(tuple(range(3, 3 + n)), tuple(at > n % 3 for at in range(n))) for n in (30, 5, 17, 64, 5, 9)]
     together = text_losses(engine, texts, Events(), "x")
     monkeypatch.setattr(forgetting, "BATCH_TOKENS", 1)
     assert text_losses(engine, texts, Events(), "x") == pytest.approx(together, rel=1e-5)
@@ -313,8 +361,8 @@ def test_virtual_tokens_are_read_before_every_row(tiny_llama: Path, tmp_path: Pa
     forgetting.run(params(), made)
     lines = json.loads((made.out / "losses.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    for line, row in zip(lines, [row for row in measured if len(tokenizer(row.answer).input_ids) > 1], strict=True):
-        ids = tokenizer(row.answer, return_tensors="pt").input_ids
+    for line, row in zip(lines, measured, strict=True):
+        ids = tokenizer(f"{row.answer}<|im_end|>", return_tensors="pt").input_ids
         with torch.no_grad():
             logits = peft(input_ids=ids).logits[0, 4:-1]  # PEFT puts the virtual tokens before
         wanted = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,9 +28,9 @@ from inhouse.dataset import read_rows
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
     from inhouse.engines.transformers import TransformersEngine
+    from inhouse.train.spans import Sample
 
 VERSION = "1"
 KIND: Kind = "predictions"
@@ -56,14 +56,6 @@ class ForgettingParams(Params):
     )
 
 
-@dataclass(frozen=True)
-class Text:
-    """A row as token ids, and the place from which on they count."""
-
-    ids: tuple[int, ...]
-    start: int
-
-
 def external(params: ForgettingParams, project_dir: Path) -> dict[str, str]:
     """Nothing outside its inputs."""
     return {}
@@ -76,18 +68,19 @@ def run(params: ForgettingParams, context: Context) -> Made:
     are left out). Raises train.forgetting_rows, train.forgetting_no_text, train.forgetting_not_finite.
     """
     require("train", "torch", "transformers", "numpy")
+    from inhouse.train.tokens import encode
+
     rows, left_out = held_out_rows(params, context)
-    engine = _open(context, "before", params)
-    tokenizer, ends = engine.tokenizer, engine.ends  # training keeps them, and the same tokens are compared
-    texts = {row.id: encode(row, tokenizer, ends, params.max_length) for row in rows}
-    texts = {name: text for name, text in texts.items() if text.start < len(text.ids)}
+    engine = _open(context, "before", params)  # its tokenizer serves both: training keeps it
+    samples = {row.id: cut(encode(row, engine.tokenizer, engine.ends), params.max_length) for row in rows}
+    texts = {name: sample for name, sample in samples.items() if any(sample.learned[1:])}
     if len(texts) < 2:
         raise UserError("train.forgetting_rows", dataset=params.dataset, rows=len(texts), trained=left_out)
     before = text_losses(engine, [*texts.values()], context.events, "before")
     del engine
     release_memory()
     after = text_losses(_open(context, "after", params), [*texts.values()], context.events, "after")
-    tokens = [len(text.ids) - text.start for text in texts.values()]
+    tokens = [sum(text.learned[1:]) for text in texts.values()]
     figures = figures_of(before, after, tokens)
     lines = [
         {"id": name, "tokens": count, "before": round(one, DIGITS), "after": round(two, DIGITS)}
@@ -150,20 +143,12 @@ def _content(row: Row) -> str:
     return hash_json([message.as_dict() for message in row.messages])
 
 
-def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], longest: int) -> Text:
-    """A conversation's last answer through the model's template; a plain document whole, without a template."""
-    from inhouse.engines.torch_chat import answer_span
-
-    if row.messages[-1].role != "assistant":
-        raise UserError("train.no_answer", id=row.id, source=row.source, offset=row.offset)
-    if len(row.messages) == 1:
-        ids = list(tokenizer(row.answer).input_ids)
-        return Text(tuple(ids[:longest]), 1)  # nothing stands before the first token that could predict it
-    ids, start = answer_span(tokenizer, row.messages, len(row.messages) - 1, ends)
-    return Text(tuple(ids[:longest]), start)
+def cut(sample: Sample, longest: int) -> Sample:
+    """The first tokens of a sample: a conversation's last answer counts, and every token of a plain document."""
+    return replace(sample, ids=sample.ids[:longest], learned=sample.learned[:longest])
 
 
-def text_losses(engine: TransformersEngine, texts: Sequence[Text], events: Events, step: str) -> list[float]:
+def text_losses(engine: TransformersEngine, texts: Sequence[Sample], events: Events, step: str) -> list[float]:
     """Summed cross entropy (nats) of the tokens that count, of each text in the order of the texts."""
     import torch
 
@@ -181,7 +166,7 @@ def text_losses(engine: TransformersEngine, texts: Sequence[Text], events: Event
     return found
 
 
-def _logits(engine: TransformersEngine, texts: Sequence[Text]) -> torch.Tensor:
+def _logits(engine: TransformersEngine, texts: Sequence[Sample]) -> torch.Tensor:
     """Logits (texts, width, V) of texts padded on the right, after the virtual tokens that the model may begin with."""
     import torch
     from transformers.cache_utils import DynamicCache
@@ -202,16 +187,17 @@ def _logits(engine: TransformersEngine, texts: Sequence[Text]) -> torch.Tensor:
     return logits
 
 
-def _summed(logits: torch.Tensor, text: Text) -> float:
+def _summed(logits: torch.Tensor, text: Sample) -> float:
     """The loss of one text, of its logits (width, V); the token at p is predicted at p - 1."""
     import torch
 
-    wanted = torch.tensor(text.ids[text.start :], device=logits.device)
-    guessed = logits[text.start - 1 : len(text.ids) - 1].float()
+    places = [place for place, counts in enumerate(text.learned) if counts and place]
+    wanted = torch.tensor([text.ids[place] for place in places], device=logits.device)
+    guessed = logits[[place - 1 for place in places]].float()
     return float(torch.nn.functional.cross_entropy(guessed, wanted, reduction="sum"))
 
 
-def _batches(texts: Sequence[Text]) -> Iterator[list[int]]:
+def _batches(texts: Sequence[Sample]) -> Iterator[list[int]]:
     """Texts of like length together, as many as BATCH_TOKENS hold; a longer one stands alone."""
     batch: list[int] = []
     for at in sorted(range(len(texts)), key=lambda i: (len(texts[i].ids), i)):

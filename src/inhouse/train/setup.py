@@ -22,6 +22,7 @@ from inhouse.train.checkpoint import Recipe
 from inhouse.train.held_out import hold_out
 from inhouse.train.learning import Coding, Learning, Start
 from inhouse.train.params import Precision, TrainParams
+from inhouse.train.replay import mix_in
 from inhouse.train.tokens import Limit
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     if held:
         texts = replace(texts, valid=learning.encode(held, coding).kept)
     if params.replay is not None:
-        texts = _replayed(texts, inputs["replay"], params, seed, events)
+        mixed = mix_in(texts.samples, inputs["replay"], (learning, coding), params.replay, seed)
+        texts = replace(texts, samples=mixed.samples, replay=mixed.facts)
     model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
     texts = _with_virtual(loaded.model, texts)
@@ -213,29 +215,6 @@ def _training_rows(dataset: Input) -> list[Row]:
     if not rows:
         raise UserError("train.no_rows")
     return rows
-
-
-def _replayed(texts: Texts, general: Input, params: TrainParams, seed: int, events: Events) -> Texts:
-    """The samples with those of a general dataset mixed in. Raises train.replay_empty."""
-    from inhouse.train.replay import mix
-    from inhouse.train.tokens import encode
-
-    def one(row: Row) -> Sample | None:
-        sample = encode(row, texts.tokenizer, texts.ends, params.turns)
-        return sample if len(sample.ids) <= params.max_length else None
-
-    assert params.replay is not None
-    mixed = mix(texts.samples.kept, list(read_rows(general.path, "train")), one, params.replay, seed)
-    facts = mixed.facts
-    if facts["rows"] < facts["samples"]:
-        events.note(
-            "train.replay_repeated",
-            dataset=params.replay.dataset,
-            share=params.replay.share,
-            rows=facts["rows"],
-            samples=facts["samples"],
-        )
-    return replace(texts, samples=replace(texts.samples, kept=mixed.samples), replay=facts)
 
 
 def save_dtype(base: Input, params: TrainParams) -> torch.dtype:
