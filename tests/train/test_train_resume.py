@@ -40,7 +40,7 @@ def runs(places: tuple[Path, Path, Path], threads: int, settings: dict[str, Any]
     """What tests/train/killing.py found: a run left alone first, then one per moment."""
     plan = json.dumps({"threads": threads, "settings": settings, "moments": ["none", *moments]})
     command = [sys.executable, str(Path(__file__).with_name("killing.py")), *map(str, places), plan]
-    env = {**os.environ, "INHOUSE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    env = {**os.environ, "INHOUSE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

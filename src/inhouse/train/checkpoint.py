@@ -126,13 +126,19 @@ def settle(folder: Path, recipe: Recipe, step: int, keep: tuple[int, int | None]
 
     `keep`: how many (train.save_total_limit), and the step of the best one so far, which is always among them.
     """
-    limit, best = keep
     newest = folder / f"checkpoint-{step}"
     files = {name: [file.stat().st_size, hash_file(file)] for name, file in _files(newest)}
     sync_tree(newest)
     write_durably(newest / MARK, json.dumps({"recipe": dict(recipe), "packages": _versions(), "files": files}))
-    kept = {step, best} & {number for _, number in _checkpoints(folder)}
-    others = [number for _, number in _checkpoints(folder) if number not in kept]
+    prune(folder, step, keep)
+
+
+def prune(folder: Path, step: int, keep: tuple[int, int | None]) -> None:
+    """Remove what `settle` would: a run that was cut off may have left one checkpoint too many."""
+    limit, best = keep
+    there = [number for _, number in _checkpoints(folder)]
+    kept = {step, best} & set(there)
+    others = [number for number in there if number not in kept]
     kept |= set(others[len(others) - max(limit - len(kept), 0) :])
     for path, number in _checkpoints(folder):
         if number not in kept:

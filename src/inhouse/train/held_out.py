@@ -73,26 +73,18 @@ def _families(rows: Sequence[Row]) -> list[str]:
 def measure(trainer: Trainer, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     """What `prediction_step` of a trainer returns for one batch: its mean loss, and its figures twice.
 
-    The figures are (1, 3) or (1, 2): summed loss, learned tokens, and, where compute_loss gives a mapping with
-    `correct` beside the loss, how many of them the model would have written itself.
+    The figures (1, 3): summed loss, how much is learned, and how much of it the model gets right.
     """
     import torch
 
-    labels = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"]
-    count = (labels >= 0).sum()
+    count = (inputs["labels"] >= 0).sum()
     with torch.no_grad():
         loss, more = trainer.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=count)
-    figures = [loss.detach().double() * count, count.double()]
-    if isinstance(more, dict) and "correct" in more:
-        figures.append(more["correct"].double())
-    found = torch.stack(figures).unsqueeze(0)
-    return loss.detach(), found, found
+    found = torch.stack([loss.double() * count, count.double(), more["correct"].double()]).unsqueeze(0)
+    return loss, found, found
 
 
 def pooled(found: EvalPrediction) -> dict[str, float]:
-    """Loss and accuracy per learned token over all batches; for the trainer's `compute_metrics`."""
-    total = found.predictions.sum(axis=0)
-    metrics = {"loss": float(total[0] / total[1])}
-    if len(total) > 2:
-        metrics["accuracy"] = float(total[2] / total[1])
-    return metrics
+    """Loss and accuracy over all batches, each token counting once; for the trainer's `compute_metrics`."""
+    loss, count, correct = found.predictions.sum(axis=0)
+    return {"loss": float(loss / count), "accuracy": float(correct / count)}

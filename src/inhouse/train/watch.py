@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 
 from inhouse.core.params import OnlyHow, Params
 from inhouse.core.run import PROGRESS_EVERY_S, Events, peak_memory
-from inhouse.train.checkpoint import Recipe, settle
+from inhouse.train.checkpoint import Recipe, prune, settle
 from inhouse.train.divergence import Divergence, diverged, loss_rose
 from inhouse.train.stall import Pulse, stall_watch
 from inhouse.train.track import BOARD, Tracker, tracking
@@ -139,6 +139,8 @@ class Watch:
         best = self.run.folder / f"checkpoint-{state.best_global_step}"
         if state.best_global_step and best.exists():
             state.best_model_checkpoint = str(best)  # the folder may have been moved since
+        if state.is_world_process_zero and state.global_step:
+            prune(self.run.folder, state.global_step, (self.params.save_total_limit, state.best_global_step))
         self.pulse.alive()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
