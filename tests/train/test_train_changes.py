@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inhouse.core.errors import UserError
 from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operators
-from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 from inhouse.train.apart import row_losses
 from inhouse.train.changes.applied import apply_changes
@@ -25,7 +24,7 @@ from inhouse.train.params import TrainParams
 from inhouse.train.penalties import ewc, l2_sp
 from inhouse.train.penalties.ewc import Ewc
 from inhouse.train.penalties.l2_sp import L2Sp
-from inhouse.train.penalties.terms import prepare_penalties, rows_of, sources_of, total
+from inhouse.train.penalties.terms import prepare_penalties, samples_from, sources_of, total
 from inhouse.train.tokens import Sample
 
 SAMPLES = [
@@ -311,13 +310,12 @@ def test_total_is_the_sum_of_all_terms() -> None:
     assert sources_of(penalties[1]) == ("general",)
 
 
-def test_rows_of_a_source_are_those_it_gave_and_an_unknown_source_is_refused() -> None:
-    turns = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-    rows = [Row(id=f"{n:016x}", messages=turns, source=name, offset=n) for n, name in enumerate(("own", "general"))]
-    assert rows_of(rows, ()) == rows
-    assert rows_of(rows, ("general",)) == rows[1:]
+def test_samples_of_a_source_are_those_it_gave_and_an_unknown_source_is_refused() -> None:
+    places = ["own", "general", "own"]
+    assert samples_from(SAMPLES, places, ()) == SAMPLES
+    assert samples_from(SAMPLES, places, ("general",)) == SAMPLES[1:2]
     with pytest.raises(UserError, match="general, own") as error:
-        rows_of(rows, ("old",))
+        samples_from(SAMPLES, places, ("old",))
     assert error.value.code == "train.no_source"
 
 

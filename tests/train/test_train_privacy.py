@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from math import exp, log2, sqrt
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,20 @@ def test_every_row_has_the_gradient_that_it_has_alone(build: Any) -> None:
     for row, expected in enumerate(gradients_alone(model, samples)):
         for got, wanted in zip(apart, expected, strict=True):
             torch.testing.assert_close(got[row], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_of_a_bf16_base_have_nearly_the_gradients_of_fp32() -> None:
+    samples, model = rows(5), lora()
+    exact = gradients_alone(model, samples)
+    for parameter in model.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+    run = running(model)
+    add_rows(run, samples, 0)
+    apart = [parameter.grad_sample for parameter in run.optimizer.params]
+    for row, expected in enumerate(exact):
+        got = torch.cat([gradient[row].float().flatten() for gradient in apart])
+        wanted = torch.cat([gradient.flatten() for gradient in expected])
+        assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.999
 
 
 @pytest.mark.parametrize("size", [2, 100])
@@ -342,6 +357,12 @@ def test_settings_that_look_at_rows_unaccounted_are_refused(
     with pytest.raises(UserError, match=named) as error:
         train_private(lora(), settings(**given), job(tmp_path))
     assert error.value.code == code
+
+
+def test_rows_that_gave_several_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train_private(lora(), settings(), replace(job(tmp_path), origins=[*range(19), 3]))
+    assert error.value.code == "privacy.repeated"
 
 
 def test_trained_layer_that_mixes_rows_is_refused() -> None:

@@ -35,7 +35,11 @@ STATE = "private.pt"
 
 @dataclass(frozen=True)
 class PrivateJob:
-    """What the loop works on. Checkpoints go below `folder` and are read back by the same `recipe` only."""
+    """What the loop works on. Checkpoints go below `folder` and are read back by the same `recipe` only.
+
+    `origins[i]` is the row that `samples[i]` comes from; each row may give one sample, or a row is promised too much.
+    Empty: every sample is a row of its own.
+    """
 
     samples: Sequence[Sample]
     pad: int
@@ -43,6 +47,7 @@ class PrivateJob:
     folder: Path
     recipe: Recipe
     events: Events
+    origins: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
     assert privacy is not None  # the caller chose this loop for it
     check_settings(params)
     check_compatible(model)
+    if len(set(job.origins)) < len(job.origins):
+        raise UserError("privacy.repeated", samples=len(job.origins), rows=len(set(job.origins)))
     batch = params.step_size
     steps = params.max_steps or ceil(params.num_train_epochs * len(job.samples) / batch)
     budget = plan_budget(privacy, len(job.samples), batch, steps)

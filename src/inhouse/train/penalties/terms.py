@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import operator_of
-from inhouse.core.rows import Row
 from inhouse.train.tokens import Sample
 
 if TYPE_CHECKING:
@@ -55,10 +54,12 @@ def sources_of(params: Params) -> tuple[str, ...]:
     return tuple(params.sources) if "sources" in type(params).model_fields else ()  # type: ignore[attr-defined]
 
 
-def rows_of(rows: Sequence[Row], sources: tuple[str, ...]) -> list[Row]:
-    """The rows of these data sources, all when none is named; raise train.no_source where a source has no row."""
-    known = {row.source for row in rows}
-    missing = [name for name in sources if name not in known]
+def samples_from(samples: Sequence[Sample], places: Sequence[str], sources: tuple[str, ...]) -> list[Sample]:
+    """The samples of these data sources, all when none is named; `places[i]` is the source of `samples[i]`.
+
+    Raises train.no_source where a source has no sample.
+    """
+    missing = [name for name in sources if name not in places]
     if missing:
-        raise UserError("train.no_source", asked=", ".join(missing), known=", ".join(sorted(known)))
-    return [row for row in rows if not sources or row.source in sources]
+        raise UserError("train.no_source", asked=", ".join(missing), known=", ".join(sorted(set(places))))
+    return [sample for sample, place in zip(samples, places, strict=True) if not sources or place in sources]
