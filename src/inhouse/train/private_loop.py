@@ -135,13 +135,14 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
     job.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)  # dropout only; the noise has its own generator
     run = start(model, params, budget, job.folder)
-    # Opacus hooks layers whose input has no gradient, as that of the first adapter: nothing is lost by it.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     try:
         resume = find_complete(job.folder, job.recipe, job.events)
         if resume:
             run.restore(torch.load(resume / STATE, weights_only=True))
-        take_steps(run, params, job, steps)
+        with warnings.catch_warnings():
+            # Opacus hooks layers whose input has no gradient, as that of the first adapter: nothing is lost by it.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            take_steps(run, params, job, steps)
     finally:
         run.model.cleanup()
     epochs = run.rows / len(job.samples)
