@@ -98,7 +98,7 @@ def test_recipe_changes_with_params_inputs_and_seed_only() -> None:
     inputs = {role: artifact(role) for role in ("base", "dataset")}
     key, _, used = recipe(tuned, inputs, Path())
     assert recipe(tuned, inputs, Path())[0] == key
-    assert set(used) == {"inhouse.train.methods.lora"}
+    assert set(used) == {"inhouse.train.methods.lora", "inhouse.train.objectives.sft"}
     assert recipe(tuned, {**inputs, "base": artifact("c")}, Path())[0] != key
     assert recipe(pipeline(without(seed=8))[2], inputs, Path())[0] != key
     faster = EXAMPLE.train.model_copy(update={"learning_rate": 1e-5})  # type: ignore[union-attr]
