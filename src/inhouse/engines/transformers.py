@@ -68,16 +68,15 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
     require("train", *PACKAGES)
     from transformers import AutoTokenizer
 
-    path = source.path / facts_of(source).main
+    facts = facts_of(source)
+    path = source.path / facts.main
     if path.suffix == ".gguf":
         from inhouse.engines.torch_gguf import gguf_tokenizer
 
         return gguf_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=facts_of(source).remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=facts.remote_code)
+    except _expected(facts) as error:
         raise unreadable(path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -97,7 +96,6 @@ def load_model(source: Input, dtype: Precision = "auto") -> PreTrainedModel:
 
 def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
     require("train", *PACKAGES)
-    from safetensors import SafetensorError
     from transformers import logging
 
     logging.disable_progress_bar()
@@ -117,8 +115,16 @@ def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
             trust_remote_code=facts.remote_code,
         )
         return model
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+    except _expected(facts) as error:
         raise unreadable(path, error) from error
+
+
+def _expected(facts: ModelFacts) -> tuple[type[Exception], ...]:
+    """What is raised for files that no model can be made of; code that a folder brings may fail in more ways."""
+    from safetensors import SafetensorError
+
+    known = (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError)
+    return (*known, ImportError, AttributeError, TypeError) if facts.remote_code else known
 
 
 def _model_class(path: Path) -> Any:

@@ -27,8 +27,8 @@ FAMILIES = frozenset(
 )  # fmt: skip
 # llama.cpp's names for the same families.
 GGUF_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gptneox": "gpt_neox", "chatglm": "glm"}
-# The old ChatGLM repositories need their own Python code, which is never run here.
-REPLACED = {"chatglm": "glm4"}
+# The old ChatGLM repositories need their own Python code, which is not run here unless a pinned commit is trusted.
+REPLACED = {"chatglm": "glm or glm4"}
 # One fact, the names that different families give it.
 KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -42,15 +42,16 @@ KEYS = {
 }
 
 
-def inspect(path: Path) -> ModelFacts:
+def inspect(path: Path, trusted: bool = False) -> ModelFacts:
     """The facts of a .gguf file or a model folder, after checking that opening it later is safe.
 
-    `main` is relative to the folder that will hold the model. Raises gguf.*, select.pickle, select.remote_code,
-    select.symlink, select.safetensors, select.no_model, select.choose_file, select.config, select.split.
+    `main` is relative to the folder that will hold the model. `trusted`: code that a folder brings may be run.
+    Raises gguf.*, select.pickle, select.remote_code, select.foreign_code, select.symlink, select.safetensors,
+    select.no_model, select.choose_file, select.config, select.split.
     """
     if path.is_dir():
         refuse_links(path)
-        return _inspect_folder(path)
+        return _inspect_folder(path, trusted)
     if path.suffix.lower() in PICKLES:
         raise UserError("select.pickle", path=path, file=path.name)
     if path.suffix.lower() == ".safetensors":
@@ -66,9 +67,9 @@ def refuse_links(folder: Path) -> None:
             raise UserError("select.symlink", path=path, target=path.resolve())
 
 
-def _inspect_folder(folder: Path) -> ModelFacts:
+def _inspect_folder(folder: Path, trusted: bool) -> ModelFacts:
     if (folder / "config.json").is_file():
-        return inspect_folder(folder)
+        return inspect_folder(folder, trusted)
     found = sorted(folder.glob("*.gguf"))
     if len(found) == 1:
         return inspect_gguf(found[0])
@@ -125,9 +126,9 @@ def _gguf_vocabulary(header: GgufHeader, native: str) -> int | None:
     return tokens.length if isinstance(tokens, ArrayValue) else header.number(f"{native}.vocab_size")
 
 
-def inspect_folder(folder: Path) -> ModelFacts:
+def inspect_folder(folder: Path, trusted: bool = False) -> ModelFacts:
     """The facts of a Hugging Face folder: config.json and the headers of its safetensors files."""
-    config = read_config(folder / "config.json")
+    config = read_config(folder / "config.json", trusted)
     weights = _weight_files(folder)
     tensors = [t for path in weights for t in safetensors_header.read_header(path)]
     sizes = {t.name: t.elements for t in tensors}
@@ -144,18 +145,24 @@ def inspect_folder(folder: Path) -> ModelFacts:
         tensor_types=_counted(t.type for t in tensors),
         bytes=sum(p.stat().st_size for p in weights),
         chat_template=_has_template(folder),
+        remote_code="auto_map" in config,
         **{**numbers, "kv_heads": _kv_heads(config, numbers)},
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json as a mapping; raise select.config when it is none, select.remote_code when it wants code run."""
+def read_config(path: Path, trusted: bool = False) -> dict[str, Any]:
+    """config.json as a mapping; raise select.config when it is none, select.remote_code when it wants code run.
+
+    With `trusted` it may want the code that lies beside it, but none of another repository: select.foreign_code.
+    """
     config = _json(path)
     if not isinstance(config, dict):
         raise UserError("select.config", path=path, reason="it is not a JSON object")
     family = str(config.get("model_type"))
-    if "auto_map" in config or family in REPLACED:
+    if not trusted and ("auto_map" in config or family in REPLACED):
         raise UserError("select.remote_code", path=path, family=family, instead=REPLACED.get(family, "llama, qwen3"))
+    if "--" in json.dumps(config.get("auto_map", {})):  # `org/name--module.Class`: code of another repository
+        raise UserError("select.foreign_code", path=path)
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) and "hidden_size" not in config else config
 

@@ -11,7 +11,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Context
 from inhouse.sources.cache import entry_holding
-from inhouse.sources.hub import is_wanted
+from inhouse.sources.hub import is_code, is_wanted
 
 PIECE = 8 * 2**20
 
@@ -49,7 +49,7 @@ def _files(path: Path, facts: ModelFacts) -> dict[str, Path]:
     if facts.format == "gguf":
         return {facts.main: path / facts.main}
     found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    return {name: p for name, p in found.items() if is_wanted(name)}
+    return {name: p for name, p in found.items() if is_wanted(name) or (facts.remote_code and is_code(name))}
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -18,6 +18,7 @@ from inhouse.select.known import KnownModel, catalogue, known_model
 from inhouse.select.place import place
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.cache import source_facts
+from inhouse.sources.hub import WITH_CODE, is_commit, parse
 from inhouse.sources.licences import Reading, copyleft_note, licence_files, normal, read_licences, settle, use_of
 
 VERSION = "2"
@@ -44,8 +45,17 @@ def choose(params: ModelParams, project_dir: Path) -> Chosen:
             raise UserError("select.revision", base=params.base, revision=params.revision)
         repository, mark, file = uri.partition("#")
         uri = f"{repository}@{params.revision}{mark}{file}"
+    if params.trust_remote_code:
+        uri = _with_code(uri, scheme, params.base)
     subject = known.name if known else _subject(uri, scheme)
     return Chosen(uri, subject, params.sha256 or (known.sha256 if known else None), known)
+
+
+def _with_code(uri: str, scheme: str, base: str) -> str:
+    """The URI that brings a model's code along. Raises select.unpinned_code when it could be other code tomorrow."""
+    if scheme not in ("hf", "ms") or "#" in uri or not is_commit(parse(uri).revision):
+        raise UserError("select.unpinned_code", base=base)
+    return f"{uri}#{WITH_CODE}"
 
 
 def _from_catalogue(base: str, project_dir: Path) -> KnownModel | None:
@@ -83,7 +93,9 @@ def run(params: ModelParams, context: Context) -> Made:
         sha256=chosen.sha256,
         events=context.events,
     )
-    facts = _named(inspect(path), chosen)
+    facts = _named(inspect(path, params.trust_remote_code), chosen)
+    if facts.remote_code:
+        context.events.note("select.trusts_code", uri=chosen.uri, files=", ".join(p.name for p in path.glob("*.py")))
     if facts.architecture not in FAMILIES:
         context.events.note("select.untried_family", family=facts.architecture, families=", ".join(sorted(FAMILIES)))
     licences = terms(params, chosen, path, context)

@@ -1,6 +1,7 @@
 """What the hubs have in common: which repository a URI names, and which of its files are fetched.
 
 `hf:org/name[@revision][#file]` is a model; `hf:datasets/org/name[@revision]#file` is one file of a dataset.
+`hf:org/name@COMMIT#+code` is a model with the Python files at its root, which is for `model.trust_remote_code` only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from inhouse.sources.archive import is_inside
 URI = re.compile(
     r"^(?:hf|ms):(?P<datasets>datasets/)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?:#(?P<file>.+))?$"
 )
-# Weights as safetensors or GGUF, and text. Never pickles (.bin, .pt, .ckpt) and never code (.py).
+WITH_CODE = "+code"
+COMMIT = re.compile("[0-9a-f]{40}")
+# Weights as safetensors or GGUF, and text. Never pickles (.bin, .pt, .ckpt) and, unless asked for, no code (.py).
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "README.md")
 LICENCE = ("license*", "licence*", "notice*", "copying*", "*/license*", "use_policy.md")
 UNSAFE = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".so", ".dll", ".sh", ".exe")
@@ -33,16 +36,26 @@ class HubName:
     revision: str | None
     file: str | None
     is_dataset: bool = False
+    code: bool = False
 
 
 def parse(uri: str) -> HubName:
-    """The parts of a hub URI; raise sources.hub_uri or sources.dataset_file."""
+    """The parts of a hub URI; raise sources.hub_uri, sources.dataset_file or sources.unpinned_code."""
     match = URI.match(uri)
     if match is None or (match["file"] is not None and not is_inside(match["file"])):
         raise UserError("sources.hub_uri", uri=uri, scheme=uri.split(":")[0])
     if match["datasets"] and match["file"] is None:
         raise UserError("sources.dataset_file", uri=uri)
+    if match["file"] == WITH_CODE:
+        if not is_commit(match["revision"]):
+            raise UserError("sources.unpinned_code", uri=uri)
+        return HubName(match["repository"], match["revision"], None, code=True)
     return HubName(match["repository"], match["revision"], match["file"], match["datasets"] is not None)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit hash: a branch or tag may hold other code tomorrow."""
+    return revision is not None and COMMIT.fullmatch(revision) is not None
 
 
 def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
@@ -64,7 +77,7 @@ def choose(uri: str, name: HubName, files: Mapping[str, int]) -> list[str]:
         if len(weights) > 1:
             raise UserError("sources.choose_file", uri=uri, files=", ".join(weights[:12]))
         chosen |= set(weights)
-    return sorted(chosen)
+    return sorted(chosen | {f for f in files if name.code and is_code(f)})
 
 
 def is_wanted(path: str) -> bool:
@@ -74,6 +87,11 @@ def is_wanted(path: str) -> bool:
     if path.endswith(".safetensors") and ("/" in path or path.startswith("adapter_")):
         return False  # checkpoints and adapters beside the model
     return _is_terms(path) or any(fnmatchcase(path, pattern) for pattern in WANTED)
+
+
+def is_code(path: str) -> bool:
+    """Whether a file of a model repository is Python code that its configuration may name."""
+    return path.endswith(".py") and "/" not in path
 
 
 def _is_terms(path: str) -> bool:
