@@ -7,6 +7,8 @@ the scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,59 +36,89 @@ def _no_mask(*_: Any, **__: Any) -> None:
     return None
 
 
+@dataclass(frozen=True)
+class How:
+    """Scale of the scores, how many tokens back are seen (None: all), and the share of weights dropped."""
+
+    scale: float
+    window: int | None
+    dropout: float
+
+
 def attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **settings: Any
 ) -> tuple[torch.Tensor, None]:
     """Attention of a packed row: query (1, H, T, D), key and value (1, K, T, D), H a multiple of K -> (1, T, H, D)."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
-    window = settings.get("sliding_window") or None
+    how = How(scale, settings.get("sliding_window") or None, settings.get("dropout") or 0.0)
     layout = _current[0]
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    parts = [_group(places, rows, scale, window) for places in layout.groups]
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return found[None], None
+    sizes = [places.group.stop - places.group.start for places in layout.groups]
+    # Split, not sliced: the gradient of a slice is as long as the whole row.
+    parts = list(zip(*(tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)), strict=True))
+    found = []
+    for places, part in zip(layout.groups, parts, strict=True):
+        before = [_context(places, layout, [one[kind] for one in parts]) for kind in (1, 2)]
+        found.append(_group(places, part, before, how))
+    return torch.cat(found)[None], None
 
 
-def _group(places: Places, rows: list[torch.Tensor], scale: float, window: int | None) -> torch.Tensor:
-    if places.group.together:
-        query, key, value = rows
-        context = [_context(places, tensor) for tensor in (key, value)]
-        start, stop = places.group.start, places.group.stop
-        return SegmentAttention.apply(
-            query[start:stop], key[start:stop], value[start:stop], context[0], context[1], places, scale, window
-        )
-    return _one_by_one(places, rows, scale, window)
+def _context(places: Places, layout: Layout, parts: list[torch.Tensor]) -> torch.Tensor:
+    """Keys or values (P, K, D) that a group's segments follow, out of those of every group."""
+    found = []
+    for start, stop in places.group.context:
+        number, owner = next((n, one.group) for n, one in enumerate(layout.groups) if start < one.group.stop)
+        own = parts[number]
+        found.append(own if len(own) == stop - start else own[start - owner.start : stop - owner.start])
+    return found[0] if len(found) == 1 else torch.cat(found) if found else parts[0][:0]
 
 
-def _context(places: Places, tensor: torch.Tensor) -> torch.Tensor:
-    """Keys or values (P, K, D) that a group's segments follow."""
-    parts = [tensor[start:stop] for start, stop in places.group.context]
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else tensor[:0]
+def _group(places: Places, part: Sequence[torch.Tensor], before: Sequence[torch.Tensor], how: How) -> torch.Tensor:
+    """Attention of a group's tokens: query (N, H, D), key and value (N, K, D), and what they follow (P, K, D)."""
+    query, key, value = part
+    if query.is_cuda and not places.group.before and query.dtype != torch.float32 and not how.dropout:
+        return _varlen(places, part, how)
+    if places.group.together and not how.dropout:
+        return SegmentAttention.apply(query, key, value, before[0], before[1], places, how.scale, how.window)
+    return _one_by_one(places, part, before, how)
 
 
-def _one_by_one(places: Places, rows: list[torch.Tensor], scale: float, window: int | None) -> torch.Tensor:
+def _varlen(places: Places, part: Sequence[torch.Tensor], how: How) -> torch.Tensor:
+    """On a GPU: flash attention over segments of differing lengths in one call. Written, and never run on one."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = part
+    ends = torch.tensor([0, *places.group.lengths], device=query.device).cumsum(0).to(torch.int32)
+    width = max(places.group.lengths)
+    back = -1 if how.window is None else how.window - 1
+    found: torch.Tensor = varlen_attn(
+        query, key, value, ends, ends, width, width,
+        scale=how.scale, window_size=(back, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return found
+
+
+def _one_by_one(places: Places, part: Sequence[torch.Tensor], before: Sequence[torch.Tensor], how: How) -> torch.Tensor:
     """Long segments: torch's own attention for each, which never holds all scores."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    query, key, value = rows
-    before = [_context(places, tensor) for tensor in (key, value)]
-    mask = places.mask(window, query) if places.group.before or window else None
-    found, at = [], places.group.start
-    for length in places.group.lengths:
-        own = slice(at, at + length)
-        keys, values = (torch.cat([p, t[own]]).transpose(0, 1)[None] for p, t in zip(before, (key, value), strict=True))
-        found.append(
-            scaled_dot_product_attention(
-                query[own].transpose(0, 1)[None],
-                keys,
-                values,
-                attn_mask=None if mask is None else mask[:length, : places.group.before + length],
-                is_causal=mask is None,
-                scale=scale,
-                enable_gqa=True,
-            )[0].transpose(0, 1)
+    lengths, held = places.group.lengths, places.group.before
+    mask = places.mask(how.window, part[0]) if held or how.window else None
+    found = []
+    for query, key, value in zip(*(tensor.split(lengths) for tensor in part), strict=True):
+        keys, values = (
+            torch.cat([old, own]).transpose(0, 1)[None] for old, own in zip(before, (key, value), strict=True)
         )
-        at += length
+        own = scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=None if mask is None else mask[: len(query), : held + len(query)],
+            dropout_p=how.dropout,
+            is_causal=mask is None,
+            scale=how.scale,
+            enable_gqa=True,
+        )
+        found.append(own[0].transpose(0, 1))
     return torch.cat(found)
 
 

@@ -51,7 +51,15 @@ def reading_of(model: torch.nn.Module, wanted: Reading) -> Reading:
         and getattr(inner, "attn_logit_softcapping", None) is None
         and bool(unwrapped(model).can_generate())
     )
-    return Reading(able and wanted.packs, able and wanted.packs and wanted.shares)
+    packs = able and wanted.packs
+    return Reading(packs, packs and wanted.shares and not _drops(model))
+
+
+def _drops(model: torch.nn.Module) -> bool:
+    """Whether dropout is on: what samples share would have one draw for all of them, a noise that does not average."""
+    from torch.nn import Dropout
+
+    return any(isinstance(module, Dropout) and module.p > 0 for module in model.modules())
 
 
 def unwrapped(model: Any) -> Any:
