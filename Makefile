@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-data clean
+.PHONY: setup demo test check bench bench-data bench-train clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make check   format, lint, types and import contract only"
 	@echo "make bench   measure this machine beside the figures in bench/demo/RESULTS.md"
 	@echo "make bench-data   the data build beside data-juicer and datatrove (bench/data/RESULTS.md; half an hour)"
+	@echo "make bench-train  training beside TRL and LLaMA-Factory (bench/train/RESULTS.md; an hour)"
 
 setup: $(READY)
 
@@ -47,6 +48,15 @@ bench-data: setup
 	$(BIN)/python bench/data/corpus.py
 	$(BIN)/python bench/data/peers.py
 	$(BIN)/python bench/data/run.py
+
+bench-train: setup
+	$(BIN)/python bench/train/model.py
+	$(BIN)/python bench/train/rows.py
+	$(BIN)/python bench/train/peers.py
+	$(BIN)/python bench/train/run.py
+	$(BIN)/python bench/train/run.py trl-dpo trl-dpo-best
+	$(BIN)/python bench/train/run.py --ladder
+	$(BIN)/python bench/train/run.py --losses
 
 clean:
 	rm -rf $(VENV) .inhouse

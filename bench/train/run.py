@@ -56,7 +56,11 @@ SUBJECTS: dict[str, Subject] = {
     "ours-dpo": Subject("ours.py", "dpo"),
     "trl-dpo": Subject("peer_dpo.py", "as-it-comes", "trl"),
     "trl-dpo-best": Subject("peer_dpo.py", "best", "trl"),
+    "ours-unshared": Subject("ours.py", "unshared"),
+    "ours-unpacked": Subject("ours.py", "unpacked"),
     "ours-fp32": Subject("ours.py", "fp32"),
+    "ours-fp32-unshared": Subject("ours.py", "fp32-unshared"),
+    "ours-fp32-unpacked": Subject("ours.py", "fp32-unpacked"),
     "plain-fp32": Subject("plain.py", "fp32"),
 }
 LADDER = ["fp32-padded", "bf16-padded", "labels", "packed", "fused", "shared"]
@@ -73,6 +77,7 @@ MAIN = [
     "trl-packed",
     "llamafactory-best",
 ]
+LOSSES = ["ours-fp32", "ours-fp32-unshared", "ours-fp32-unpacked", "plain-fp32"]
 # What a ratio must reach (issue 3): speed of ours over theirs.
 WANTED = {"trl": 3.2, "llamafactory": 2.3, "plain": 1.8, "plain-autocast": 1.8, "trl-dpo": 2.5, "trl-dpo-best": 2.5}
 WANTED |= dict.fromkeys(("trl-best", "trl-flat", "trl-packed", "llamafactory-best", "llamafactory-packed"), 1.7)
@@ -96,7 +101,7 @@ def main() -> None:
     print((options.work / "train" / "rows.json").read_text(encoding="utf-8"))
     if options.losses:
         options.steps = max(options.steps, 50)
-        print(compare_losses(measure_all(options.subjects or ["ours-fp32", "plain-fp32"], 1, options)))
+        print(compare_losses(measure_all(options.subjects or LOSSES, 1, options)))
         return
     names = options.subjects or ([*LADDER, *BESIDE] if options.ladder else MAIN)
     runs = measure_all(names, options.repeat, options)

@@ -33,10 +33,10 @@ def main() -> None:
     half = asked.variant != "fp32-padded"
     needed = []
     with ExitStack() as stack:
-        if asked.variant in ("fused", "shared", "checkpointed"):
-            from inhouse.train.fused import fused_lora
+        if asked.variant not in (*PADDED, "masked"):
+            from inhouse.train.step import reading
 
-            stack.enter_context(fused_lora(model))
+            stack.enter_context(reading(model, how(asked), fuse=asked.variant != "packed"))
         for number in range(asked.steps):
             batch = rows[number * asked.size : (number + 1) * asked.size]
             with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
@@ -58,14 +58,8 @@ def load(asked: Settings):
     from transformers import AutoModelForCausalLM
 
     name = "fp32" if asked.variant == "fp32-padded" else "bf16"
-    attention = "sdpa"
-    if asked.variant not in (*PADDED, "masked"):
-        from inhouse.train.attention import NAME, register
-
-        register()
-        attention = NAME
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    model = AutoModelForCausalLM.from_pretrained(asked.model(name), dtype=dtype, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(asked.model(name), dtype=dtype)
     torch.manual_seed(SEED)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear")
     model = get_peft_model(model, config).train()
@@ -81,7 +75,7 @@ def forward(model, batch: list[dict], asked: Settings, counter: Counter) -> tupl
         return plainly(model, batch, counter)
     if asked.variant == "labels":
         return at_labels(model, batch, counter)
-    return packed(model, batch, asked.variant, counter)
+    return packed(model, batch, asked, counter)
 
 
 def plainly(model, batch: list[dict], counter: Counter) -> tuple:
@@ -103,23 +97,36 @@ def at_labels(model, batch: list[dict], counter: Counter) -> tuple:
     return loss, counter.step(inputs["input_ids"].numel(), int(wanted.sum()), causal_pairs(lengths))
 
 
-def packed(model, batch: list[dict], variant: str, counter: Counter) -> tuple:
-    """One row without padding, laid out by the product."""
-    import torch
-
-    from inhouse.train.attention import use_layout
-    from inhouse.train.segments import layout, pack
-    from inhouse.train.tokens import Sample
+def packed(model, batch: list[dict], asked: Settings, counter: Counter) -> tuple:
+    """One row without padding, laid out and read by the product."""
+    from inhouse.train.batches import collate
+    from inhouse.train.learning import Learning
+    from inhouse.train.spans import Sample
+    from inhouse.train.step import read
 
     samples = [Sample(tuple(row["input_ids"]), tuple(label >= 0 for label in row["labels"])) for row in batch]
-    row = pack(samples, variant in ("shared", "checkpointed"))
-    if variant != "masked":  # transformers makes the mask of blocks itself, from positions that start again
-        use_layout(layout(row, torch.device("cpu")))
+    inputs = collate(samples, model.config.pad_token_id, how(asked), Learning())
+    row = inputs["batch"].packed
+    if asked.variant == "masked":
+        return masked(model, row), counter.packed(row)
+    return read(model, inputs).losses().mean(), counter.packed(row)
+
+
+def masked(model, row):
+    """The same row, with the mask of blocks that transformers makes of positions that start again."""
+    import torch
+
     hidden = model.base_model.model.model(
         input_ids=torch.tensor([row.ids]), position_ids=torch.tensor([row.positions]), use_cache=False
     ).last_hidden_state
-    loss = cross_entropy(model, hidden[0, list(row.places)], torch.tensor(row.targets))
-    return loss, counter.packed(row)
+    return cross_entropy(model, hidden[0, list(row.places)], torch.tensor(row.targets))
+
+
+def how(asked: Settings):
+    """Whether the product reads shared beginnings once."""
+    from inhouse.train.batches import Reading
+
+    return Reading(packs=True, shares=asked.variant in ("shared", "checkpointed"))
 
 
 def cross_entropy(model, hidden, targets):
