@@ -405,7 +405,7 @@ def test_method_that_a_model_cannot_take_is_refused(
     ("method", "problem"),
     [
         ({"use": "prompt", "kind": "p_tuning", "prompt_tuning_init_text": "sort this"}, "p_tuning begins"),
-        ({"use": "lora", "experts": True}, "lora_dropout: 0"),
+        ({"use": "lora", "experts": True, "lora_dropout": 0.1}, "lora_dropout: 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(method: dict[str, Any], problem: str) -> None:
