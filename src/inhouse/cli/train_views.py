@@ -53,6 +53,16 @@ def plan(result: Plan, console: Console) -> None:
         console.print(f"[yellow]![/] {escape(text(remark.code, **remark.facts))}")
 
 
+def trained(facts: dict[str, Any], console: Console) -> None:
+    """The memory of a training that was run, beside what was foretold of it."""
+    from inhouse.train.memory import Split
+
+    known = facts.get("memory") or {}
+    found = {name: Split.model_validate(known[name]) for name in ("foretold", "measured") if known.get(name)}
+    if found:
+        memory(found, console)
+
+
 def memory(splits: dict[str, Split], console: Console) -> None:
     """Splits side by side; a column each, called `foretold` or `measured`."""
     rows = [(text(f"cell.train.{part}"), *(_gb(getattr(split, part)) for split in splits.values())) for part in PARTS]

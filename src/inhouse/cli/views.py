@@ -73,6 +73,7 @@ def run(result: RunResult, console: Console) -> None:
     else:
         rows = [(step_name(s.name), (s.id or "")[:8], size(s.bytes)) for s in result.steps]
         table(console, text("cell.step"), text("cell.artifact"), f">{text('cell.size')}", rows=rows)
+        train_views.trained(result.facts.get("tuned", {}), console)
     if result.verdicts:
         verdicts(result.verdicts, console)
     if result.release is not None:

@@ -40,6 +40,8 @@ def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> Train
         disable_tqdm=True,
         seed=seed,
         optim="adamw_torch",
+        gradient_checkpointing=params.gradient_checkpointing is True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of the inputs
         fp16=params.precision == "fp16",
         **_evaluation(params),
     )

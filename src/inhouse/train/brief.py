@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
 
     from inhouse.train.loop import Job
+    from inhouse.train.setup import Prepared
 
 
 @contextmanager
@@ -46,11 +47,11 @@ def brief_trainer(
         yield trainer
 
 
-def job_of(samples: Sequence[object], pad: int, seed: int) -> Job:
+def brief_job(ready: Prepared, params: TrainParams, seed: int) -> Job:
     """What the loop works on, without a place to write to or anybody to tell."""
-    from inhouse.train.loop import Job
+    from inhouse.train.setup import Place, job_for
 
-    return Job(samples, pad, seed, Path(), Events())  # type: ignore[arg-type]
+    return job_for(ready, params, seed, Place(Path(), Events()))
 
 
 @contextmanager

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SAMPLED_EVERY_S = 0.002
 RESET_WITHIN = 64 << 20  # a peak this far above the present use, right after a reset, was not reset
-# Of one logit while the loss is taken: itself (2 or 4), a float32 copy, its log-softmax and its gradient (4 each).
-LOGIT_BYTES = {2: 14, 4: 12}
+LOGIT_COPIES = 2  # of the scores while the loss is taken: themselves and their gradient (train.losses keeps no other)
 
 
 class Split(Frozen):
@@ -85,20 +84,18 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def logit_bytes(vocabulary: int, width: int) -> int:
     """Bytes of the scores at one place while their loss is taken, in a model that computes with `width` bytes."""
-    return vocabulary * LOGIT_BYTES[width]
+    return vocabulary * width * LOGIT_COPIES
 
 
-def measured_split(held: Held, optimizer: torch.optim.Optimizer, peak: int, logits: int) -> Split:
+def measured_split(held: Held, logits: int) -> Split:
     """The split of a run that was: exact sums of tensors, and what else its peak held as activations and logits.
 
-    `peak` is that of the process (of the card where there is one), `logits` the bytes of the largest batch's scores.
+    `logits` are the bytes of the largest batch's scores. The peak is the process's since it was reset, or the card's.
     """
     import torch
 
-    values = [value for entry in optimizer.state.values() for value in entry.values()]
-    state = tensor_bytes(value for value in values if isinstance(value, torch.Tensor))
-    found = held.model_copy(update={"optimizer": state})
-    return found.split(max(0, peak - found.resting), logits)
+    peak = int(torch.cuda.max_memory_allocated()) if on_gpu() else peak_memory()
+    return held.split(max(0, peak - held.resting), logits)
 
 
 def on_gpu() -> bool:

@@ -94,7 +94,7 @@ class Cost:
     steps: int
 
 
-def plan_training(ready: Prepared, params: TrainParams, seed: int, events: Events) -> Plan:
+def plan_training(ready: Prepared, params: TrainParams, seed: int) -> Plan:
     """Measure two real steps, and foretell the run. Raises train.does_not_fit, with what would fit.
 
     The batch is cut where the settings allow it (auto_find_batch_size), and activations are computed twice
@@ -104,15 +104,12 @@ def plan_training(ready: Prepared, params: TrainParams, seed: int, events: Event
     room = int(here.available * SAFE)
     steps = steps_of(ready, params, seed)
     largest = max(steps, key=lambda step: sum(len(sample.ids) for sample in step))
-    probed = calibrate(ready, largest[: params.per_device_train_batch_size], room)
+    probed = calibrate(ready, largest[: params.per_device_train_batch_size * ready.learning.unit], room)
     forecast = Forecast(ready, probed, steps)
     chosen = choose(forecast, params, room)
     if chosen is None:
         raise refusal(forecast, params, here)
-    found = _plan(forecast, *chosen, here)
-    for remark in found.remarks:
-        events.note(remark.code, **remark.facts)
-    return found
+    return _plan(forecast, *chosen, here)
 
 
 def steps_of(ready: Prepared, params: TrainParams, seed: int) -> list[list[Sample]]:
@@ -157,9 +154,13 @@ class Forecast:
 
     def largest(self, size: int) -> Shape:
         """The costliest batch of the run at this size; only those with the most tokens are looked at closely."""
-        batches = sorted(cut(self.steps, size), key=lambda b: sum(len(s.ids) for s in b), reverse=True)
+        batches = sorted(self.batches(size), key=lambda b: sum(len(s.ids) for s in b), reverse=True)
         shapes = [self.shape(batch) for batch in batches[:LONGEST]]
         return max(shapes, key=lambda shape: shape.tokens)
+
+    def batches(self, size: int) -> Iterator[Sequence[Sample]]:
+        """The steps in batches of at most `size` examples; an example may be several samples."""
+        return cut(self.steps, size * self.ready.learning.unit)
 
     def saving(self) -> int:
         """Bytes while the result is checked: the model and a copy of it, in the type that is saved."""
@@ -189,7 +190,7 @@ def choose(forecast: Forecast, params: TrainParams, room: int) -> tuple[TrainPar
 def cost(forecast: Forecast, params: TrainParams) -> Cost:
     """Tokens and seconds of the whole run: exact for some batches, which stand for the others."""
     size, calibration = params.per_device_train_batch_size, forecast.probed.calibration
-    batches = list(cut(forecast.steps, size))
+    batches = list(forecast.batches(size))
     every = max(1, len(batches) // LOOKED_AT)
     looked = [forecast.shape(batch) for batch in batches[::every]]
     slower = CHECKPOINTING_TIME if params.gradient_checkpointing is True else 1.0

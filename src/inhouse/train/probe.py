@@ -101,7 +101,7 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     held = held_by(model, [data for _, data in ready.loaded.originals])
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a rate of 0: the step is real, weights stay
-    one, two = probe_samples(samples)
+    one, two = probe_samples(samples, ready.learning.unit)
     width = ready.loaded.compute.itemsize
     from inhouse.train.step import reading, reading_of
 
@@ -117,17 +117,26 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     return Probed(held, found)
 
 
-def probe_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """A small and a larger batch, of the sizes above where there are samples enough; those of middling length first."""
-    order = sorted(samples, key=lambda sample: len(sample.ids))
+def probe_samples(samples: Sequence[Sample], unit: int = 1) -> tuple[list[Sample], list[Sample]]:
+    """A small and a larger batch, of the sizes above where there are samples enough; those of middling length first.
+
+    `unit` samples make an example and stay together.
+    """
+    examples = [samples[at : at + unit] for at in range(0, len(samples), unit)]
+    order = sorted(examples, key=_tokens)
     order = order[len(order) // 2 :] + order[: len(order) // 2]
     return _first(order, SMALL_TOKENS), _first(order, LARGE_TOKENS)
 
 
-def _first(samples: Sequence[Sample], tokens: int) -> list[Sample]:
-    """The first samples that have so many tokens together; at least one."""
-    before = itertools.accumulate((len(sample.ids) for sample in samples), initial=0)
-    return [sample for sample, already in zip(samples, before, strict=False) if already < tokens]
+def _first(examples: Sequence[Sequence[Sample]], tokens: int) -> list[Sample]:
+    """The first examples that have so many tokens together; at least one."""
+    before = itertools.accumulate(map(_tokens, examples), initial=0)
+    chosen = [example for example, already in zip(examples, before, strict=False) if already < tokens]
+    return [sample for example in chosen for sample in example]
+
+
+def _tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.ids) for sample in samples)
 
 
 def shape_of(samples: Sequence[Sample], ready: Prepared) -> Shape:

@@ -12,7 +12,7 @@ from pydantic import Field
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events
-from inhouse.train.brief import brief_trainer, job_of, weights_kept
+from inhouse.train.brief import brief_job, brief_trainer, weights_kept
 from inhouse.train.lint import rate_range
 from inhouse.train.params import TrainParams
 
@@ -55,7 +55,6 @@ def find_rate(ready: Prepared, params: TrainParams, steps: int, seed: int, event
     usual = rate_range(params)
     low, high = usual[0] / SPAN, usual[1] * SPAN
     ramp = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
-    samples = ready.texts.samples.kept
     losses: list[float] = []
     plain = {"max_steps": steps, "logging_steps": 1, "learning_rate": 1.0, "eval_steps": None, "warmup_ratio": 0.0}
     settings = params.model_copy(update=plain)
@@ -63,7 +62,7 @@ def find_rate(ready: Prepared, params: TrainParams, steps: int, seed: int, event
     watch = _watch(losses, steps, events)
     with (
         weights_kept(model),
-        brief_trainer(model, settings, job_of(samples, ready.texts.pad, seed), [watch]) as trainer,
+        brief_trainer(model, settings, brief_job(ready, settings, seed), [watch]) as trainer,
     ):
         from torch.optim.lr_scheduler import LambdaLR
 

@@ -18,19 +18,20 @@ from inhouse.core.plugins import require
 from inhouse.core.protocols import Input
 from inhouse.core.run import Events, release_memory
 from inhouse.dataset import part_files
-from inhouse.train.brief import brief_trainer, job_of
+from inhouse.train.brief import brief_job, brief_trainer
 from inhouse.train.lint import rate_range
 from inhouse.train.memory import machine
 from inhouse.train.params import TrainParams
 from inhouse.train.planning import steps_of
 from inhouse.train.probe import calibrate
-from inhouse.train.setup import Prepared, Texts, load_again, prepare
+from inhouse.train.setup import Prepared, load_again, prepare
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna import Trial as Asked
     from transformers import TrainerCallback
 
+    from inhouse.train.loop import Job
     from inhouse.train.tokens import Sample
 
 RANKS = (4, 8, 16, 32, 64)
@@ -84,15 +85,10 @@ class Bench:
     """What every trial shares."""
 
     base: Input
-    texts: Texts
+    job: Job
     params: TrainParams
     budget: Budget
     deadline: float
-
-    @property
-    def valid(self) -> Sequence[Sample]:
-        """The rows that are measured on."""
-        return self.texts.valid[:MOST_VALID]
 
 
 def search(params: TrainParams, inputs: Mapping[str, Input], budget: Budget, events: Events) -> Searched:
@@ -112,7 +108,7 @@ def search(params: TrainParams, inputs: Mapping[str, Input], budget: Budget, eve
     lines = sorted(map(_line, _finished(study)), key=lambda line: (line.state != "done", line.loss or inf))
     if not lines or lines[0].state != "done":
         raise UserError("train.search_too_short", minutes=f"{budget.minutes:g}", steps=steps)
-    rows = len(bench.valid)
+    rows = len(bench.job.valid[:MOST_VALID])
     found = overrides(params, lines[0])
     return Searched(trials=tuple(lines), overrides=found, steps=steps, whole=whole, rows=rows, resumed=before)
 
@@ -159,7 +155,7 @@ def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float)
         study.set_user_attr("steps", _length(ready, steps, budget, deadline))
         rank = {"r": params.method.r} if _has_rank(params) else {}  # type: ignore[attr-defined]
         study.enqueue_trial({"learning_rate": params.learning_rate, **rank})
-    return study, Bench(ready.base, ready.texts, params, budget, deadline), len(steps)
+    return study, Bench(ready.base, brief_job(ready, params, budget.seed), params, budget, deadline), len(steps)
 
 
 def _name(ready: Prepared, params: TrainParams, budget: Budget) -> str:
@@ -215,11 +211,11 @@ def _try(bench: Bench, study: Study, steps: int, events: Events) -> None:
 
 def _train(bench: Bench, params: TrainParams, asked: Asked, events: Events) -> tuple[State, float]:
     """How a trial ended, and its last loss on the rows held back."""
-    seed, texts = bench.budget.seed, bench.texts
+    seed = bench.budget.seed
     release_memory()
     loaded = load_again(bench.base, params, seed)
     look = _Look()
-    job = replace(job_of(texts.samples.kept, texts.pad, seed), valid=bench.valid)
+    job = replace(bench.job, valid=bench.job.valid[:MOST_VALID])
     with brief_trainer(loaded.model, params, job, [_callback(look, bench, asked, events)]) as trainer:
         try:
             trainer.train()

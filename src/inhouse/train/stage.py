@@ -29,15 +29,21 @@ def run(params: TrainParams, context: Context) -> Made:
     require("train", *PACKAGES)
     from inhouse.train.distributed import take, train_in_ranks
     from inhouse.train.loop import Trained, train
+    from inhouse.train.planning import refuse_base
     from inhouse.train.result import Origin, finish
+    from inhouse.train.settle import settle
 
     check_trackers(params.report_to, context.offline)
     recipe = recipe_of(params, context, sys.modules[__name__])
     ranks = train_in_ranks(params, context, recipe) if params.parallel else None  # before this process loads the model
+    refuse_base(context.inputs["base"], params)
     ready = prepare(params, context.inputs, context.seed, context.events)
     loaded, texts = ready.loaded, ready.texts
-    job = job_for(ready, params, context.seed, Place(context.scratch, context.events, recipe, context.offline))
-    trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, params, job)
+    place = Place(context.scratch, context.events, recipe, context.offline)
+    job = job_for(ready, params, context.seed, place)
+    settled = settle(ready, params, context.seed, place)
+    trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, settled.params, job)
+    memory = None if ranks else settled.facts()
     _note_loss(context, trained.losses)
     restore(loaded.originals)
     release_memory()  # activations of training: the checks below hold a second copy of the model
@@ -65,6 +71,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "parity": checked.parity,
             "precision": str(loaded.compute).removeprefix("torch."),
             "ran_on": ran_on(),
+            "memory": memory,
         }
     )
 

@@ -1,0 +1,650 @@
+"""What is foretold of a training, what is refused, and how a rate is found: on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import context, rows, train_params, write_dataset
+
+from inhouse.core.errors import Cancelled, UserError
+from inhouse.core.run import Events
+from inhouse.dataset import write_rows
+from inhouse.train import memory, planning, search
+from inhouse.train import settle as settling
+from inhouse.train.batching import backing_off, resized, sizes_of
+from inhouse.train.learning import Learning
+from inhouse.train.lint import remarks
+from inhouse.train.memory import Held, Machine, Peak, held_by, logit_bytes, measured_split, tensor_bytes
+from inhouse.train.params import TrainParams
+from inhouse.train.planning import Forecast, choose, plan_training, refusal, refuse_base
+from inhouse.train.probe import Calibration, Probed, Reading, Shape, calibrate, probe_samples, shape_of
+from inhouse.train.rates import find_rate, read_curve
+from inhouse.train.search import Budget
+from inhouse.train.settle import settle
+from inhouse.train.setup import Place, Prepared, job_for, prepare
+from inhouse.train.tokens import Sample
+
+GB = 10**9
+SHAPE = Shape(tokens=100, predicted=10)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def ready(tiny_llama: Path, dataset: Path, tmp_path: Path) -> Prepared:
+    return prepare(train_params(), context(tiny_llama, dataset, tmp_path).inputs, 7, Events())
+
+
+def measured(tokens: int, forward: int, peak: int, seconds: float, predicted: int = 0) -> Reading:
+    shape = Shape(tokens=tokens, predicted=predicted)
+    return Reading(shape=shape, forward_bytes=forward, peak_bytes=peak, seconds=seconds)
+
+
+def forecast(ready: Prepared, per_token: int, held: Held | None = None, size: int = 4) -> Forecast:
+    """A model that takes `per_token` bytes of activations a token, on steps of four samples."""
+    small, large = (measured(n, n * per_token, n * per_token, 1.0) for n in (10, 20))
+    calibration = Calibration(small=small, large=large, update_s=0.0, place_bytes=0)
+    stands = held or Held(process=GB, weights=GB, gradients=0, optimizer=0)
+    samples = ready.texts.samples.kept
+    steps = [samples[at : at + size] for at in range(0, len(samples), size)]
+    return Forecast(ready, Probed(stands, calibration), steps)
+
+
+def here(available: float) -> Machine:
+    return Machine(device="cpu", memory=64 * GB, available=int(available), cores=1)
+
+
+# Memory
+
+
+def test_held_bytes_are_the_sums_of_the_tensors_and_tied_weights_count_once(ready: Prepared) -> None:
+    model = ready.loaded.model
+    config = model.config
+    held = held_by(model, [])
+    embedding = config.vocab_size * 32  # tied to the output layer
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
+    rank = 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    rotary = 4  # inverse frequencies of heads of 8
+    frequencies = sum(b.numel() for name, b in model.named_buffers() if "inv_freq" in name)
+    assert frequencies in (rotary, 2 * rotary)
+    assert held.weights == 4 * (embedding + 2 * layer + 32 + 2 * rank + frequencies)
+    assert held.gradients == 4 * 2 * rank
+    assert held.optimizer == 2 * held.gradients
+    assert held.process > 50e6
+
+
+def test_parts_of_a_split_add_up_to_its_peak() -> None:
+    held = Held(process=5, weights=7, gradients=3, optimizer=6)
+    for extra, logits in ((0, 0), (2, 9), (50, 20), (4, 20)):
+        split = held.split(extra, logits).model_dump()
+        assert split["peak"] == 5 + 7 + 6 + extra
+        assert split.pop("peak") == sum(split.values())
+        assert min(split.values()) >= 0
+
+
+def test_optimisers_bytes_are_those_of_adamw() -> None:
+    import torch
+
+    model = torch.nn.Linear(100, 7)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3, 100)).sum().backward()
+    optimizer.step()
+    state = [value for entry in optimizer.state.values() for name, value in entry.items() if name != "step"]
+    assert held_by(model, []).optimizer == sum(value.nbytes for value in state) == 2 * 4 * 707
+
+
+def test_measured_split_gives_the_rest_of_the_peak_to_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "peak_memory", lambda: 40_000)
+    split = measured_split(Held(process=10_000, weights=4000, gradients=4000, optimizer=8000), 2000)
+    assert (split.peak, split.logits) == (40_000, 2000)
+    assert split.activations == 40_000 - 10_000 - 4000 - 8000 - 4000 - 2000
+
+
+def test_views_of_one_memory_count_once() -> None:
+    import torch
+
+    whole = torch.zeros(100)
+    assert tensor_bytes([whole, whole[:10], whole.view(10, 10), torch.zeros(5)]) == 400 + 20
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_peak_sees_memory_that_is_given_back(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    import torch
+
+    if watched:  # a system whose high-water mark cannot be reset
+        monkeypatch.setattr(memory, "peak_memory", lambda: 1 << 60)
+    with Peak() as peak:
+        taken = torch.ones(30_000_000)
+        until = time.monotonic() + 5
+        while watched and peak.above() < 100e6 and time.monotonic() < until:
+            pass
+        time.sleep(0.02)
+        del taken
+        assert 115e6 < peak.above() < 180e6
+
+
+def test_container_limit_bounds_what_is_available(tmp_path: Path) -> None:
+    assert memory._container(tmp_path) == (None, 0)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("7\n")
+    assert memory._container(tmp_path) == (None, 0)
+    (tmp_path / "memory.max").write_text("900\n")
+    assert memory._container(tmp_path) == (900, 7)
+
+
+def test_machine_offers_this_process_its_own_memory_and_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    own = psutil.Process().memory_info().rss
+    monkeypatch.setattr(memory, "_container", lambda: (own + 500, own + 100))
+    found = memory.machine()
+    assert found.memory == own + 500
+    assert abs(found.available - (own + 400)) < 50e6
+
+
+# Measured steps
+
+
+def test_calibration_foretells_along_its_two_readings() -> None:
+    found = Calibration(
+        small=measured(100, 1000, 4000, 1.5), large=measured(300, 3000, 5000, 3.5), update_s=1.0, place_bytes=0
+    )
+    assert found.seconds(Shape(tokens=500, predicted=0)) == pytest.approx(5.5)  # 0.5 + 0.01 a token
+    assert found.extra(Shape(tokens=300, predicted=0)) == 5000
+    assert found.extra(Shape(tokens=200, predicted=0)) == 4500  # between the peaks
+    assert found.extra(Shape(tokens=500, predicted=0)) == 7000  # 10 a token, as the forward pass grew
+
+
+def test_calibration_counts_scores_of_the_vocabulary_by_themselves() -> None:
+    small, large = measured(100, 1000 + 50, 2000, 1.0, 5), measured(200, 2000 + 300, 3000, 2.0, 30)
+    found = Calibration(small=small, large=large, update_s=0, place_bytes=10)
+    assert found.extra(Shape(tokens=300, predicted=130)) == 3000 + 100 * 10 + 100 * 10
+    assert logit_bytes(100, 2) == 100 * 2 * 2  # the scores and their gradient
+
+
+def test_calibration_of_one_batch_goes_through_the_origin() -> None:
+    only = measured(100, 1000, 1500, 2.0)
+    found = Calibration(small=only, large=only, update_s=0, place_bytes=0)
+    assert found.seconds(Shape(tokens=50, predicted=0)) == pytest.approx(1.0)
+    assert found.extra(Shape(tokens=200, predicted=0)) == 2500
+
+
+def test_probe_takes_samples_up_to_its_two_sizes() -> None:
+    samples = [Sample((1,) * n, (True,) * n) for n in (40, 50, 60, 70, 80) * 4]
+    small, large = probe_samples(samples)
+    assert 128 <= sum(len(s.ids) for s in small) < 128 + 80
+    assert 512 <= sum(len(s.ids) for s in large) < 512 + 80
+    assert probe_samples(samples[:1]) == (samples[:1], samples[:1])
+
+
+def test_calibration_changes_no_weight_no_gradient_and_no_draw(ready: Prepared) -> None:
+    import torch
+
+    model = ready.loaded.model.eval()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.manual_seed(3)
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    probed = calibrate(ready, ready.texts.samples.kept, 1 << 60)
+    assert torch.equal(torch.rand(3), drawn)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+    small, large = probed.calibration.small, probed.calibration.large
+    assert small.shape.tokens < large.shape.tokens
+    assert small.seconds > 0
+    assert large.peak_bytes >= large.forward_bytes >= 0
+
+
+def test_calibration_leaves_out_a_batch_that_would_not_fit(ready: Prepared) -> None:
+    probed = calibrate(ready, ready.texts.samples.kept, 0)
+    assert probed.calibration.large == probed.calibration.small
+
+
+# Plans
+
+
+def test_plan_counts_what_peft_counts_and_the_steps_that_training_takes(
+    tiny_llama: Path, dataset: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    work = context(tiny_llama, dataset, tmp_path)
+    params = train_params(max_length=60, gradient_accumulation_steps=2, learning_rate=0.5)
+    ready = prepare(params, work.inputs, 7, work.events)
+    plan = plan_training(ready, params, 7)
+    stock = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), LoraConfig(r=8, target_modules="all-linear")
+    )
+    trainable, total = stock.get_nb_trainable_parameters()
+    assert (plan.trainable, plan.parameters) == (trainable, total)
+    assert plan.samples + plan.too_long == 24
+    assert plan.steps == 3 * -(-plan.samples // 8)
+    assert (plan.batch_size, plan.parts, plan.gradient_checkpointing) == (4, 2, False)
+    assert plan.split.peak <= plan.machine.available
+    assert plan.run_s == pytest.approx(plan.steps * plan.step_s)
+    assert plan.peak >= plan.split.peak
+    assert [remark.code for remark in plan.remarks] == ["train.lint.learning_rate", "train.lint.few_steps"]
+
+
+def test_plan_counts_the_tokens_that_batches_hold(ready: Prepared) -> None:
+    params = train_params(num_train_epochs=1)
+    plan = plan_training(ready, params, 7)
+    batches = planning.cut(planning.steps_of(ready, params, 7), 4)
+    assert plan.tokens == sum(shape_of(batch, ready).tokens for batch in batches)
+
+
+def test_batch_is_cut_only_where_it_may_be(ready: Prepared) -> None:
+    found = forecast(ready, 10**7)
+    needed = found.split(found.largest(4), False).peak
+    asked = train_params(auto_find_batch_size=True, gradient_checkpointing=False)
+    plain, _ = choose(found, asked, needed) or (None, None)
+    assert plain is not None
+    assert plain.per_device_train_batch_size == 4
+    tight, split = choose(found, asked, needed - 1) or (None, None)
+    assert tight is not None and split is not None
+    assert (tight.per_device_train_batch_size, tight.gradient_accumulation_steps) == (2, 2)
+    assert split.peak < needed
+    assert choose(found, train_params(gradient_checkpointing=False), needed - 1) is None
+
+
+def test_activations_are_computed_twice_only_where_nothing_else_fits(ready: Prepared) -> None:
+    found = forecast(ready, 10**7)
+    params = train_params(auto_find_batch_size=True)
+    alone = found.split(found.largest(1), False).peak
+    assert (choose(found, params, alone) or (params,))[0].gradient_checkpointing is False
+    chosen, split = choose(found, params, alone - 1) or (None, None)
+    assert chosen is not None and split is not None
+    assert chosen.gradient_checkpointing is True
+    assert chosen.per_device_train_batch_size > 1
+    assert split.peak < alone
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "train.per_device_train_batch_size=2 with train.gradient_accumulation_steps=2"),
+        ({"gradient_checkpointing": False}, "train.gradient_checkpointing=true"),
+        ({"gradient_checkpointing": False}, "train.max_length="),
+    ],
+)
+def test_refusal_names_what_would_fit(ready: Prepared, settings: dict[str, Any], wanted: str) -> None:
+    lengths = sorted(len(sample.ids) for sample in ready.texts.samples.kept)
+    long = Sample((5,) * 200, (False,) * 100 + (True,) * 100)
+    found = forecast(ready, 10**7)
+    found = Forecast(ready, found.probed, [*found.steps, [long] * 4])
+    ready.texts.samples.kept.append(long)
+    room = 2 * GB + 4 * 10**7 * lengths[-1] + 4 * 10**8
+    error = refusal(found, train_params(**settings), here(room / planning.SAFE))
+    assert error.code == "train.does_not_fit"
+    assert wanted in str(error)
+    assert "activations" in str(error)
+
+
+def test_refusal_says_when_no_change_of_settings_helps(ready: Prepared) -> None:
+    error = refusal(forecast(ready, 10**7), train_params(), here(GB))
+    assert "smaller base" in str(error)
+    assert choose(forecast(ready, 10**7), train_params(), 0) is None
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_refusal_offers_a_method_that_holds_less(ready: Prepared, method: str) -> None:
+    from dataclasses import replace
+
+    trained = ready.loaded.total if method == "lora" else 1000
+    loaded = replace(ready.loaded, trainable=trained)
+    held = Held(process=0, weights=GB, gradients=2 * GB, optimizer=4 * GB if method == "lora" else 0)
+    found = forecast(replace(ready, loaded=loaded), 10, held)
+    room = (GB if method == "lora" else GB // 2) + 2 * GB + 10**6
+    assert f"train.method.use={method}" in str(refusal(found, train_params(), here(room / planning.SAFE)))
+
+
+def test_plan_that_does_not_fit_is_refused(ready: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "machine", lambda: here(1000))
+    with pytest.raises(UserError) as error:
+        plan_training(ready, train_params(), 7)
+    assert error.value.code == "train.does_not_fit"
+
+
+@pytest.mark.parametrize(("method", "each"), [("lora", 4), ("full", 16)])
+def test_base_too_large_is_refused_before_it_is_loaded(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, each: int
+) -> None:
+    header = {"format": "safetensors", "main": ".", "name": "big", "parameters": GB - 1}
+    base = context(tiny_llama, dataset, tmp_path, header).inputs["base"]
+    params = TrainParams.model_validate({"method": method, "precision": "fp32"})
+    for available, refused in ((each * GB + planning.PROCESS_BYTES, False), (each * GB, True)):
+        monkeypatch.setattr(planning, "machine", lambda free=available: here(free))
+        if refused:
+            with pytest.raises(UserError, match="big"):
+                refuse_base(base, params)
+        else:
+            refuse_base(base, params)
+
+
+# Settling
+
+
+def place(work: Path) -> Place:
+    work.mkdir(exist_ok=True)
+    return Place(work, Events(work / "events.jsonl"))
+
+
+def test_run_with_plenty_of_memory_is_settled_without_measuring(ready: Prepared, tmp_path: Path) -> None:
+    found = settle(ready, train_params(weight_decay=0.5), 7, place(tmp_path / "a"))
+    assert found.foretold is None
+    assert found.params.gradient_checkpointing is False
+    assert found.params.per_device_train_batch_size == 4
+    facts = found.facts()
+    assert facts["measured"]["weights"] == found.held.weights
+    assert facts["measured"]["peak"] > facts["measured"]["weights"]
+    told = (tmp_path / "a" / "events.jsonl").read_text()
+    assert "train.lint.weight_decay" in told
+
+
+def test_run_that_is_tight_is_settled_by_the_plan_and_keeps_its_decision(
+    ready: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = train_params(auto_find_batch_size=True)
+    monkeypatch.setattr(settling, "ROOMY", 0.0)
+    monkeypatch.setattr(
+        planning, "choose", lambda forecast, asked, room: (resized(asked, 2), forecast.split(SHAPE, False))
+    )
+    first = settle(ready, params, 7, place(tmp_path / "b"))
+    assert (first.params.per_device_train_batch_size, first.params.gradient_accumulation_steps) == (2, 2)
+    assert first.foretold is not None
+    monkeypatch.setattr(planning, "choose", lambda *_: pytest.fail("decided again"))
+    again = settle(ready, params, 7, place(tmp_path / "b"))
+    assert (again.params, again.foretold) == (first.params, first.foretold)
+    monkeypatch.setattr(settling, "ROOMY", 1.0)
+    other = settle(ready, train_params(), 7, place(tmp_path / "b"))  # other settings: decided anew
+    assert other.params.per_device_train_batch_size == 4
+
+
+def test_activations_computed_twice_give_the_same_weights(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    import torch
+
+    from inhouse.train.loop import train
+
+    ends = []
+    for twice in (False, True):
+        params = train_params(gradient_checkpointing=twice, max_steps=4, save_steps=9)
+        ready = prepare(params, context(tiny_llama, dataset, tmp_path).inputs, 7, Events())
+        train(ready.loaded.model, params, job_for(ready, params, 7, place(tmp_path / str(twice))))
+        ends.append([p.detach() for p in ready.loaded.model.parameters() if p.requires_grad])
+    for plain, computed_twice in zip(*ends, strict=True):
+        torch.testing.assert_close(computed_twice, plain, atol=1e-6, rtol=1e-4)
+
+
+# Settings
+
+
+def test_auto_batch_is_eight_a_step_that_may_be_cut() -> None:
+    params = TrainParams.model_validate({"per_device_train_batch_size": "auto"})
+    assert (params.per_device_train_batch_size, params.auto_find_batch_size, params.step_size) == (8, True, 8)
+    assert params == TrainParams.model_validate(params.model_dump())
+    schema = TrainParams.model_json_schema()["properties"]["per_device_train_batch_size"]
+    assert {"const": "auto"} in schema["anyOf"]
+
+
+def test_halves_of_a_batch_keep_the_step_whole() -> None:
+    params = train_params(per_device_train_batch_size=12, gradient_accumulation_steps=2)
+    assert sizes_of(params) == [12, 6, 3, 2, 1]
+    for size in sizes_of(params):
+        found = resized(params, size)
+        assert found.per_device_train_batch_size * found.gradient_accumulation_steps == 24
+
+
+@pytest.mark.parametrize(
+    ("settings", "codes"),
+    [
+        ({"method": "lora", "learning_rate": 2e-4}, set()),
+        ({"method": "lora", "learning_rate": 2e-5}, {"learning_rate"}),
+        ({"method": "full", "learning_rate": 2e-5}, set()),
+        ({"method": "full", "learning_rate": 1e-3}, {"learning_rate"}),
+        ({"method": "prompt", "learning_rate": 0.03}, set()),
+        ({"method": {"use": "lora", "lora_dropout": 0.5}}, {"lora_dropout"}),
+        ({"method": {"use": "lora", "r": 512, "lora_alpha": 512}}, {"r"}),
+        ({"method": {"use": "lora", "r": 16, "lora_alpha": 256}}, {"scale"}),
+        ({"method": {"use": "lora", "r": 16, "lora_alpha": 256, "use_rslora": True}}, set()),
+        ({"weight_decay": 0.5}, {"weight_decay"}),
+        ({"warmup_ratio": 0.5}, {"warmup_ratio"}),
+        ({"num_train_epochs": 50}, {"num_train_epochs"}),
+        ({"num_train_epochs": 50, "max_steps": 100}, set()),
+    ],
+)
+def test_lint_names_settings_outside_of_known_ranges(settings: dict[str, Any], codes: set[str]) -> None:
+    from inhouse.core.messages import text
+
+    found = list(remarks(TrainParams.model_validate(settings), 100))
+    assert {remark.code.removeprefix("train.lint.") for remark in found} == codes
+    assert all(text(remark.code, **remark.facts) for remark in found)
+
+
+def test_lint_tells_of_a_run_of_few_steps() -> None:
+    assert [r.code for r in remarks(TrainParams(), 5)] == ["train.lint.few_steps"]
+    assert not list(remarks(TrainParams()))
+
+
+# Out of memory
+
+
+def out_of_memory() -> list[Exception]:
+    import torch
+
+    words = "[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+    return [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(words), MemoryError()]
+
+
+def trained(model: Path, dataset: Path, work: Path) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Weights after three steps of eight, read four at a time; and what was told of memory."""
+    from inhouse.train.loop import train
+
+    lora = {"use": "lora", "r": 8, "lora_dropout": 0.0}
+    params = train_params(method=lora, gradient_accumulation_steps=2, max_steps=3, save_steps=99)
+    here = context(model, dataset, work)
+    ready = prepare(params, here.inputs, 7, Events())
+    train(ready.loaded.model, params, job_for(ready, params, 7, Place(here.scratch, here.events)))
+    lines = map(json.loads, (work / "events.jsonl").read_text().splitlines())
+    told = [line["facts"] for line in lines if line.get("code") == "train.backed_off"]
+    return [p.detach() for p in ready.loaded.model.parameters() if p.requires_grad], told
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception, passes: int = 0) -> None:
+    """A model to which more than `most` samples at once are too much, but for the first `passes` times."""
+    real, seen = Learning.loss, []
+
+    def loss(self: Learning, model: Any, inputs: dict[str, Any]) -> Any:
+        seen.append(len(inputs["batch"].own))
+        if seen[-1] > most and len(seen) > passes:
+            raise error
+        return real(self, model, inputs)
+
+    monkeypatch.setattr(Learning, "loss", loss)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_memory_that_runs_out_halves_the_batch_and_training_stays_the_same(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    import torch
+
+    whole, told = trained(tiny_llama, dataset, tmp_path / "whole")
+    assert not told
+    narrow(monkeypatch, 1, out_of_memory()[kind], passes=3)  # in the middle of the second step
+    cut, told = trained(tiny_llama, dataset, tmp_path / "cut")
+    assert [facts["size"] for facts in told] == [2, 1]
+    for before, after in zip(whole, cut, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-3)
+
+
+def test_one_conversation_too_large_is_told(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch, 0, MemoryError())
+    with pytest.raises(UserError) as error:
+        trained(tiny_llama, dataset, tmp_path)
+    assert error.value.code == "train.out_of_memory"
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
+    def fail(params: TrainParams) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        backing_off(fail, train_params(), Events())
+
+
+# Learning rates
+
+
+def curve(of: Callable[[float], float], count: int = 60) -> tuple[list[float], list[float]]:
+    ramp = [1e-6 * 1e6 ** (step / (count - 1)) for step in range(count)]
+    return ramp, [of(rate) for rate in ramp]
+
+
+def test_curve_with_a_known_shape_gives_its_steepest_fall_and_a_tenth_of_its_lowest() -> None:
+    from math import tanh
+
+    # falls around 1e-4 (steepest there), lowest before 1e-2, then rises
+    ramp, losses = curve(lambda rate: 3 - tanh(log(rate / 1e-4)) + 20 * rate)
+    found = read_curve(ramp, losses, (1e-5, 1e-3))
+    assert 1e-4 < found.steepest < 4e-4  # smoothing lags a little
+    lowest = min(found.points, key=lambda point: point.smooth).learning_rate
+    assert found.tenth == pytest.approx(lowest / 10)
+    assert found.suggestion == pytest.approx(min(found.steepest, found.tenth), rel=0.05)
+    assert not found.blown_up
+
+
+@pytest.mark.parametrize("losses", [[1.0, 2.0, 3.0] * 10, [3.0, 2.0], []])
+def test_curve_that_never_falls_or_is_short_is_refused(losses: list[float]) -> None:
+    with pytest.raises(UserError) as error:
+        read_curve(curve(log)[0], losses, (1, 2))
+    assert error.value.code == "train.rate_flat"
+
+
+def test_rate_is_found_with_weights_as_they_were(ready: Prepared, tmp_path: Path) -> None:
+    import torch
+
+    before = {name: p.detach().clone() for name, p in ready.loaded.model.named_parameters()}
+    found = find_rate(ready, train_params(), 40, 7, Events())
+    assert all(torch.equal(before[name], p) for name, p in ready.loaded.model.named_parameters())
+    assert found.points[0].learning_rate == pytest.approx(1e-6)
+    assert found.points[-1].smooth < float("inf")
+    assert found.points[0].learning_rate < found.suggestion < found.points[-1].learning_rate
+    assert min(point.smooth for point in found.points) < found.points[0].smooth
+
+
+def test_ramp_ends_where_the_loss_blows_up() -> None:
+    from inhouse.train.rates import blown_up, smoothed
+
+    assert not blown_up(smoothed([3.0, 2.0, 1.0, 2.0]))
+    assert blown_up(smoothed([1.0] * 5 + [100.0]))
+    assert blown_up(smoothed([1.0, float("nan")]))
+    assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+
+
+# Search
+
+
+@pytest.fixture
+def budget(tmp_path: Path) -> Budget:
+    return Budget(minutes=5, trials=3, seed=7, folder=tmp_path / "search")
+
+
+SHORT = {"num_train_epochs": 1, "learning_rate": 2e-3}
+
+
+def test_search_tries_the_projects_own_settings_first_and_goes_on_where_it_stopped(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    stops = Events(tmp_path / "job" / "events.jsonl")
+    first = search.search(train_params(**SHORT), inputs, replace(budget, trials=2), Events())
+    assert first.resumed == 0
+    assert {line.number for line in first.trials} == {1, 2}
+    own = next(line for line in first.trials if line.number == 1)
+    assert (own.learning_rate, own.r) == (2e-3, 8)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "cancel").touch()
+    with pytest.raises(Cancelled):  # a trial that is cut off
+        search.search(train_params(**SHORT), inputs, budget, stops)
+    second = search.search(train_params(**SHORT), inputs, budget, Events())
+    assert second.resumed == 2
+    assert len(second.trials) == 3
+    losses = [line.loss for line in second.trials if line.state == "done"]
+    assert losses == sorted(losses)
+    best = second.trials[0]
+    assert second.overrides[0] == f"train.learning_rate={best.learning_rate:.2g}"
+    assert second.overrides[1:] == (f"train.method.r={best.r}", f"train.method.lora_alpha={2 * best.r:g}")
+    assert second.rows == 3  # a tenth of 24 rows
+    assert second.steps <= second.whole
+
+
+def test_search_measures_on_the_valid_part_and_never_reads_test(
+    tiny_llama: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from inhouse.train import held_out, setup
+
+    folder = write_dataset(tmp_path / "parts")
+    write_rows(folder, "valid", rows(5))
+    write_rows(folder, "test", rows(5))
+    read: set[str] = set()
+    for module in (held_out, setup):
+        real = module.read_rows
+        monkeypatch.setattr(module, "read_rows", lambda path, part, real=real: read.add(part) or real(path, part))
+    inputs = context(tiny_llama, folder, tmp_path).inputs
+    found = search.search(train_params(**SHORT), inputs, replace(budget, trials=1), Events())
+    assert read == {"train", "valid"}
+    assert found.rows == 5
+
+
+def test_search_without_time_is_told(tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget) -> None:
+    from dataclasses import replace
+
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    with pytest.raises(UserError) as error:
+        search.search(train_params(), inputs, replace(budget, minutes=1e-4), Events())
+    assert error.value.code == "train.search_too_short"
+
+
+def test_trials_that_diverge_or_fall_behind_end_early_and_are_no_winners(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates far apart: 1e-6 learns nothing, 1e30 gives no number."""
+    import optuna
+
+    begun = optuna.create_study
+
+    def with_rates(**settings: Any) -> optuna.Study:
+        study = begun(**settings)
+        for rate in (2e-2, 1e-2, 1.5e-2, 1e-6, 1e30):
+            study.enqueue_trial({"learning_rate": rate, "r": 8})
+        return study
+
+    monkeypatch.setattr(optuna, "create_study", with_rates)
+    monkeypatch.setattr(search, "_rates", lambda params: (1e-7, 1e31))
+    params = train_params(num_train_epochs=2, learning_rate=2e-2, max_grad_norm=1e30, warmup_ratio=0.0)
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    found = search.search(params, inputs, Budget(5, 5, 7, budget.folder), Events())
+    states = {line.learning_rate: line.state for line in found.trials}
+    assert states[1e30] == "diverged"
+    assert states[2e-2] == "done"
+    assert states[1e-6] == "ended_early"
+    assert found.trials[0].learning_rate > 1e-6
+    assert next(line.loss for line in found.trials if line.learning_rate == 1e30) is None
