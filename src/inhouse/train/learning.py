@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coding:
-    """How rows become samples: the tokenizer, its end tokens, how long a sample may be, and whom to tell."""
+    """How rows become samples: tokenizer, end tokens, how long a sample may be, whom to tell; further inputs."""
 
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
     limit: Limit
     events: Events
+    inputs: Mapping[str, Input] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

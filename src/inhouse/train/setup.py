@@ -115,7 +115,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
         raise UserError("torch.no_end", name=facts.name)
     check_vocabulary(model, tokenizer, facts.name)
     learning = Learning(params.objective)
-    coding = Coding(tokenizer, ends, Limit(params.max_length, params.turns, params.over_length), events)
+    coding = Coding(tokenizer, ends, Limit(params.max_length, params.turns, params.over_length), events, inputs)
     texts = Texts(rows, learning.encode(rows, coding), tokenizer, ends)
     if held:
         texts = replace(texts, valid=learning.encode(held, coding).kept)

@@ -21,10 +21,14 @@ MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: token ids, and which of them are answers (1) that the model learns to write."""
+    """One conversation: token ids, and which of them are answers (1) that the model learns to write.
+
+    `mark` is what an objective must know of the whole: a class, or a thumb.
+    """
 
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
+    mark: int = 0
 
 
 @dataclass(frozen=True)
