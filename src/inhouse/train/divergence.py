@@ -39,7 +39,7 @@ class Divergence:
 
 def diverged(step: int, rate: float, folder: Path, since: int | None = None) -> UserError:
     """The error of a loss or gradient that is no number any more; checkpoints of `since` and later are removed."""
-    return UserError("train.diverged", step=step, learning_rate=rate, checkpoint=_last_good(folder, since))
+    return UserError("train.diverged", step=step, learning_rate=_short(rate), checkpoint=_last_good(folder, since))
 
 
 def loss_rose(found: Divergence, facts: Mapping[str, float], folder: Path) -> UserError:
@@ -50,9 +50,13 @@ def loss_rose(found: Divergence, facts: Mapping[str, float], folder: Path) -> Us
         step=found.since,
         loss=round(facts["loss"], 3),
         best=round(found.best, 3),
-        learning_rate=facts["learning_rate"],
+        learning_rate=_short(facts["learning_rate"]),
         checkpoint=_last_good(folder, found.since),
     )
+
+
+def _short(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 def _last_good(folder: Path, since: int | None) -> str:

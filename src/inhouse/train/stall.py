@@ -11,12 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from types import FrameType
 
 from inhouse.core.run import Events
 
-TIMES_MEDIAN = 20.0  # a step this many times longer than the usual one is no slow step
+TIMES_USUAL = 20.0  # a step this many times longer than the usual one is no slow step
 REMEMBERED = 50  # steps that the usual time is taken from
 LOOKS = 10  # looks within the shortest time that counts as a stall
 
@@ -47,7 +46,8 @@ class Pulse:
 
     def longest(self) -> float:
         """Seconds without a sign of life that are still fine."""
-        return max(self.least_s, TIMES_MEDIAN * median(self._times) if self._times else 0.0)
+        usual = sorted(self._times)[len(self._times) // 2] if self._times else 0.0
+        return max(self.least_s, TIMES_USUAL * usual)
 
     def stalled(self) -> float | None:
         """Seconds since the last sign of life when that is too long ago and was not told yet."""
@@ -99,5 +99,5 @@ def place(frame: FrameType | None) -> str:
         return "?"
     stack = traceback.extract_stack(frame)
     ours = [call for call in stack if "inhouse" in Path(call.filename).parts]
-    found = dict.fromkeys([stack[-1], *ours[-1:]])
-    return " < ".join(f"{Path(call.filename).name}:{call.lineno} in {call.name}" for call in found)
+    calls = [f"{Path(call.filename).name}:{call.lineno} in {call.name}" for call in (stack[-1], *ours[-1:])]
+    return " < ".join(dict.fromkeys(calls))
