@@ -68,7 +68,7 @@ def here(available: float) -> Machine:
 def test_held_bytes_are_the_sums_of_the_tensors_and_tied_weights_count_once(ready: Prepared) -> None:
     model = ready.loaded.model
     config = model.config
-    held = held_by(model, [])
+    held = held_by(model)
     embedding = config.vocab_size * 32  # tied to the output layer
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
     rank = 8 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
@@ -98,7 +98,7 @@ def test_optimisers_bytes_are_those_of_adamw() -> None:
     model(torch.ones(3, 100)).sum().backward()
     optimizer.step()
     state = [value for entry in optimizer.state.values() for name, value in entry.items() if name != "step"]
-    assert held_by(model, []).optimizer == sum(value.nbytes for value in state) == 2 * 4 * 707
+    assert held_by(model).optimizer == sum(value.nbytes for value in state) == 2 * 4 * 707
 
 
 def test_measured_split_gives_the_rest_of_the_peak_to_activations(monkeypatch: pytest.MonkeyPatch) -> None:

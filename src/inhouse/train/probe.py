@@ -98,7 +98,7 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     if on_gpu():
         model.to("cuda")
     release_memory()
-    held = held_by(model, [data for _, data in ready.loaded.originals])
+    held = held_by(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a rate of 0: the step is real, weights stay
     one, two = probe_samples(samples, ready.learning.unit)

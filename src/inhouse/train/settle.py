@@ -64,7 +64,7 @@ def settle(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Set
     steps, loaded = steps_of(ready, params, seed), ready.loaded
     for remark in remarks(params, len(steps)):
         place.events.note(remark.code, **remark.facts)
-    held = held_by(loaded.model, [data for _, data in loaded.originals])
+    held = held_by(loaded.model)
     found = _recall(place.scratch / KEPT, params)
     if found is None:
         found = _decide(ready, params, (held, _largest(ready, params, steps)), seed, place)

@@ -41,7 +41,7 @@ Originals = list[tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model as it is trained. `originals` pairs frozen weights with their full-precision values, to `restore`."""
+    """The model as it is trained. `originals` are the frozen weights that were rounded, and their names in the base."""
 
     model: PeftModel | PreTrainedModel
     originals: Originals
@@ -183,10 +183,18 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     return torch_dtype(precision)
 
 
-def restore(originals: Originals) -> None:
-    """Give the frozen base its full-precision weights back, so that merging rounds nothing twice."""
-    for parameter, data in originals:
-        parameter.data = data.to(parameter.device)
+def restore(ready: Prepared) -> None:
+    """Give the frozen base its full-precision weights back, so that merging rounds nothing twice.
+
+    They are read again: keeping them while training would take as much memory as all else together.
+    """
+    from inhouse.engines.transformers import load_model
+
+    if not ready.loaded.originals:
+        return
+    exact = dict(load_model(ready.base, NAMES[str(ready.loaded.save)]).named_parameters())
+    for parameter, name in ready.loaded.originals:
+        parameter.data = exact[name].data.to(parameter.device)
 
 
 def _adapt(model: PreTrainedModel, kept: tuple[Originals, torch.dtype], params: TrainParams, seed: int) -> Loaded:
@@ -240,7 +248,7 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTr
     model.name_or_path = model.config.name_or_path = ""
     if role != "frozen" or compute in (model.dtype, torch.float16):
         return model, []  # fp16 keeps the weights as they are and computes under autocast
-    originals = [(parameter, parameter.data) for parameter in model.parameters()]
+    originals = [(parameter, name) for name, parameter in model.named_parameters()]
     for parameter in model.parameters():  # not model.to(): it would round the rotary frequencies too
         parameter.data = parameter.data.to(compute)
     return model, originals

@@ -45,8 +45,8 @@ def run(params: TrainParams, context: Context) -> Made:
     trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, settled.params, job)
     memory = None if ranks else settled.facts()
     _note_loss(context, trained.losses)
-    restore(loaded.originals)
     release_memory()  # activations of training: the checks below hold a second copy of the model
+    restore(ready)
     origin = Origin(ready.base, ready.facts, texts.tokenizer, texts.ends, texts.samples.kept, texts.rows, loaded.save)
     checked = finish(loaded.model, origin, context)
     keep_curves(context.scratch, context.out)
