@@ -157,6 +157,15 @@ def test_teacher_is_a_step_of_its_own_and_an_input_of_the_training() -> None:
     assert "teacher" in made["release"].inputs
 
 
+def test_distilling_project_file_gets_its_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "inhouse.yaml"
+    objective = {"use": "distill", "teacher": {"base": "qwen3-0.6b", "licence": "Apache-2.0"}}
+    path.write_text(yaml.safe_dump({**WHOLE, "train": [{"objective": objective}, {}]}), encoding="utf-8")
+    made = steps(load(path))
+    assert made["teacher"].params == ModelParams(base="qwen3-0.6b", licence="Apache-2.0")
+    assert made["tuned_1"].inputs["teacher"] == "teacher" and "teacher" not in made["tuned"].inputs
+
+
 def test_teachers_that_are_equal_are_one_step_and_the_base_may_teach_itself() -> None:
     made = steps(taught("qwen3-0.6b", "qwen3-1.7b", None, "smollm2-135m-instruct", "qwen3-0.6b"))
     assert [name for name in made if name.startswith("teacher")] == ["teacher", "teacher_2"]
