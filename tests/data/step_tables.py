@@ -44,6 +44,7 @@ def batch_of(rows: list[tuple[str, str, str | None]], ids: list[int] | None = No
         "row": ids or list(range(1, count + 1)), "source": ["s"] * count, "file": ["f"] * count,
         "offset": list(range(count)), "part": [r[1] for r in rows], "stated": [True] * count,
         "label": [r[2] for r in rows], "parent": [None] * count, "turns": [None] * count,
+        "extra": [None] * count,
     }  # fmt: skip
     frame = pl.DataFrame(columns, schema=row_schema())
     pieces = {
