@@ -58,12 +58,12 @@ def places(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def alone(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """What one process makes of it: the loop's result and the model."""
-    from inhouse.train.loop import Job, train
-    from inhouse.train.setup import prepare
+    from inhouse.train.loop import train
+    from inhouse.train.setup import Place, job_for, prepare
 
     place = context(tiny_llama, dataset, tmp_path_factory.mktemp("alone"))
     ready = prepare(settings(), place.inputs, place.seed, place.events)
-    job = Job(ready.texts.samples.kept, ready.texts.pad, place.seed, place.scratch, place.events)
+    job = job_for(ready, settings(), place.seed, Place(place.scratch, place.events))
     return train(ready.loaded.model, settings(), job), ready.loaded.model
 
 
@@ -113,7 +113,7 @@ def test_one_process_alone_tells_the_events(kind: str, places: dict[str, Context
     path = places[kind].events.path
     assert path is not None
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if '"train.step"' in line]
-    assert steps == [1, 2, 3, 4, 5]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_worker_that_breaks_is_told_with_the_place_of_its_output(tmp_path: Path) -> None:
@@ -158,3 +158,8 @@ def test_every_row_of_a_step_is_dealt_once_and_no_share_is_larger_than_a_batch()
 def test_batches_that_come_out_even_are_dealt_whole() -> None:
     shares = share_out([[0, 1], [2], [3, 4], [5]], 2, 2)
     assert (shares.items, shares.turns) == ([[0, 1], [2], [3, 4], [5]], 1)
+
+
+def test_samples_that_make_one_example_stay_together() -> None:
+    shares = share_out([[0, 1, 2, 3, 4, 5], [6, 7], []], 3, 2, unit=2)
+    assert shares.items == [[0, 1], [2, 3], [4, 5], [6, 7]]

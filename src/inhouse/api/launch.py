@@ -40,14 +40,15 @@ def launch_training(request: LaunchRequest) -> Launched:
     if project.train is None:
         raise UserError("plan.no_step", room="train")
     file = (request.project / "inhouse.yaml" if request.project.is_dir() else request.project).absolute()
-    strategy = request.strategy or _strategy(project.model_dump().get("train"))
+    sections = project.model_dump()["train"]
     target = Target(
         name=project.name,
         project=file,
         workspace=request.store.root,
         storage=request.storage.absolute() if request.storage else file.parent,
-        strategy=strategy,
+        strategy=request.strategy or _strategy(sections),
         overrides=request.overrides,
+        chain=len(sections) if isinstance(sections, list | tuple) else None,
     )
     cluster = Cluster.model_validate(request.model_dump(include=set(Cluster.model_fields)))
     written = launch_files(cluster, target)
@@ -57,7 +58,7 @@ def launch_training(request: LaunchRequest) -> Launched:
             (request.folder / name).write_text(content, encoding="utf-8")
     return Launched(
         kind=cluster.kind,
-        strategy=strategy,
+        strategy=target.strategy,
         processes=cluster.processes,
         files=tuple(request.folder / name for name in written),
         command=next_step(cluster, request.folder, target),

@@ -21,7 +21,7 @@ def main(project: Path, overrides: tuple[str, ...]) -> int:
     """Take part; the exit code is the one that the launcher should see (another rank's end ends all)."""
     import torch.distributed as dist
 
-    open_group()
+    opened = open_group()
     line()
     try:
         if dist.get_rank() == 0:
@@ -32,7 +32,8 @@ def main(project: Path, overrides: tuple[str, ...]) -> int:
     except InhouseError as error:
         print(json.dumps({"error": error.to_dict()}, ensure_ascii=False), flush=True)  # noqa: T201  the launcher's log
         return error.exit_code
-    dist.destroy_process_group()
+    if opened:
+        dist.destroy_process_group()
     return 0
 
 

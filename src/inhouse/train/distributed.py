@@ -21,6 +21,8 @@ from inhouse.train.params import TrainParams
 if TYPE_CHECKING:
     import torch
 
+TOKENWISE = ("sft", "pretrain")  # objectives whose loss is that of each learned token
+
 
 def train_in_ranks(params: TrainParams, context: Context, recipe: Recipe) -> Path:
     """Train as `params.parallel` says; returns the folder that `take` reads.
@@ -61,6 +63,8 @@ def check(params: TrainParams) -> None:
         refused["train.precision: fp16"] = params.precision == "fp16"
     if kind == "pp":
         refused["train.changes"] = bool(params.changes)
+        use: str = params.objective.use  # type: ignore[attr-defined]
+        refused[f"train.objective: {use}"] = use not in TOKENWISE
     if what := next((name for name, asked in refused.items() if asked), None):
         raise UserError("train.parallel_method", kind=kind, what=what)
 

@@ -35,12 +35,15 @@ class Target:
     storage: Path
     strategy: Strategy
     overrides: tuple[str, ...] = ()
+    chain: int | None = None  # how many trainings, where the project's `train` is a list
 
     def settings(self, cluster: Cluster) -> tuple[str, ...]:
         """The overrides that make the project train in this many processes."""
-        kind = {"zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}.get(self.strategy, self.strategy)
-        zero = (f"train.parallel.zero={self.strategy[-1]}",) if kind == "deepspeed" else ()
-        return (*self.overrides, f"train.parallel.kind={kind}", *zero, f"train.parallel.processes={cluster.processes}")
+        zero = self.strategy.startswith("zero")
+        asked = {"kind": "deepspeed" if zero else self.strategy, "processes": str(cluster.processes)}
+        asked |= {"zero": self.strategy[-1]} if zero else {}
+        sections = ["train"] if self.chain is None else [f"train.{place}" for place in range(self.chain)]
+        return (*self.overrides, *(f"{at}.parallel.{key}={value}" for at in sections for key, value in asked.items()))
 
 
 def launch_files(cluster: Cluster, target: Target) -> dict[str, str]:

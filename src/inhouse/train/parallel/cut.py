@@ -19,7 +19,7 @@ from inhouse.train.divergence import diverged
 from inhouse.train.loop import Job, Trained, plan_steps
 from inhouse.train.parallel.group import clip, device, local, tell
 from inhouse.train.params import TrainParams
-from inhouse.train.tokens import Sample
+from inhouse.train.spans import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Side(Protocol):
 
     apart: bool
 
-    def backward(self, batches: Sequence[Sequence[Sample]], count: int) -> float: ...
+    def backward(self, batches: Sequence[Sequence[Sample]]) -> float: ...
 
 
 @dataclass
@@ -68,7 +68,7 @@ def train_cut(model: torch.nn.Module, params: TrainParams, job: Job) -> Trained:
     every = params.gradient_accumulation_steps
     steps = ceil(len(plan) / every)
     model.to(device()).train()
-    side: Side = TensorSide(model, job.pad) if params.parallel.kind == "tp" else PipelineSide(model, job.pad)
+    side: Side = TensorSide(model, job) if params.parallel.kind == "tp" else PipelineSide(model, job)
     hands = _hands(model, params, steps)
     # Ranks that hold the same activations must drop the same ones; those of other layers need not.
     torch.manual_seed(job.seed + (dist.get_rank() if side.apart else 0))
@@ -113,8 +113,7 @@ def _hands(model: torch.nn.Module, params: TrainParams, steps: int) -> Hands:
 
 def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[TrainParams, Job, Course, int]) -> None:
     params, job, course, steps = run
-    count = sum(sum(sample.learned[1:]) for batch in batches for sample in batch)
-    loss = side.backward(batches, count)
+    loss = side.backward(batches)
     if not isfinite(loss):
         raise diverged(course.step + 1, float(hands.schedule.get_last_lr()[0]), job.scratch / "checkpoints")
     length = clip(hands.parameters.values(), params.max_grad_norm, side.apart)

@@ -12,19 +12,23 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(minutes=30)  # a rank that says nothing for so long is taken for dead
 
 
-def open_group() -> None:
-    """Join the processes that torchrun started: NCCL where there are GPUs (one per process), else gloo."""
+def open_group() -> bool:
+    """Join the processes that torchrun started: NCCL where there are GPUs (one per process), else gloo.
+
+    Returns whether there is a group to close again: Ray opens one itself, and closes it.
+    """
     import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
-        return
+        return False
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_node_local_rank(0))
     else:
         # accelerate calls the CPU of rank n `cpu:n`, which torch.load does not know as a place for a checkpoint.
         torch.serialization.register_package(90, lambda _: None, lambda got, at: got if at.startswith("cpu:") else None)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    return True
 
 
 def device() -> torch.device:

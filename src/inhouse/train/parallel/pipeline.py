@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
-from inhouse.train.tokens import Sample
+from inhouse.train.spans import Sample
+from inhouse.train.step import unwrapped
 
 if TYPE_CHECKING:
     import torch
+
+    from inhouse.train.loop import Job
 
 IGNORED = -100  # what torch's cross entropy skips
 
@@ -22,17 +25,17 @@ class PipelineSide:
 
     apart = True
 
-    def __init__(self, model: torch.nn.Module, pad: int) -> None:
+    def __init__(self, model: torch.nn.Module, job: Job) -> None:
         import torch.distributed as dist
 
-        self.rank, self.ranks, self.pad = dist.get_rank(), dist.get_world_size(), pad
+        self.rank, self.ranks, self.pad = dist.get_rank(), dist.get_world_size(), job.pad
         self.model = model
         self.base, self.tied = cut(model, self.rank, self.ranks)
         self.module = _stage_module(self.base, self.rank)
         self.ends = dist.new_group(sorted({0, self.ranks - 1}))  # the ranks that hold the tied embeddings
 
-    def backward(self, batches: Sequence[Sequence[Sample]], count: int) -> float:
-        """Add the gradients of a step whose learned tokens are `count`; returns the step's loss."""
+    def backward(self, batches: Sequence[Sequence[Sample]]) -> float:
+        """Add the gradients of a step; returns the step's loss."""
         import torch
         import torch.distributed as dist
 
@@ -40,7 +43,7 @@ class PipelineSide:
 
         chunks = len(batches) * self.ranks
         ids, mask, targets = tensors([s for batch in batches for s in batch], self.pad, chunks)
-        schedule = self._schedule(chunks, tuple(ids.shape), count)
+        schedule = self._schedule(chunks, tuple(ids.shape), int((targets != IGNORED).sum()))
         where, losses = device(), list[Any]()
         inputs = (ids.to(where),) if self.rank == 0 else ()
         last = self.rank == self.ranks - 1
@@ -82,9 +85,7 @@ def cut(model: torch.nn.Module, rank: int, ranks: int) -> tuple[Any, Any]:
     """
     import torch
 
-    from inhouse.train.parallel.tensor import base_of
-
-    base = base_of(model)
+    base = unwrapped(model)
     config = base.config.get_text_config()
     if not base.pp_plan or not isinstance(getattr(base.get_decoder(), "layers", None), torch.nn.ModuleList):
         raise UserError("train.parallel_plan", kind="pp", family=config.model_type)

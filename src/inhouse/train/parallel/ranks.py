@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 
@@ -18,20 +19,21 @@ class Shares:
     turns: int
 
 
-def share_out(plan: Sequence[Sequence[int]], accumulation: int, ranks: int) -> Shares:
+def share_out(plan: Sequence[Sequence[int]], accumulation: int, ranks: int, unit: int = 1) -> Shares:
     """Deal the batches of every optimiser step to `ranks`; batches are cut where they do not come out even.
 
-    `plan` holds sample indices per batch, `accumulation` batches make one step of one process.
-    No item is larger than the largest batch of its step.
+    `plan` holds sample indices per batch, `accumulation` batches make one step of one process, and every `unit`
+    samples are one example, which is not cut. No item is larger than the largest batch of its step.
     """
     turns = ceil(accumulation / ranks)
     items: list[list[int]] = []
     for at in range(0, len(plan), accumulation):
         step = plan[at : at + accumulation]
-        if len(step) == turns * ranks:
+        parts = turns * ranks
+        if len(step) == parts and all(step):
             items += [list(batch) for batch in step]
             continue
         rows = [row for batch in step for row in batch]
-        parts = turns * ranks
-        items += [rows[len(rows) * k // parts : len(rows) * (k + 1) // parts] for k in range(parts)]
+        borders = [len(rows) // unit * k // parts * unit for k in range(parts + 1)]
+        items += [rows[start:end] for start, end in pairwise(borders)]
     return Shares(items, turns)

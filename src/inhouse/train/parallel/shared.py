@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inhouse.core.errors import UserError
 from inhouse.train.arguments import arguments
+from inhouse.train.batching import is_out_of_memory
 from inhouse.train.checkpoint import find_complete, step_of, stopped_early
 from inhouse.train.launch.deepspeed import deepspeed_settings
 from inhouse.train.loop import Job, Trained, build_trainer, plan_steps
@@ -37,12 +39,12 @@ def train_shared(model: torch.nn.Module, params: TrainParams, job: Job) -> Train
     resume: Path | None = tell(find_complete(folder, job.recipe, job.events) if rank == 0 else None)
     if stopped_early(resume):
         plan = plan[: step_of(resume) * size]
-    shares = share_out(plan, size, ranks)
+    shares = share_out(plan, size, ranks, job.learning.unit)
     steps = len(shares.items) // (shares.turns * ranks)
     items = [[job.samples[i] for i in item] for item in shares.items]
     args = _arguments(arguments(params, folder, steps, job.seed), shares.turns, params.parallel)
     trainer = build_trainer(model, args, items, job)
-    _add_up(trainer, ranks)
+    _add_up(trainer, params, ranks)
     tokens = [
         sum(len(job.samples[i].ids) for batch in plan[at : at + size] for i in batch)
         for at in range(0, len(plan), size)
@@ -80,11 +82,14 @@ def _arguments(args: TrainingArguments, turns: int, parallel: Torch | DeepSpeed)
     )
 
 
-def _add_up(trainer: Trainer, ranks: int) -> None:
-    """Let gradients be summed over the ranks.
+def _add_up(trainer: Trainer, params: TrainParams, ranks: int) -> None:
+    """Let gradients be summed over the ranks, and every rank compute as often as the others, whatever its memory.
 
-    The loss is divided by the learned tokens of the whole step on all ranks; DDP and FSDP2 then average the gradients.
+    The loss is divided by what all ranks learn in the step; DDP and FSDP2 then average the gradients. A rank that cut
+    its batch because memory ran out would speak to the others more often than they listen: it ends instead.
     """
+    from transformers import Trainer
+
     mean = trainer.compute_loss
 
     def summed(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -92,4 +97,12 @@ def _add_up(trainer: Trainer, ranks: int) -> None:
             return mean(model, inputs, return_outputs, num_items_in_batch)
         return mean(model, inputs, num_items_in_batch=num_items_in_batch) * ranks
 
-    trainer.compute_loss = summed
+    def step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        try:
+            return Trainer.training_step(trainer, model, inputs, num_items_in_batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("train.out_of_memory", max_length=params.max_length) from error
+
+    trainer.compute_loss, trainer.training_step = summed, step

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
-from inhouse.train.tokens import Sample
+from inhouse.train.spans import Sample
+from inhouse.train.step import reading, reading_of, unwrapped
 
 if TYPE_CHECKING:
     import torch
+
+    from inhouse.train.loop import Job
 
 
 class TensorSide:
@@ -22,20 +25,26 @@ class TensorSide:
 
     apart = False
 
-    def __init__(self, model: torch.nn.Module, pad: int) -> None:
+    def __init__(self, model: torch.nn.Module, job: Job) -> None:
         cut(model)
-        self.model, self.pad = model, pad
+        self.model, self.job, self.how = model, job, reading_of(model, job.reading)
 
-    def backward(self, batches: Sequence[Sequence[Sample]], count: int) -> float:
-        """Add the gradients of a step whose learned tokens are `count`; returns the step's loss."""
-        from inhouse.train.apart import row_losses
+    def backward(self, batches: Sequence[Sequence[Sample]]) -> float:
+        """Add the gradients of a step; returns the step's loss."""
+        import torch
 
-        loss = 0.0
-        for batch in batches:
-            each, _ = row_losses(self.model, batch, self.pad)
-            part = each.sum() / count
-            part.backward()  # type: ignore[no-untyped-call, unused-ignore]
-            loss += float(part.detach())
+        from inhouse.train.batches import collate
+        from inhouse.train.parallel.group import device
+
+        learning, loss = self.job.learning, 0.0
+        count = sum(len(learning.counted(batch)) for batch in batches)
+        with reading(self.model, self.how, fuse=False):  # the fused path knows whole matrices only
+            for batch in filter(None, batches):
+                inputs = collate(batch, self.job.pad, self.how, learning)
+                here = {name: v.to(device()) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+                part = learning.loss(self.model, here).total / count
+                part.backward()
+                loss += float(part.detach())
         return loss
 
 
@@ -52,18 +61,11 @@ def cut(model: torch.nn.Module) -> None:
         from transformers.distributed.tensor_parallel import apply_tensor_parallelism
     except ImportError:
         raise UserError("train.parallel_version", kind="tp", wanted="transformers>=5.17") from None
-    base = base_of(model)
+    base = unwrapped(model)
     plan = _plan(base, dist.get_world_size())
     base.tp_plan = _with_adapters(base, plan)
     mesh = dist.init_device_mesh(device().type, (dist.get_world_size(),), mesh_dim_names=("tp",))
     apply_tensor_parallelism(base, mesh)
-
-
-def base_of(model: torch.nn.Module) -> Any:
-    """The transformers model inside, whether adapters are on it or not."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _plan(base: Any, ranks: int) -> dict[str, str]:
