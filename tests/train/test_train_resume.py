@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 import pytest
 from tiny_training import context, train_params, write_dataset
 
+from inhouse.core.errors import UserError
 from inhouse.core.run import Events
+from inhouse.core.store import disk_errors
 from inhouse.train.checkpoint import (
     drop_since,
     find_complete,
     newest_of,
     recipe_of,
+    saving,
     settle,
     step_of,
     stopped_early,
@@ -213,6 +217,30 @@ def test_recipe_changes_with_settings_inputs_seed_and_code_and_not_with_how(tmp_
     assert changed(train_params(save_steps=2, stall_seconds=9, report_to=["tensorboard"])) == set()
     assert changed(code=inhouse.train.loop) == {"code"}
     assert {"base", "dataset", "seed"} <= plain.keys()
+
+
+def test_disk_that_fills_up_while_saving_is_told_as_such_and_what_was_there_is_used_again(
+    tiny_llama: Path, dataset: Path, tmp_path: Path
+) -> None:
+    from inhouse.train.stage import run
+
+    here, usual = context(tiny_llama, dataset, tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, usual[1]))  # bytes a file may have; no checkpoint fits
+    try:
+        with pytest.raises(UserError) as error, disk_errors(here.out):
+            run(train_params(max_steps=3), here)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert error.value.code == "store.no_space"
+    made = run(train_params(max_steps=3), context(tiny_llama, dataset, tmp_path))
+    assert (made.facts["steps"], made.facts["resumed_from"]) == (3, 0)
+
+
+@pytest.mark.parametrize("text", ["PytorchStreamWriter failed writing file data/0: file write failed", "shapes differ"])
+def test_only_what_tells_of_a_full_disk_becomes_an_error_of_the_disk(text: str, tmp_path: Path) -> None:
+    expected = OSError if "write" in text else RuntimeError
+    with pytest.raises(expected), saving(tmp_path):
+        raise RuntimeError(text)
 
 
 def test_copied_checkpoint_of_another_learning_rate_is_not_resumed_from(

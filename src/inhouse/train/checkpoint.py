@@ -6,11 +6,13 @@ last, after everything else is on the disk, and taken away first when a checkpoi
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,7 @@ MARK = "complete"
 STATE = "trainer_state.json"
 ASIDE = "set-aside"
 NAME = re.compile(r"checkpoint-(\d+)$")
+DISK_FULL = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed")
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 Recipe = Mapping[str, str]  # what a run is made of -> its digest or id; names are told when they differ
@@ -169,6 +172,19 @@ def stopped_early(checkpoint: Path | None) -> bool:
     state = state_of(checkpoint)
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
     return bool(control.get("should_training_stop")) and state["global_step"] < state["max_steps"]
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise on a full disk into an OSError that flow explains."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in DISK_FULL):
+            raise
+        raise OSError(errno.ENOSPC, str(error), str(folder)) from error
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

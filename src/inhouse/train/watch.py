@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 
 from inhouse.core.params import OnlyHow, Params
 from inhouse.core.run import PROGRESS_EVERY_S, Events, peak_memory
-from inhouse.train.checkpoint import Recipe, prune, settle
+from inhouse.train.checkpoint import Recipe, prune, saving, settle
 from inhouse.train.divergence import Divergence, diverged, loss_rose
 from inhouse.train.stall import Pulse, stall_watch
 from inhouse.train.track import BOARD, Tracker, tracking
@@ -108,6 +108,7 @@ def watching(trainer: Trainer, params: WatchParams, run: Watched) -> Iterator[No
     with (
         tracking(params.report_to, run.folder.parent / BOARD, run.resumed, run.events, run.offline) as trackers,
         stall_watch(run.events, params.stall_seconds) as pulse,
+        saving(run.folder),
     ):
         for callback in (*trackers, watcher(params, run, pulse)):
             trainer.add_callback(callback)
