@@ -33,7 +33,7 @@ class Training:
         elif kind == "train.evaluating":
             self.measuring = text("cli.train_evaluating", done=event["done"], total=event["total"])
         elif kind == "train.evaluated":
-            self.measured, self.measuring = _measured(event), ""
+            self.measured, self.measuring = text("cli.train_valid_short", loss=_number(event["loss"])), ""
         else:
             return ""
         return self.line()
