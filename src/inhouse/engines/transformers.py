@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +52,7 @@ def open_model(
         from inhouse.engines.adapters import read_before
 
         require("train", "peft")
-        engine.before = read_before(model, source.path / facts.adapter, facts.name)
+        engine.before = read_before(model, source.path / facts.adapter)
     return engine
 
 
@@ -99,6 +100,8 @@ def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
     from transformers import logging
 
     logging.disable_progress_bar()
+    # PEFT imports bitsandbytes where it is installed, and that complains of an optional kernel it looks for on the hub.
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
     facts = facts_of(source)
     path = source.path / facts.main
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -33,8 +32,6 @@ def attach(model: PreTrainedModel, params: Qlora) -> PeftModel:
     Raises train.nothing_to_round when it has no plain linear layer (GPT-2's are transposed).
     """
     require("qlora", "bitsandbytes")
-    # On CPUs with avx512_bf16 it looks for a kernel on the hub and complains when the package for that is absent.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import get_peft_model
 
     round_base(model, params)
