@@ -1,7 +1,7 @@
 """Measure training and its peers on the same rows, back to back, with the network off.
 
     python bench/train/model.py && python bench/train/rows.py && python bench/train/peers.py   # once
-    python bench/train/run.py [SUBJECT ...] [--steps 23] [--repeat 3] [--threads 2] [--note TEXT]
+    python bench/train/run.py [SUBJECT ...] [--steps 23] [--repeat 3] [--threads 2] ...
     python bench/train/run.py --ladder       # the steps of our speed, each on and off
     python bench/train/run.py --losses       # loss curves of 50 steps beside a plain fp32 step
 
@@ -86,7 +86,8 @@ WANTED |= dict.fromkeys(("trl-best", "trl-flat", "trl-packed", "llamafactory-bes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="; ".join(SUBJECTS))
-    parser.add_argument("--steps", type=int, default=23)
+    parser.add_argument("--steps", type=int, help="default: 23, and 50 for losses")
+    parser.add_argument("--size", type=int, default=8, help="rows of a batch")
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -99,8 +100,8 @@ def main() -> None:
         parser.error(f"no such subject: {', '.join(sorted(unknown))}")
     print(f"{machine()}, {options.threads} threads. {options.note}", flush=True)
     print((options.work / "train" / "rows.json").read_text(encoding="utf-8"))
+    options.steps = options.steps or (50 if options.losses else 23)
     if options.losses:
-        options.steps = max(options.steps, 50)
         print(compare_losses(measure_all(options.subjects or LOSSES, 1, options)))
         return
     names = options.subjects or ([*LADDER, *BESIDE] if options.ladder else MAIN)
@@ -128,7 +129,7 @@ def once(subject: Subject, options: argparse.Namespace) -> dict:
     out.unlink(missing_ok=True)
     python = options.work / "peers" / subject.peer / "bin" / "python" if subject.peer else Path(sys.executable)
     asked = {"variant": subject.variant, "steps": options.steps, "warm": options.warm, "threads": options.threads}
-    asked |= {"work": options.work, "out": out, "started": time.time()}
+    asked |= {"size": options.size, "work": options.work, "out": out, "started": time.time()}
     flags = [part for key, value in asked.items() for part in (f"--{key}", str(value))]
     with log.open("wb") as written:
         command = [*no_network(), str(python), str(HERE / subject.script), *flags]
