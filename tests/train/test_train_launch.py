@@ -69,13 +69,15 @@ def words_of(script: str) -> list[str]:
 def shell_is_sound(file: Path) -> None:
     subprocess.run(["bash", "-n", str(file)], check=True)
     if checker := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
-        found = subprocess.run([checker, str(file)], capture_output=True, text=True, check=False)
+        # SC2016 is about a $ in single quotes: the awkward path, which must stay as it is.
+        found = subprocess.run([checker, "-e", "SC2016", str(file)], capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout
 
 
 def test_shell_file_is_sound_and_hands_awkward_paths_on_whole(project: Path) -> None:
     made = launch_training(request(project, nodes=3, gpus=4, python="/opt/my python/bin/python"))
     shell_is_sound(made.files[0])
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in made.files[0].read_text()  # or restarts hang: tried
     words = words_of(made.files[0].read_text())
     options = dict(zip(words[2:14:2], words[3:15:2], strict=True))
     assert options["--nnodes"] == "3"
@@ -222,7 +224,7 @@ def test_deepspeed_itself_takes_the_settings() -> None:
 def test_the_shell_file_trains_in_two_processes(tmp_path: Path, tiny_llama: Path) -> None:
     train = TRAIN.format(more="")
     project = write_project(tmp_path / AWKWARD, tiny_llama, train)
-    asked = request(project, nodes=1, gpus=2, strategy="ddp", python=sys.executable, cpus=1, rendezvous_port=29517)
+    asked = request(project, nodes=1, gpus=2, strategy="ddp", python=sys.executable, cpus=1, restarts=0)
     made = launch_training(asked)
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(["bash", str(made.files[0])], env=env, capture_output=True, text=True, check=False)
