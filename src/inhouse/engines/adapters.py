@@ -67,12 +67,12 @@ def _all_used(adapted: Any, folder: Path) -> bool:
     return stored == set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 
-def read_before(model: PreTrainedModel, folder: Path, base: str) -> DynamicCache:
+def read_before(model: PreTrainedModel, folder: Path) -> DynamicCache:
     """Keys and values of the virtual tokens that a prompt, p-tuning or prefix adapter puts before every text."""
     import torch
     from transformers.cache_utils import DynamicCache
 
-    adapted: Any = open_adapter(model, folder, base)
+    adapted: Any = open_adapter(model, folder, None)  # it lies beside its base
     with torch.inference_mode():
         made = adapted.get_prompt(1)
         if isinstance(made, torch.Tensor):  # embeddings, still to be read

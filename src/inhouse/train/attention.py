@@ -74,11 +74,11 @@ def _context(places: Places, layout: Layout, parts: list[torch.Tensor]) -> torch
 
 def _group(places: Places, part: Sequence[torch.Tensor], before: Sequence[torch.Tensor], how: How) -> torch.Tensor:
     """Attention of a group's tokens: query (N, H, D), key and value (N, K, D), and what they follow (P, K, D)."""
-    query, key, value = part
+    query = part[0]
     if query.is_cuda and not places.group.before and query.dtype != torch.float32 and not how.dropout:
         return _varlen(places, part, how)
     if places.group.together and not how.dropout:
-        return SegmentAttention.apply(query, key, value, before[0], before[1], places, how.scale, how.window)
+        return SegmentAttention.apply((places, how), *part, *before)
     return _one_by_one(places, part, before, how)
 
 
@@ -130,20 +130,19 @@ class SegmentAttention(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Any, key: Any, value: Any, old_keys: Any, old_values: Any, places: Places, scale: float,
-        window: int | None,
-    ) -> torch.Tensor:  # fmt: skip
+    def forward(ctx: Any, call: tuple[Places, How], *tensors: Any) -> torch.Tensor:
+        """Query (N, H, D), key, value (N, K, D), and the keys and values (P, K, D) that they follow -> (N, H, D)."""
+        (places, how), (query, key, value, old_keys, old_values) = call, tensors
         shape = _Shape(places, query, key)
         keys = shape.with_context(key, old_keys)
         values = shape.with_context(value, old_values)
-        asked = shape.spread_query(query * scale)
-        mask = places.mask(window, query)
+        asked = shape.spread_query(query * how.scale)
+        mask = places.mask(how.window, query)
         scores = torch.bmm(asked, keys.transpose(1, 2))
         scores.view(-1, *mask.shape).add_(mask)
         weights = torch.softmax(scores, -1)
         ctx.save_for_backward(asked, keys, values, weights)
-        ctx.shape, ctx.scale = shape, scale
+        ctx.shape, ctx.scale = shape, how.scale
         return shape.collect_query(torch.bmm(weights, values))
 
     @staticmethod
@@ -157,7 +156,7 @@ class SegmentAttention(torch.autograd.Function):  # type: ignore[misc]
         for_keys = torch.bmm(for_scores.transpose(1, 2), asked)
         key, old_key = shape.collect_key(for_keys)
         value, old_value = shape.collect_key(for_values)
-        return for_query, key, value, old_key, old_value, None, None, None
+        return None, for_query, key, value, old_key, old_value
 
 
 class _Shape:

@@ -102,6 +102,9 @@ def check_settings(params: TrainParams) -> None:
         raise UserError("privacy.penalties", names=names)
     if params.gradient_checkpointing is True:
         raise UserError("privacy.checkpointing")
+    use = params.objective.model_dump()["use"]
+    if use not in ("sft", "pretrain"):
+        raise UserError("privacy.objective", use=use)
     looking = {"eval_steps": params.eval_steps is not None, "report_to": bool(params.report_to)}
     if name := next((name for name, asked in looking.items() if asked), None):
         raise UserError("privacy.setting", name=name)

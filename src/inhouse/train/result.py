@@ -98,7 +98,7 @@ def _leave_adapters(model: PeftModel, origin: Origin, context: Context) -> Left:
     save_adapter(model, folder, origin)
     context.events.check()
     base: Any = model.unload()
-    reloaded = open_adapter(base, folder, origin.facts.name).eval()
+    reloaded = open_adapter(base, folder, base_name(origin)).eval()
     again = probe(reloaded, origin.samples)
     _require_same(memory, again)
     parity: dict[str, float | int | None] = {"adapter_reloaded": difference(memory, again)}
@@ -106,7 +106,7 @@ def _leave_adapters(model: PeftModel, origin: Origin, context: Context) -> Left:
         base = reloaded.unload()
         unround(base)
         widen(base, origin.save)
-        reloaded = open_adapter(base, folder, origin.facts.name).eval()
+        reloaded = open_adapter(base, folder, base_name(origin)).eval()
     merged: Any = reloaded.merge_and_unload()
     save_folder(merged, origin, context.out / "merged")
     return Left(True, False, four_bit, again, parity)
@@ -135,7 +135,7 @@ def _leave_virtual(model: Any, virtual: Sequence[int], origin: Origin, context: 
     again = [
         logits[-len(sample.ids) :]
         for logits, sample in zip(
-            probe(open_adapter(model, folder, origin.facts.name).eval(), origin.samples), origin.samples, strict=False
+            probe(open_adapter(model, folder, base_name(origin)).eval(), origin.samples), origin.samples, strict=False
         )
     ]
     _require_same(memory, again)
@@ -195,13 +195,20 @@ def _finish_adapter(folder: Path, origin: Origin) -> None:
     """An adapter's settings name the base, never a local path, in a fixed order."""
     path = folder / "adapter_config.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = origin.facts.name
+    # In a chain the base is a training's own result: its name says so, as the adapter fits nothing else.
+    settings["base_model_name_or_path"] = base_name(origin)
     for name in ("target_modules", "exclude_modules", "modules_to_save"):
         if isinstance(settings.get(name), list):
             settings[name] = sorted(settings[name])  # a set inside PEFT: its order is random
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form to fill in; ours stands above
     origin.tokenizer.save_pretrained(str(folder))
+
+
+def base_name(origin: Origin) -> str:
+    """What the adapter's base is called: the model's name, and for a base that was itself trained its artifact's id."""
+    trained = origin.base.record.stage == "train"
+    return f"{origin.facts.name}-{origin.base.record.id[:12]}" if trained else origin.facts.name
 
 
 def save_folder(model: Any, origin: Origin, folder: Path) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.core.params import Params
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Input
 from inhouse.core.rows import Row
@@ -22,6 +21,7 @@ from inhouse.train.checkpoint import Recipe
 from inhouse.train.held_out import hold_out
 from inhouse.train.learning import Coding, Learning, Start
 from inhouse.train.params import Precision, TrainParams
+from inhouse.train.penalties.terms import prepare_penalties, samples_from, total
 from inhouse.train.replay import mix_in
 from inhouse.train.tokens import Limit
 
@@ -125,9 +125,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
     texts = _with_virtual(loaded.model, texts)
-    samples = texts.samples.kept
-    start = Start(loaded.model, [*samples, *texts.valid], _wanted(params), texts.pad, inputs, events)
-    penalties = [_penalty(loaded.model, samples, one) for one in params.penalties]
+    start = Start(loaded.model, [*texts.samples.kept, *texts.valid], _wanted(params), texts.pad, inputs, events)
+    penalties = _penalties(loaded.model, texts, params)
     return Prepared(base, facts, loaded, texts, learning.prepared(start), _wanted(params), penalties, changes)
 
 
@@ -154,11 +153,14 @@ def _wanted(params: TrainParams) -> Reading:
     return Reading(params.packing, params.share_prefix)
 
 
-def _penalty(model: PeftModel | PreTrainedModel, samples: Sequence[Sample], params: Params) -> Penalty:
-    """A penalty's term with what it keeps of the model as it is now."""
-    operator = operator_of("penalty", params)
-    state = operator.function("prepare")(model, samples, params)
-    return lambda trained: operator.function("term")(trained, state, params)
+def _penalties(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainParams) -> list[Penalty]:
+    """The terms that join the loss, with what they keep of the model as it is now. Raises train.no_source."""
+    kept = texts.samples.kept
+    places = [texts.rows[origin].source for origin in texts.samples.origins]
+    if params.replay is not None:
+        places += [params.replay.dataset] * (len(kept) - len(places))  # rows of the replayed dataset stand behind
+    prepared = prepare_penalties(model, params.penalties, lambda sources: samples_from(kept, places, sources))
+    return [lambda trained: total(trained, prepared)] if prepared else []
 
 
 def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
@@ -167,6 +169,7 @@ def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
     from inhouse.train.virtual import with_virtual
 
     model, originals = _load(base, params, compute_dtype(params.precision))
+    model, _ = apply_changes(model, params.changes, Events())
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
     with_virtual(loaded.model, [], load_tokenizer(base))
     return loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inhouse.core.artifact import Kind
 from inhouse.core.plugins import require
@@ -14,6 +15,11 @@ from inhouse.train.manifest import ran_on
 from inhouse.train.params import TrainParams as TrainParams
 from inhouse.train.setup import PACKAGES, Place, job_for, prepare, restore
 from inhouse.train.track import check_trackers, keep_curves
+
+if TYPE_CHECKING:
+    from inhouse.train.loop import Job, Trained
+    from inhouse.train.privacy import Spent
+    from inhouse.train.setup import Prepared
 
 VERSION = "1"
 KIND: Kind = "model"
@@ -42,13 +48,22 @@ def run(params: TrainParams, context: Context) -> Made:
     place = Place(context.scratch, context.events, recipe, context.offline)
     job = job_for(ready, params, context.seed, place)
     settled = settle(ready, params, context.seed, place)
-    trained = Trained(**take(loaded.model, ranks)) if ranks else train(loaded.model, settled.params, job)
+    spent = None
+    if ranks:
+        trained = Trained(**take(loaded.model, ranks))
+    elif params.privacy is not None:
+        trained, spent = _privately(ready, params, job)
+    else:
+        trained = train(loaded.model, settled.params, job)
     memory = None if ranks else settled.facts()
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
     origin = Origin(ready.base, ready.facts, texts.tokenizer, texts.ends, texts.samples.kept, texts.rows, loaded.save)
     checked = finish(loaded.model, origin, context)
+    if spent is not None:
+        with (context.out / "README.md").open("a", encoding="utf-8") as card:
+            card.write(f"\n{spent.card()}")
     keep_curves(context.scratch, context.out)
     return Made(
         facts={
@@ -72,8 +87,22 @@ def run(params: TrainParams, context: Context) -> Made:
             "precision": str(loaded.compute).removeprefix("torch."),
             "ran_on": ran_on(),
             "memory": memory,
+            "privacy": spent.facts() if spent else None,
         }
     )
+
+
+def _privately(ready: Prepared, params: TrainParams, job: Job) -> tuple[Trained, Spent]:
+    """Train so that no single row shows in the weights: a loop of its own, whose losses stand in no record."""
+    from inhouse.train.loop import Trained
+    from inhouse.train.private_loop import PrivateJob, train_private
+
+    origins = ready.texts.samples.origins
+    folder = job.scratch / "checkpoints"
+    done = train_private(
+        ready.loaded.model, params, PrivateJob(job.samples, job.pad, job.seed, folder, job.recipe, job.events, origins)
+    )
+    return Trained([], done.steps, done.epochs, done.tokens, done.resumed_from), done.spent
 
 
 def _note_loss(context: Context, losses: list[dict[str, float]]) -> None:

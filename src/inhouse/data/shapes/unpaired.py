@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from inhouse.core.params import Params
 from inhouse.data.records import Unfit
-from inhouse.data.shapes import prompt_completion
 from inhouse.data.shapes.draft import Draft
 from inhouse.data.shapes.prompt_completion import PromptCompletionShape
+from inhouse.data.shapes.prompt_completion import draft as pair_of
 
 COLUMNS = "prompt, completion, label: true or false"
 LIKED: dict[str, bool] = {"true": True, "1": True, "false": False, "0": False}  # as tables of text write them
@@ -34,4 +34,4 @@ def draft(fields: Mapping[str, Any], params: UnpairedShape) -> Draft:
     liked = LIKED.get(str(fields["label"]).strip().lower())
     if liked is None:
         raise Unfit("wrong_type", f"label: {type(fields['label']).__name__}")
-    return replace(prompt_completion.draft(fields, PromptCompletionShape()), desirable=liked)
+    return replace(pair_of(fields, PromptCompletionShape()), desirable=liked)
