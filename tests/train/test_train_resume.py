@@ -188,6 +188,18 @@ def test_checkpoints_beyond_the_limit_are_removed_but_never_the_best(tmp_path: P
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-30"]
 
 
+def test_checkpoint_left_over_by_a_cut_off_removal_is_removed_when_training_goes_on(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from inhouse.train.stall import Pulse
+    from inhouse.train.watch import Watched, WatchParams, watcher
+
+    saved(tmp_path, 5, 10, 15)
+    watch = watcher(WatchParams(save_total_limit=2), Watched(Log(), tmp_path, RECIPE, []), Pulse(9))
+    watch.on_train_begin(None, TrainerState(global_step=15), TrainerControl())
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
+
+
 def test_checkpoints_since_a_step_are_dropped(tmp_path: Path) -> None:
     saved(tmp_path, 5, 10, 15)
     drop_since(tmp_path, 10)
