@@ -280,13 +280,13 @@ def test_activations_are_computed_twice_only_where_nothing_else_fits(ready: Prep
     ],
 )
 def test_refusal_names_what_would_fit(ready: Prepared, settings: dict[str, Any], wanted: str) -> None:
-    lengths = sorted(len(sample.ids) for sample in ready.texts.samples.kept)
     long = Sample((5,) * 200, (False,) * 100 + (True,) * 100)
     found = forecast(ready, 10**7)
     found = Forecast(ready, found.probed, [*found.steps, [long] * 4])
     ready.texts.samples.kept.append(long)
-    room = 2 * GB + 4 * 10**7 * lengths[-1] + 4 * 10**8
-    error = refusal(found, train_params(**settings), here(room / planning.SAFE))
+    by_two = found.split(found.largest(2), False).peak
+    room = max(by_two, found.split(found.largest(4), True).peak)
+    error = refusal(found, train_params(**settings), here((room + 1) / planning.SAFE))
     assert error.code == "train.does_not_fit"
     assert wanted in str(error)
     assert "activations" in str(error)

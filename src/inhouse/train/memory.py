@@ -69,11 +69,15 @@ class Held(Frozen):
         return Split(**parts, activations=extra - gradients - logits, peak=self.resting + extra)
 
 
-def held_by(model: torch.nn.Module) -> Held:
-    """Exact sums over the tensors of a loaded model and of AdamW's state; the process is what else it uses now."""
+def held_by(model: torch.nn.Module, has_state: bool = False) -> Held:
+    """Exact sums over the tensors of a loaded model and of AdamW's state; the process is what else it uses now.
+
+    `has_state`: AdamW has taken a step already.
+    """
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = tensor_bytes([*model.parameters(), *model.buffers()])
-    other = 0 if on_gpu() else max(0, resident_bytes() - weights)
+    known = weights + (2 * trained if has_state else 0)
+    other = 0 if on_gpu() else max(0, resident_bytes() - known)
     return Held(process=other, weights=weights, gradients=trained, optimizer=2 * trained)
 
 

@@ -51,8 +51,8 @@ class Calibration(Frozen):
     def extra(self, shape: Shape) -> int:
         """Bytes that a step on such a batch needs above rest.
 
-        Below the larger reading the line through both peaks; above it the slope of the forward pass alone, because
-        gradients of a model that is trained whole hide in the smaller peak.
+        Below the larger reading the line through both peaks; above it the steeper of that line and the forward pass's:
+        gradients of a model that is trained whole hide in the smaller peak, and make its line too flat.
         """
         small, large = self.small, self.large
         tokens = shape.tokens - large.shape.tokens
@@ -72,10 +72,12 @@ class Calibration(Frozen):
         return fixed + per_token * shape.tokens
 
     def _per_token(self) -> float:
-        kept = [r.forward_bytes - self.place_bytes * r.shape.predicted for r in (self.small, self.large)]
+        """Bytes a token adds, by the forward pass alone or by the peaks, whichever is more."""
         span = self.large.shape.tokens - self.small.shape.tokens
+        kept = [r.forward_bytes - self.place_bytes * r.shape.predicted for r in (self.small, self.large)]
+        most = [r.peak_bytes - self.place_bytes * r.shape.predicted for r in (self.small, self.large)]
         if span > 0 and kept[1] > kept[0]:
-            return (kept[1] - kept[0]) / span
+            return max(kept[1] - kept[0], most[1] - most[0]) / span
         return max(0, kept[1]) / self.large.shape.tokens
 
 
@@ -93,12 +95,11 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     The larger one is left out where it would not fit into `room` bytes.
     """
     import torch
+    from transformers import Trainer  # noqa: F401  what it loads is part of the process that is measured
 
     model = ready.loaded.model
     if on_gpu():
         model.to("cuda")
-    release_memory()
-    held = held_by(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a rate of 0: the step is real, weights stay
     one, two = probe_samples(samples, ready.learning.unit)
@@ -107,6 +108,9 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
 
     with _as_found(model), reading(model, reading_of(model, ready.reading)):
         _step(ready, one, optimizer)  # first calls are slower, and make the optimiser's state
+        release_memory()
+        # Only now: what libraries load with the first step, and keep, is part of the process.
+        held = held_by(model, has_state=True)
         small, update = _step(ready, one, optimizer)
         place = logit_bytes(model.config.get_text_config().vocab_size, max(2, min(4, width)))
         found = Calibration(small=small, large=small, update_s=update, place_bytes=place)
