@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
+from inhouse.engines.torch_files import unreadable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,8 +27,6 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> Peft
     require("train", "torch", "transformers", "peft", "safetensors")
     from peft import PeftModel
     from safetensors import SafetensorError
-
-    from inhouse.engines.transformers import unreadable
 
     named = _base_named(folder)
     facts = {"adapter": folder.name, "wants": Path(named or "?").name, "base": base or model.config.model_type}

@@ -17,6 +17,7 @@ from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.rows import Message
 from inhouse.core.run import peak_memory
 from inhouse.core.settings import usable_cores
+from inhouse.engines.torch_files import unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -154,12 +155,6 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= embedding.num_embeddings:
         raise UserError("torch.vocabulary", name=name, tokenizer=largest + 1, model=embedding.num_embeddings)
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """The error for model files that a library could not read: its first line, without local paths."""
-    problem = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(path), path.name)
-    return UserError("torch.unreadable", path=path.name, problem=problem[:300])
 
 
 def torch_dtype(dtype: Precision) -> torch.dtype:

@@ -17,10 +17,11 @@ IGNORED = -100  # a label that the trainer does not count
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads a batch: packed into one row or padded, and whether shared beginnings are read once."""
+    """How a model reads a batch: packed into one row or padded; shared beginnings once; computing in bf16."""
 
     packs: bool = True
     shares: bool = True
+    halves: bool = False
 
 
 def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int) -> list[list[int]]:
@@ -48,12 +49,13 @@ def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int)
 class Batch:
     """Samples that are read together: as one packed row, or padded on the right where a model cannot read that.
 
-    `own` of them are learned from; an objective may read more.
+    `own` of them are learned from; an objective may read more. `halved`: activations are bf16.
     """
 
     samples: tuple[Sample, ...]
     packed: Packed | None
     own: tuple[Sample, ...]
+    halved: bool = False
 
 
 def collate(samples: Sequence[Sample], pad: int, reading: Reading, learning: Learning) -> dict[str, Any]:
@@ -67,8 +69,10 @@ def collate(samples: Sequence[Sample], pad: int, reading: Reading, learning: Lea
 
     labels = learning.counted(samples) or [IGNORED]
     read = learning.arrange(samples or (Sample((pad, pad), (False, True)),) * learning.unit)
-    batch = Batch(read, pack(read, reading.shares) if reading.packs else None, tuple(samples))
-    found: dict[str, Any] = {"labels": torch.tensor(labels), "batch": batch}
+    batch = Batch(read, pack(read, reading.shares) if reading.packs else None, tuple(samples), reading.halves)
+    counted = torch.tensor(labels)
+    # Two names for one thing: of `labels` alone the trainer would not count the first.
+    found: dict[str, Any] = {"labels": counted, "shift_labels": counted, "batch": batch}
     if batch.packed:
         return {"input_ids": torch.tensor([batch.packed.ids]), **found}
     width = max(len(sample.ids) for sample in read)

@@ -150,7 +150,9 @@ def job_for(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Jo
 
 
 def _wanted(params: TrainParams) -> Reading:
-    return Reading(params.packing, params.share_prefix)
+    import torch
+
+    return Reading(params.packing, params.share_prefix, compute_dtype(params.precision) == torch.bfloat16)
 
 
 def _penalties(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainParams) -> list[Penalty]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inhouse.train import attention
@@ -52,7 +52,7 @@ def reading_of(model: torch.nn.Module, wanted: Reading) -> Reading:
         and bool(unwrapped(model).can_generate())
     )
     packs = able and wanted.packs
-    return Reading(packs, packs and wanted.shares and not _drops(model))
+    return replace(wanted, packs=packs, shares=packs and wanted.shares and not _drops(model))
 
 
 def _drops(model: torch.nn.Module) -> bool:
@@ -90,9 +90,8 @@ def read(model: torch.nn.Module, inputs: dict[str, Any]) -> Outputs:
 
     batch: Batch = inputs["batch"]
     ids: torch.Tensor = inputs["input_ids"]
-    # Where adapters are float32 beside a bf16 base, autocast keeps activations from becoming float32.
-    halved = any(p.dtype == torch.bfloat16 for p in model.parameters())
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=halved):
+    # What is trained is float32: beside a bf16 base, autocast keeps activations from becoming float32 too.
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=batch.halved):
         return _packed(model, ids, batch) if batch.packed else _padded(model, inputs, batch)
 
 

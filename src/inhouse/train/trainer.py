@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer
@@ -14,10 +14,12 @@ from inhouse.train.batches import IGNORED, Reading
 from inhouse.train.batching import backing_off
 from inhouse.train.divergence import diverged
 from inhouse.train.held_out import measure
-from inhouse.train.loop import Job
 from inhouse.train.params import TrainParams
 from inhouse.train.spans import Sample
 from inhouse.train.step import reading
+
+if TYPE_CHECKING:
+    from inhouse.train.loop import Job
 
 
 class AnswerTrainer(Trainer):  # type: ignore[misc]
