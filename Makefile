@@ -54,7 +54,7 @@ bench-train: setup
 	$(BIN)/python bench/train/rows.py
 	$(BIN)/python bench/train/peers.py
 	$(BIN)/python bench/train/run.py
-	$(BIN)/python bench/train/run.py trl-dpo trl-dpo-best
+	$(BIN)/python bench/train/run.py ours-dpo trl-dpo trl-dpo-best
 	$(BIN)/python bench/train/run.py --ladder
 	$(BIN)/python bench/train/run.py --losses
 
