@@ -35,9 +35,13 @@ class Coding:
 
 @dataclass(frozen=True)
 class Start:
-    """Where training begins: the model with what is trained on it, everything it learns from, and further inputs."""
+    """Where training begins: the model with what is trained on it, everything it learns from, and further inputs.
+
+    `compute` is the type that the model computes in; a second model that is only read is loaded in it.
+    """
 
     model: torch.nn.Module
+    compute: torch.dtype
     samples: Sequence[Sample]
     reading: Reading
     pad: int

@@ -125,7 +125,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
     texts = _with_virtual(loaded.model, texts)
-    start = Start(loaded.model, [*texts.samples.kept, *texts.valid], _wanted(params), texts.pad, inputs, events)
+    known = [*texts.samples.kept, *texts.valid]
+    start = Start(loaded.model, loaded.compute, known, _wanted(params), texts.pad, inputs, events)
     penalties = _penalties(loaded.model, texts, params)
     return Prepared(base, facts, loaded, texts, learning.prepared(start), _wanted(params), penalties, changes)
 

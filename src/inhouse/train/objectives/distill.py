@@ -78,13 +78,14 @@ def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> list[Row]
 
 
 def prepare(params: Distill, start: Start) -> PreTrainedModel | None:
-    """The teacher, in the type that this machine computes in. Raises train.teacher_vocabulary."""
+    """The teacher, in the type that training computes in. Raises train.teacher_vocabulary."""
     if params.signal == "text":
         return None
     from inhouse.engines.transformers import facts_of, load_model
+    from inhouse.train.setup import NAMES
     from inhouse.train.step import reading_of
 
-    teacher = load_model(start.inputs["teacher"])
+    teacher = load_model(start.inputs["teacher"], NAMES[str(start.compute)])
     _refuse_other_words(start.inputs["teacher"], start.inputs["base"])
     if reading_of(start.model, start.reading).packs and not reading_of(teacher, start.reading).packs:
         raise UserError("train.teacher_unpacked", teacher=facts_of(start.inputs["teacher"]).name)

@@ -42,13 +42,11 @@ class Kto(Params):
 def encode(rows: Sequence[Row], coding: Coding, params: Kto) -> Samples:
     """Conversations whose `desirable` says whether the answer was good; behind each its question, answered wrongly.
 
-    Raises train.no_thumbs, train.one_thumb.
+    Raises train.no_thumbs.
     """
     for row in rows:
         if row.desirable is None:
             raise UserError("train.no_thumbs", id=row.id, source=row.source, offset=row.offset)
-    if len({row.desirable for row in rows}) < 2:
-        raise UserError("train.one_thumb", rows=len(rows))
     found = sft.encode(rows, coding, sft.Sft())
     others = [*found.kept[1:], found.kept[0]]
     kept = []
@@ -65,7 +63,13 @@ def mismatched(sample: Sample, other: Sample, limit: Limit) -> Sample:
 
 
 def prepare(params: Kto, start: Start) -> dict[Sample, float]:
-    """How likely the model finds each answer before training, to its own question and to another."""
+    """How likely the model finds each answer before training, to its own question and to another.
+
+    Raises train.one_thumb: here, since the rows held back alone may well have been rated alike.
+    """
+    own = start.samples[::UNIT]
+    if len({sample.mark for sample in own}) < 2:
+        raise UserError("train.one_thumb", rows=len(own))
     return reference_of(start)
 
 
