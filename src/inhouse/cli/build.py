@@ -44,7 +44,8 @@ def click_command(command: Command, call: Callable[..., None]) -> click.Command:
     for name, field in model.model_fields.items():
         if name in fixed or (command.project and name in PROJECT_FIELDS):
             continue
-        parameters.append(_argument(name, field) if name in command.arguments else _option(name, field))
+        positional = name in command.arguments
+        parameters.append(_argument(name, field) if positional else _option(name, field, command.path[0]))
     parameters.append(click.Option(["--json", "as_json"], is_flag=True, help=text("cli.field.json")))
     parameters.append(click.Option(["--lang"], type=click.Choice(["en", "zh"]), help=text("cli.field.lang")))
 
@@ -79,7 +80,8 @@ def _argument(name: str, field: FieldInfo) -> click.Argument:
     return click.Argument([name], required=field.is_required(), type=kind, nargs=-1 if many else 1)
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+def _option(name: str, field: FieldInfo, group: str) -> click.Option:
+    """A flag; its help is the group's own where it has one (`cli.field.bench.rows`), else that of the field's name."""
     kind, many = _kind(field.annotation)
     flag = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
     is_flag = kind is bool
@@ -90,7 +92,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         default=None,
         multiple=many,
         required=field.is_required(),
-        help=text(f"cli.field.{name}"),
+        help=text(own if known(own := f"cli.field.{group}.{name}") else f"cli.field.{name}"),
     )
 
 

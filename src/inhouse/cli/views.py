@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import data_views, dataset_views, label_views, launch_views, token_views, train_views
+from inhouse.cli import compare_views, data_views, dataset_views, label_views, launch_views, token_views, train_views
 from inhouse.cli.table import Mark, escape, size, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
@@ -292,6 +292,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "new_key": new_key,
     **data_views.VIEWS,
     **train_views.VIEWS,
+    **compare_views.VIEWS,
     "tokens": token_views.tokens,
     "labelled": label_views.labelled,
     "label_errors": label_views.label_errors,

@@ -1,0 +1,133 @@
+"""How well a model does on single rows held back: the loss of each, and which label it finds the likeliest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from inhouse.core.artifact import Frozen
+from inhouse.core.protocols import Input
+from inhouse.core.rows import Row
+from inhouse.core.run import Events
+from inhouse.dataset import read_rows
+from inhouse.train.learning import Coding, Learning
+from inhouse.train.params import TrainParams
+from inhouse.train.tokens import Limit, encode
+from inhouse.train.virtual import virtual_ids
+
+if TYPE_CHECKING:
+    from inhouse.train.setup import Prepared
+    from inhouse.train.spans import Sample
+
+MOST_LABELS = 64  # of more, scoring each for every row would take longer than training
+READ_TOGETHER = 16  # answers of one row; what stands before them is read once
+
+
+class RowFound(Frozen):
+    """One row: its summed loss, what the loss is averaged over, and its label beside the likeliest one."""
+
+    id: str
+    loss: float
+    count: int = Field(description="learned tokens, or what else the objective counts")
+    label: str | None = None
+    guess: str | None = None
+
+
+def row_qualities(ready: Prepared, params: TrainParams, dataset: Input, events: Events) -> list[RowFound]:
+    """Every row of the dataset's valid part that is not too long, under the model as it is now."""
+    import torch
+
+    from inhouse.train.step import reading, reading_of
+
+    rows, model = list(read_rows(dataset.path, "valid")), ready.loaded.model
+    answers = answers_of([*ready.texts.rows, *rows]) if params.objective.model_dump()["use"] == "sft" else {}
+    labelled = bool(answers) and all(row.label is not None for row in rows)
+    found: list[RowFound] = []
+    training = model.training
+    model.eval()
+    with torch.no_grad(), reading(model, reading_of(model, ready.reading)):
+        made = _by_label(ready, params, rows, answers) if labelled else _by_loss(ready, params, rows)
+        for number, one in enumerate(made, 1):
+            found.append(one)
+            events.progress(number, len(rows), "rows", step="held_out")
+    model.train(training)
+    return found
+
+
+def answers_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The answer of each label; none where rows of a label differ in it, or where there is nothing to choose."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row.label is not None and found.setdefault(row.label, row.answer) != row.answer:
+            return {}
+    return dict(sorted(found.items())) if 2 <= len(found) <= MOST_LABELS else {}
+
+
+def _by_label(
+    ready: Prepared, params: TrainParams, rows: Sequence[Row], answers: Mapping[str, str]
+) -> Iterator[RowFound]:
+    """The likelihood of every label's answer behind each row's question."""
+    for row in rows:
+        variants = [_answered(row, answer) for answer in answers.values()]
+        samples = [encode(variant, ready.texts.tokenizer, ready.texts.ends, params.turns) for variant in variants]
+        if max(len(sample.ids) for sample in samples) > params.max_length:
+            continue
+        likely, lengths = _sums(ready, samples)
+        own = list(answers).index(row.label or "")
+        guess = list(answers)[max(range(len(likely)), key=likely.__getitem__)]
+        yield RowFound(id=row.id, loss=-likely[own], count=round(lengths[own]), label=row.label, guess=guess)
+
+
+def _answered(row: Row, answer: str) -> Row:
+    last = row.messages[-1].model_copy(update={"content": answer})
+    return row.model_copy(update={"messages": [*row.messages[:-1], last]})
+
+
+def _sums(ready: Prepared, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
+    """Log-likelihood of each sample's learned tokens, and how many these are."""
+    from inhouse.train.preference import sums
+
+    likely: list[float] = []
+    lengths: list[float] = []
+    for at in range(0, len(samples), READ_TOGETHER):
+        part = _with_virtual(ready, samples[at : at + READ_TOGETHER])
+        one, two = sums(ready.loaded.model, _inputs(ready, part, Learning()))
+        likely += one.tolist()
+        lengths += two.tolist()
+    return likely, lengths
+
+
+def _by_loss(ready: Prepared, params: TrainParams, rows: Sequence[Row]) -> Iterator[RowFound]:
+    """The objective's own loss of each row; a row that gives several examples counts with all of them."""
+    limit = Limit(params.max_length, params.turns, params.over_length)
+    found = ready.learning.encode(rows, Coding(ready.texts.tokenizer, ready.texts.ends, limit, Events()))
+    unit, model = ready.learning.unit, ready.loaded.model
+    sums: dict[int, tuple[float, int]] = {}
+    for at in range(0, len(found.kept), unit):
+        inputs = _inputs(ready, _with_virtual(ready, found.kept[at : at + unit]), ready.learning)
+        loss, count = float(ready.learning.loss(model, inputs).total), int((inputs["labels"] >= 0).sum())
+        place = found.origins[at] if found.origins else at // unit
+        before = sums.get(place, (0.0, 0))
+        sums[place] = (before[0] + loss, before[1] + count)
+    for place, (loss, count) in sorted(sums.items()):
+        yield RowFound(id=rows[place].id, loss=loss, count=count)
+
+
+def _with_virtual(ready: Prepared, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples behind the virtual tokens as they are trained; `virtual.with_virtual` would set them anew."""
+    ids = virtual_ids(ready.loaded.model)
+    unlearned = (False,) * len(ids)
+    return [replace(sample, ids=ids + sample.ids, learned=unlearned + sample.learned) for sample in samples]
+
+
+def _inputs(ready: Prepared, samples: Sequence[Sample], learning: Learning) -> dict[str, Any]:
+    from inhouse.train.batches import collate
+    from inhouse.train.step import reading_of
+
+    model = ready.loaded.model
+    device = next(model.parameters()).device
+    made = collate(samples, ready.texts.pad, reading_of(model, ready.reading), learning)
+    return {name: value if name == "batch" else value.to(device) for name, value in made.items()}
