@@ -38,7 +38,7 @@ class TokensRequest(Request):
     row: str | None = Field(None, description="id of a row or its beginning, source:offset, or source/file:offset")
     part: Part = Field("train", description="train, valid or test")
     n: int = Field(3, ge=0, description="rows shown: the first ones of the part")
-    training: int = Field(1, ge=1, description="which training of a chain, from 1")
+    section: int = Field(1, ge=1, description="which training of a chain, from 1")
     ids: bool = Field(False, description="show a line for every token, with its id")
 
 
@@ -111,9 +111,9 @@ def _inputs(request: TokensRequest) -> tuple[TrainParams, Input, Input]:
     project = load(request.project, request.overrides)
     steps = pipeline(project)
     trainings = [node for node in steps if isinstance(node.params, TrainParams)]
-    if request.training > len(trainings):
+    if request.section > len(trainings):
         raise UserError("tokens.no_training", project=request.project, count=len(trainings))
-    node = trainings[request.training - 1]
+    node = trainings[request.section - 1]
     assert isinstance(node.params, TrainParams)
     by_name = {step.name: step for step in steps}
     # Along a chain the tokenizer stays that of the first base.

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 PARTS = ("process", "weights", "gradients", "optimizer", "activations", "logits", "peak")
 CHART_LINES, CHART_WIDTH = 16, 40
+SHORT = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}  # as train.precision names them
 
 
 def plan(result: Plan, console: Console) -> None:
     """What is trained, what it takes, and what it was foretold from."""
     share = f"{result.trainable_share:.2%}"
     rows = [
-        (text("cell.train.method"), f"{result.method} · {result.precision}"),
+        (text("cell.train.method"), f"{result.method} · {SHORT.get(result.precision, result.precision)}"),
         (text("cell.train.parameters"), f"{result.parameters:,}"),
         (text("cell.train.trainable"), f"{result.trainable:,} ({share})"),
         (text("cell.train.rows"), _rows(result)),
@@ -47,7 +48,8 @@ def plan(result: Plan, console: Console) -> None:
         )
     )  # fmt: skip
     seen = [result.calibration.small, result.calibration.large]
-    said = ", ".join(text("cell.train.reading", tokens=r.shape.tokens, seconds=f"{r.seconds:.2f}") for r in seen)
+    told = [text("cell.train.reading", tokens=r.shape.tokens, seconds=f"{r.seconds:.2f}") for r in seen]
+    said = text("cell.compare.join").join(told)
     console.print(f"[dim]{escape(text('cell.train.calibrated', readings=said))}[/]")
     for remark in result.remarks:
         console.print(f"[yellow]![/] {escape(text(remark.code, **remark.facts))}")
@@ -84,7 +86,7 @@ def rate(result: RateFound, console: Console) -> None:
     rows = [(f"{p.learning_rate:.1e}", f"{p.smooth:.3f}", Mark(_bar(p, points))) for p in shown]
     table(console, text("cell.train.learning_rate"), f">{text('cell.train.loss')}", "", rows=rows)
     for name in ("steepest", "tenth"):
-        console.print(f"{text(f'cell.train.{name}')}: {getattr(result, name):.1e}")
+        console.print(text(f"cell.train.{name}", rate=f"{getattr(result, name):.1e}"))
     low, high = result.usual
     console.print(text("cell.train.usual", low=f"{low:g}", high=f"{high:g}"))
     if result.blown_up:

@@ -121,7 +121,7 @@ def _amount(done: float, total: float | None, unit: str) -> str:
     digits = 0 if unit != "MB" and float(done).is_integer() else 1
     digits = 0 if max(done, total or 0.0) >= 1000 else digits
     shown = f"{done:,.{digits}f}" if total is None else f"{done:,.{digits}f}/{total:,.{digits}f}"
-    return f"{shown} {unit}".rstrip()
+    return f"{shown} {text(f'unit.{unit}') if known(f'unit.{unit}') else unit}".rstrip()
 
 
 def _duration(seconds: float) -> str:

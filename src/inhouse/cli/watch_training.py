@@ -80,9 +80,7 @@ def _figures(event: Event) -> str:
 
 
 def _measured(event: Event) -> str:
-    parts = [text("cli.train_valid", loss=_number(event["loss"]))]
+    said = text("cli.train_valid", loss=_number(event["loss"]))
     if event.get("accuracy") is not None:
-        parts.append(text("cli.train_accuracy", share=f"{event['accuracy']:.1%}"))
-    if event["best"]:
-        parts.append(text("cli.train_best"))
-    return " ".join(parts)
+        said += text("cli.train_accuracy", share=f"{event['accuracy']:.1%}")
+    return said + (text("cli.train_best") if event["best"] else "")
