@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,21 @@ def test_loss_and_gradient_equal_those_of_transformers_row_by_row(
     assert float(loss.detach()) == pytest.approx(float(total.detach()) / count, rel=1e-5)
     for name, value in model.named_parameters():
         torch.testing.assert_close(ours[name], value.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_float32_weights_computed_in_bf16_get_the_gradients_of_plain_attention(tokenizer, tiny_llama: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    some = [encode(row, tokenizer, frozenset({tokenizer.eos_token_id})) for row in [*rows(5), talk()]]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    gradients = []
+    for how in (Reading(), Reading(False, False)):
+        batch = collate(some, tokenizer.pad_token_id, how, Learning())
+        batch["batch"] = replace(batch["batch"], halved=True)
+        with reading_as(model, how):
+            (Learning().loss(model, batch).total / len(batch["labels"])).backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
+        model.zero_grad()
+    ours, plain = gradients
+    assert float(torch.norm(ours - plain) / torch.norm(plain)) < 0.02  # bf16 keeps 8 bits: 0.004 a number

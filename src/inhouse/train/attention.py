@@ -52,6 +52,8 @@ def attend(
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     how = How(scale, settings.get("sliding_window") or None, settings.get("dropout") or 0.0)
     layout = _current[0]
+    # Where weights are float32 (method: full), rotary embedding makes queries and keys float32 beside bf16 values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     sizes = [places.group.stop - places.group.start for places in layout.groups]
     # Split, not sliced: the gradient of a slice is as long as the whole row.
     parts = list(zip(*(tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)), strict=True))
@@ -78,7 +80,9 @@ def _group(places: Places, part: Sequence[torch.Tensor], before: Sequence[torch.
     if query.is_cuda and not places.group.before and query.dtype != torch.float32 and not how.dropout:
         return _varlen(places, part, how)
     if places.group.together and not how.dropout:
-        return SegmentAttention.apply((places, how), *part, *before)
+        # Autocast would change types between the products, and the backward pass runs without it.
+        with torch.autocast(query.device.type, enabled=False):
+            return SegmentAttention.apply((places, how), *part, *before)
     return _one_by_one(places, part, before, how)
 
 
