@@ -50,6 +50,8 @@ def run(params: CompressParams, context: Context) -> Made:
     facts = ModelFacts.model_validate(tuned.record.facts["model"])
     if facts.format != "safetensors":
         raise UserError("compress.not_safetensors", name=facts.name)
+    if facts.labels:
+        raise UserError("compress.classifier", name=facts.name)
     if facts.unmerged:
         raise UserError("compress.unmerged", name=facts.name)
     started = time.monotonic()

@@ -60,4 +60,7 @@ class ModelFacts(Frozen):
     four_bit: bool = Field(
         False, description="the adapter belongs to the base in 4 bits, as merged holds it"
     )
+    labels: tuple[str, ...] = Field(
+        (), description="what a classifier answers, in the order of its outputs; empty: the model writes text"
+    )
     remote_code: bool = Field(False, description="the folder brings Python code that the project file trusts")

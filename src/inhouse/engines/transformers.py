@@ -36,13 +36,16 @@ def open_model(
 ) -> TransformersEngine:
     """Load a model artifact for greedy answers. `auto` computes in bf16 where the machine does so natively.
 
-    An adapter that cannot be merged is read before every prompt.
+    An adapter that cannot be merged is read before every prompt. Raises torch.classifier for a model that names labels:
+    `classifier.open_classifier` opens it.
     """
     require("train", *PACKAGES)
     import torch
 
     torch.set_num_threads(threads or usable_cores())
     facts = facts_of(source)
+    if facts.labels:
+        raise UserError("torch.classifier", name=facts.name)
     tokenizer = load_tokenizer(source)
     model = _load_weights(source, dtype).eval()
     if torch.cuda.is_available():
@@ -78,7 +81,7 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
         return gguf_tokenizer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=facts.remote_code)
-    except _expected(facts) as error:
+    except reading_errors(facts) as error:
         raise unreadable(path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -110,7 +113,7 @@ def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
             from inhouse.engines.torch_gguf import gguf_model
 
             return gguf_model(path, torch_dtype(dtype))
-        _refuse_pickles(path)
+        refuse_pickles(path)
         model: PreTrainedModel = _model_class(path).from_pretrained(
             path,
             dtype=torch_dtype(dtype),
@@ -119,11 +122,11 @@ def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
             trust_remote_code=facts.remote_code,
         )
         return model
-    except _expected(facts) as error:
+    except reading_errors(facts) as error:
         raise unreadable(path, error) from error
 
 
-def _expected(facts: ModelFacts) -> tuple[type[Exception], ...]:
+def reading_errors(facts: ModelFacts) -> tuple[type[Exception], ...]:
     """What is raised for files that no model can be made of; code that a folder brings may fail in more ways."""
     from safetensors import SafetensorError
 
@@ -142,7 +145,7 @@ def _model_class(path: Path) -> Any:
     return AutoModelForMaskedLM if named.endswith("ForMaskedLM") else AutoModelForCausalLM
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path) -> None:
     """Raise torch.pickle when the only weights are pickled: opening those runs whatever code they hold."""
     pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickled and not any(folder.glob("*.safetensors")):

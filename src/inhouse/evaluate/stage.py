@@ -14,7 +14,7 @@ from inhouse.core.gate import Figure
 from inhouse.core.model import ModelFacts
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Context, Engine, Input, Made
-from inhouse.core.rows import Row
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 from inhouse.evaluate.answers import Asking, ask_all
 from inhouse.evaluate.predictions import PREDICTIONS, SCORES, SPEED, Predictions, write_predictions
@@ -49,7 +49,8 @@ def run(params: EvaluateNode, context: Context) -> Made:
     try:
         asking = plan_questions(engine, rows, labels, params, context.events)
         ticker = Ticker(context.events, len(rows) * asking.passes)
-        answered = tuple(ask_all(engine, rows, asking, context.scratch, ticker.tick))
+        asked = [_named(row) for row in rows] if _labels(model) else rows
+        answered = tuple(ask_all(engine, asked, asking, context.scratch, ticker.tick))
         tokens = tokens_hash(rows, engine) if params.engine != "remote" else None
         timed = _speed(engine, rows, params, context.events)
         memory = engine.memory_bytes()
@@ -80,6 +81,10 @@ def run(params: EvaluateNode, context: Context) -> Made:
 
 def open_engine(name: EngineName, model: Input, offline: bool) -> Engine:
     """Load the model into the engine of this name."""
+    if name == "transformers" and _labels(model):
+        from inhouse.engines.classifier import open_classifier
+
+        return open_classifier(model)
     if name == "transformers":
         from inhouse.engines.transformers import open_model as open_transformers
 
@@ -91,6 +96,17 @@ def open_engine(name: EngineName, model: Input, offline: bool) -> Engine:
     from inhouse.engines.remote import open_model as open_remote
 
     return open_remote(model, offline=offline)
+
+
+def _labels(model: Input) -> tuple[str, ...]:
+    """What a classifier answers; empty for a model that writes."""
+    return ModelFacts.model_validate(model.record.facts["model"]).labels
+
+
+def _named(row: Row) -> Row:
+    """The row with its label as the wanted answer: a classifier says nothing else, whatever words the row has."""
+    answer = Message(role="assistant", content=row.label)
+    return row if row.label is None else row.model_copy(update={"messages": [*row.prompt, answer]})
 
 
 def plan_questions(

@@ -78,8 +78,15 @@ def _refuse_gaps(project: Project) -> None:
     for section, names in needed.items():
         if missing := [name for name in names if section in there and name not in there]:
             raise UserError("plan.needs", section=section, missing=missing[0])
+    if project.compress and _classifies(project):
+        raise UserError("plan.classifier")
     if not there and not project.extra_data:
         raise UserError("plan.nothing")
+
+
+def _classifies(project: Project) -> bool:
+    """Whether what is made names labels and writes nothing."""
+    return bool(project.trainings) and project.trainings[-1].objective.model_dump().get("use") == "classify"
 
 
 def _refuse_names(project: Project, nodes: Sequence[Node]) -> None:
@@ -147,7 +154,8 @@ def _inputs(
 
 def _measured(project: Project, settings: EvaluateParams, made: set[str]) -> Iterator[Node]:
     """Each model is measured by itself, so that a new export does not measure base and tuned again."""
-    models = [name for name in MEASURED if name in made]
+    measured = [name for name in MEASURED if name != "base"] if _classifies(project) else MEASURED
+    models = [name for name in measured if name in made]
     for name in models:
         engine = "llamacpp" if name == "exported" else _reference_engine(project)
         params = evaluate.EvaluateNode(engine=engine, settings=settings)

@@ -12,6 +12,7 @@ from typing import Any
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.engines import gguf_header
+from inhouse.engines.classifier import labels_in
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader
 from inhouse.select import safetensors_header
 from inhouse.sources.hub import is_wanted
@@ -146,6 +147,7 @@ def inspect_folder(folder: Path, trusted: bool = False) -> ModelFacts:
         bytes=sum(p.stat().st_size for p in weights),
         chat_template=_has_template(folder),
         remote_code="auto_map" in config,
+        labels=labels_in(config),
         **{**numbers, "kv_heads": _kv_heads(config, numbers)},
     )
 

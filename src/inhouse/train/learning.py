@@ -31,6 +31,7 @@ class Coding:
     limit: Limit
     events: Events
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    plain: bool = False  # questions are read as they are, without the template
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ class Learning:
         """Samples that make one example; they stand one after the other."""
         unit: int = self._function("UNIT")
         return unit
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a classifier is to answer; empty for a model that writes."""
+        labels: tuple[str, ...] = self._function("labels")(self.params)
+        return labels
+
+    def completed(self, rows: Sequence[Row]) -> Learning:
+        """With what the rows to learn from decide, such as which labels there are."""
+        return Learning(self._function("complete")(self.params, rows), self.state)
 
     def encode(self, rows: Sequence[Row], coding: Coding) -> Samples:
         """The samples of rows."""

@@ -12,7 +12,7 @@ from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import list_files
 from inhouse.core.model import ModelFacts
-from inhouse.core.protocols import Context, Input
+from inhouse.core.protocols import Context, Engine, Input
 from inhouse.core.rows import Row
 from inhouse.train.tokens import Sample
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from inhouse.engines.transformers import TransformersEngine
 
 COMPARED = 2  # conversations on which adapter and merged model are compared, logit by logit
 PROMPTED = 4  # training prompts whose tokens are compared
@@ -39,6 +37,7 @@ class Origin:
     samples: Sequence[Sample]
     rows: Sequence[Row]
     save: torch.dtype
+    labels: tuple[str, ...] = ()  # of a classifier
 
 
 @dataclass(frozen=True)
@@ -224,18 +223,38 @@ def check_merged(merged: Input, left: Left, origin: Origin, context: Context) ->
     from inhouse.engines.transformers import TransformersEngine, open_model
     from inhouse.train.endings import judge_endings
 
+    if origin.labels:
+        return _check_classifier(merged, left, origin)
     engine = open_model(merged, dtype="fp32" if expected_dtype(merged) == "F32" else "bf16")
-    apart = difference(left.expected, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
-    most = MERGED if expected_dtype(merged) == "F32" else MERGED_BF16
-    if not apart <= most:
-        raise UserError("train.parity_merged", difference=apart, most=most)
+    apart = _require_alike(merged, left, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
     before = TransformersEngine(origin.facts.name, engine.model, origin.tokenizer)
     _require_same_tokens(engine, before, origin)
     endings = judge_endings(engine, origin.samples, [row.prompt for row in origin.rows], context.events)
     return {"merged": apart, **endings.facts}
 
 
-def _require_same_tokens(engine: TransformersEngine, before: TransformersEngine, origin: Origin) -> None:
+def _check_classifier(merged: Input, left: Left, origin: Origin) -> dict[str, float | int | None]:
+    """The same for a model that names labels: it reads the same tokens and knows the same labels."""
+    from inhouse.engines.classifier import ClassifierEngine, open_classifier
+
+    engine = open_classifier(merged, dtype="fp32" if expected_dtype(merged) == "F32" else "bf16")
+    apart = _require_alike(merged, left, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
+    before = ClassifierEngine(origin.facts.name, engine.model, origin.tokenizer)
+    _require_same_tokens(engine, before, origin)
+    if engine.labels != origin.labels:
+        raise UserError("train.parity_labels", left=", ".join(engine.labels), wanted=", ".join(origin.labels))
+    return {"merged": apart}
+
+
+def _require_alike(merged: Input, left: Left, logits: Sequence[torch.Tensor]) -> float:
+    apart = difference(left.expected, logits)
+    most = MERGED if expected_dtype(merged) == "F32" else MERGED_BF16
+    if not apart <= most:
+        raise UserError("train.parity_merged", difference=apart, most=most)
+    return apart
+
+
+def _require_same_tokens(engine: Engine, before: Engine, origin: Origin) -> None:
     prompts = [row.prompt for row in origin.rows if row.prompt][:PROMPTED]
     if any(engine.token_ids(prompt) != before.token_ids(prompt) for prompt in prompts):
         raise UserError("train.parity_template", name=origin.facts.name)
@@ -268,7 +287,8 @@ def _header(origin: Origin, out: Path, left: Left) -> ModelFacts:
             "architecture": settings["model_type"],
             "tensor_types": types,
             "bytes": size,
-            "chat_template": True,
+            "chat_template": bool(origin.tokenizer.chat_template),
+            "labels": origin.labels,
         }
     )
 
@@ -291,5 +311,19 @@ def card(origin: Origin, left: Left) -> str:
         f"# {origin.facts.name}, fine-tuned\n\n"
         f"{len(origin.samples)} training conversations; base artifact `{origin.base.record.id}`.\n\n"
         f"{adapter if left.adapter else ''}- `merged/`: {merged}.\n\n"
+        f"{_about_labels(origin, left)}"
         f"## Licences inherited from the base\n\n{licences}\n"
+    )
+
+
+def _about_labels(origin: Origin, left: Left) -> str:
+    """What a classifier's outputs stand for, and how to open it."""
+    if not origin.labels:
+        return ""
+    base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(origin.labels)})"
+    listed = "\n".join(f"{place}. {label}" for place, label in enumerate(origin.labels))
+    under = f"Put `adapter/` on `{base}`: it holds the head too.\n\n" if left.adapter else ""
+    return (
+        "## Labels\n\nA classifier: open `merged/` with `AutoModelForSequenceClassification`. Its outputs, from 0:\n\n"
+        f"{listed}\n\n{under}"
     )

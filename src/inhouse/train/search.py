@@ -99,7 +99,9 @@ def search(params: TrainParams, inputs: Mapping[str, Input], budget: Budget, eve
     require("search", "optuna")
     deadline = time.monotonic() + budget.minutes * 60
     params = measured_on(params, inputs["dataset"])
-    study, bench, whole = _open(prepare(params, inputs, budget.seed, events), params, budget, deadline)
+    ready = prepare(params, inputs, budget.seed, events)
+    params = params.model_copy(update={"objective": ready.learning.params})  # a classifier's labels are known now
+    study, bench, whole = _open(ready, params, budget, deadline)
     steps, before, longest = int(study.user_attrs["steps"]), len(_finished(study)), 0.0
     while len(_finished(study)) < budget.trials and time.monotonic() + longest < deadline:
         started = time.monotonic()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inhouse.train.tokens import Sample
 
 LEAST_SHARED = 8  # a shorter shared beginning costs more to read apart than it saves
+ROUND, WIDE = 64, 16  # rows and segments are filled up to multiples of these, so that few shapes occur
 SQUARE = 512 * 512  # segments whose scores are more than this are attended to one by one
 
 
@@ -41,11 +42,15 @@ class Group:
         """How many tokens the segments follow."""
         return sum(stop - start for start, stop in self.context)
 
+    @property
+    def width(self) -> int:
+        """Slots of each segment where they are attended to together."""
+        return -(-max(self.lengths) // WIDE) * WIDE
+
     @cached_property
     def together(self) -> bool:
         """Whether the segments are attended to as one padded batch: scores of all fit, and little is padding."""
-        width = max(self.lengths)
-        return width * (width + self.before) <= SQUARE
+        return self.width * (self.width + self.before) <= SQUARE
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Packed:
     """One row (T tokens) that holds all samples of a batch.
 
     `ids`, `positions` (T): tokens and their places in their samples. `places` (N): where a learned token is predicted;
-    `targets` (N): that token; `owners` (N): the sample it belongs to.
+    `targets` (N): that token; `owners` (N): the sample it belongs to. `lasts` (B): where each sample's last token is.
     """
 
     ids: tuple[int, ...]
@@ -62,6 +67,7 @@ class Packed:
     places: tuple[int, ...]
     targets: tuple[int, ...]
     owners: tuple[int, ...]
+    lasts: tuple[int, ...]
 
 
 @dataclass
@@ -89,6 +95,7 @@ def pack(samples: Sequence[Sample], share: bool = True) -> Packed:
     level = [_Branch(tuple(range(len(samples))), 0, ())]
     while level:
         level = [branch for before in level for branch in _grow(row, before, samples, share)]
+    _fill_up(row)
     places, targets, owners = [], [], []
     for number, sample in enumerate(samples):
         spots = [place for start, stop in row.at[number] for place in range(start, stop)]
@@ -97,7 +104,21 @@ def pack(samples: Sequence[Sample], share: bool = True) -> Packed:
                 places.append(spots[index - 1])
                 targets.append(sample.ids[index])
                 owners.append(number)
-    return Packed(tuple(row.ids), tuple(row.positions), tuple(row.groups), tuple(places), tuple(targets), tuple(owners))
+    lasts = tuple(row.at[number][-1][1] - 1 for number in range(len(samples)))
+    found = (tuple(places), tuple(targets), tuple(owners), lasts)
+    return Packed(tuple(row.ids), tuple(row.positions), tuple(row.groups), *found)
+
+
+def _fill_up(row: _Row) -> None:
+    """A last segment that nothing is learned from.
+
+    The CPU's library for matrix products compiles and keeps code for every new number of rows: 20 MB a batch.
+    """
+    missing = -len(row.ids) % ROUND
+    if missing:
+        row.groups.append(Group(len(row.ids), (missing,), ()))
+        row.ids += [row.ids[-1]] * missing
+        row.positions += range(missing)
 
 
 def _grow(row: _Row, branch: _Branch, samples: Sequence[Sample], share: bool) -> list[_Branch]:
@@ -174,7 +195,7 @@ class Places:
         """What may be seen (W, P + W), 0 or the least number of the type; the same for every segment of the group."""
         import torch
 
-        width, before = max(self.group.lengths), self.group.before
+        width, before = self.group.width, self.group.before
         place = torch.arange(width, device=like.device)[:, None] + before
         other = torch.arange(before + width, device=like.device)[None, :]
         hidden = other > place
@@ -191,7 +212,7 @@ def layout(packed: Packed, device: torch.device) -> Layout:
 
     found = []
     for group in packed.groups:
-        width = max(group.lengths)
+        width = group.width
         own = torch.zeros(len(group.lengths) * width, dtype=torch.long)
         slots = torch.empty(sum(group.lengths), dtype=torch.long)
         done = 0

@@ -95,12 +95,12 @@ class Place:
 def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events: Events) -> Prepared:
     """Load `base` and `dataset` up to the trainer: nothing is trained or written yet.
 
-    Raises train.no_rows, train.all_dropped, train.fp16_cpu, torch.no_end and what the method refuses.
+    Raises train.no_rows, train.all_dropped, train.fp16_cpu, train.writes_no_text, torch.no_end and what the method and
+    the objective refuse.
     """
     require("train", *PACKAGES)
     import torch
 
-    from inhouse.engines.torch_chat import end_tokens
     from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
 
     base = inputs["base"]
@@ -109,14 +109,12 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     torch.set_num_threads(usable_cores())
     compute = compute_dtype(params.precision)
     tokenizer = load_tokenizer(base)
-    model, originals = _load(base, params, compute)
-    ends = end_tokens(model, tokenizer)
-    if not ends:
-        raise UserError("torch.no_end", name=facts.name)
+    learning = Learning(params.objective).completed(rows)
+    params = params.model_copy(update={"objective": learning.params})
+    model, originals = _load(base, params, compute, seed)
+    coding = _coding(model, tokenizer, params, (facts.name, events, inputs))
     check_vocabulary(model, tokenizer, facts.name)
-    learning = Learning(params.objective)
-    coding = Coding(tokenizer, ends, Limit(params.max_length, params.turns, params.over_length), events, inputs)
-    texts = Texts(rows, learning.encode(rows, coding), tokenizer, ends)
+    texts = Texts(rows, learning.encode(rows, coding), tokenizer, coding.ends)
     if held:
         texts = replace(texts, valid=learning.encode(held, coding).kept)
     if params.replay is not None:
@@ -129,6 +127,32 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     start = Start(loaded.model, loaded.compute, known, _wanted(params), texts.pad, inputs, events)
     penalties = _penalties(loaded.model, texts, params)
     return Prepared(base, facts, loaded, texts, learning.prepared(start), _wanted(params), penalties, changes)
+
+
+def _coding(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    params: TrainParams,
+    known: tuple[str, Events, Mapping[str, Input]],
+) -> Coding:
+    """How this model's rows become samples. `known`: its name, whom to tell, and further inputs."""
+    from inhouse.engines.classifier import most_tokens, reads_plainly
+    from inhouse.engines.torch_chat import end_tokens
+
+    name, events, inputs = known
+    limit = Limit(params.max_length, params.turns, params.over_length)
+    if Learning(params.objective).labels:
+        if any(one.model_dump().get("use") == "ewc" for one in params.penalties):
+            raise UserError("train.classify_ewc")
+        most = most_tokens(model)
+        limit = limit._replace(longest=min(limit.longest, most or limit.longest))
+        return Coding(tokenizer, frozenset(), limit, events, inputs, plain=reads_plainly(model, tokenizer))
+    if not model.can_generate():
+        raise UserError("train.writes_no_text", name=name, architecture=model.config.model_type)
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise UserError("torch.no_end", name=name)
+    return Coding(tokenizer, ends, limit, events, inputs)
 
 
 def job_for(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Job:
@@ -167,11 +191,14 @@ def _penalties(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainPa
 
 
 def load_again(base: Input, params: TrainParams, seed: int) -> Loaded:
-    """The base anew with fresh weights to train, for another trial on the same samples."""
+    """The base anew with fresh weights to train, for another trial on the same samples.
+
+    Of a classifier the objective must name its labels, as `Prepared.learning` does.
+    """
     from inhouse.engines.transformers import load_tokenizer
     from inhouse.train.virtual import with_virtual
 
-    model, originals = _load(base, params, compute_dtype(params.precision))
+    model, originals = _load(base, params, compute_dtype(params.precision), seed)
     model, _ = apply_changes(model, params.changes, Events())
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
     with_virtual(loaded.model, [], load_tokenizer(base))
@@ -200,7 +227,8 @@ def restore(ready: Prepared) -> None:
         return
     exact = dict(load_model(ready.base, NAMES[str(ready.loaded.save)]).named_parameters())
     for parameter, name in ready.loaded.originals:
-        parameter.data = exact[name].data.to(parameter.device)
+        if name in exact:  # a head may have another name in a base that writes
+            parameter.data = exact[name].data.to(parameter.device)
 
 
 def _adapt(model: PreTrainedModel, kept: tuple[Originals, torch.dtype], params: TrainParams, seed: int) -> Loaded:
@@ -240,21 +268,30 @@ def save_dtype(base: Input, params: TrainParams) -> torch.dtype:
     return torch_dtype("fp32" if (facts_of(base).parameters or 0) < SMALL else "bf16")
 
 
-def _load(base: Input, params: TrainParams, compute: torch.dtype) -> tuple[PreTrainedModel, Originals]:
-    """The base in the type that its method trains it in, and its weights in the type to save, if that is another."""
+def _load(base: Input, params: TrainParams, compute: torch.dtype, seed: int) -> tuple[PreTrainedModel, Originals]:
+    """The base in the type that its method trains it in, and its weights in the type to save, if that is another.
+
+    With a head where the objective names labels; what is fresh of it stays in float32.
+    """
     import torch
 
+    from inhouse.engines.classifier import load_headed
     from inhouse.engines.transformers import load_model
 
     role = operator_of("method", params.method).function("BASE")
     kept = {"frozen": save_dtype(base, params), "trained": torch.float32, "rounded": compute}[role]
-    model = load_model(base, NAMES[str(kept)])
+    labels = Learning(params.objective).labels
+    if labels:
+        model, fresh = load_headed(base, labels, NAMES[str(kept)], seed)
+        model.fresh_modules = fresh  # so that adapters are saved with them: no base has them
+    else:
+        model, fresh = load_model(base, NAMES[str(kept)]), ()
     model.requires_grad_(False)
     # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
     model.name_or_path = model.config.name_or_path = ""
     if role != "frozen" or compute in (model.dtype, torch.float16):
         return model, []  # fp16 keeps the weights as they are and computes under autocast
-    originals = [(parameter, name) for name, parameter in model.named_parameters()]
-    for parameter in model.parameters():  # not model.to(): it would round the rotary frequencies too
+    originals = [(p, name) for name, p in model.named_parameters() if name.rpartition(".")[0] not in fresh]
+    for parameter, _ in originals:  # not model.to(): it would round the rotary frequencies too
         parameter.data = parameter.data.to(compute)
     return model, originals

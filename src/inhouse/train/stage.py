@@ -59,7 +59,16 @@ def run(params: TrainParams, context: Context) -> Made:
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
-    origin = Origin(ready.base, ready.facts, texts.tokenizer, texts.ends, texts.samples.kept, texts.rows, loaded.save)
+    origin = Origin(
+        ready.base,
+        ready.facts,
+        texts.tokenizer,
+        texts.ends,
+        texts.samples.kept,
+        texts.rows,
+        loaded.save,
+        ready.learning.labels,
+    )
     checked = finish(loaded.model, origin, context)
     if spent is not None:
         with (context.out / "README.md").open("a", encoding="utf-8") as card:
@@ -71,7 +80,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "rows": len(texts.rows),
             "too_long": texts.samples.too_long,
             "samples": texts.samples.facts,
-            "objective": params.objective.model_dump(),
+            "objective": ready.learning.params.model_dump(),
             "changes": list(ready.changes),
             "replay": texts.replay,
             "trainable": loaded.trainable,

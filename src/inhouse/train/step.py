@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from inhouse.engines.classifier import head_of_decoder
 from inhouse.train import attention
 from inhouse.train.batches import Batch, Reading
 from inhouse.train.fused import fused_lora
@@ -49,7 +50,7 @@ def reading_of(model: torch.nn.Module, wanted: Reading) -> Reading:
         and kinds <= {"full_attention", "sliding_attention"}
         and inner.model_type not in UNPACKED
         and getattr(inner, "attn_logit_softcapping", None) is None
-        and bool(unwrapped(model).can_generate())
+        and (bool(unwrapped(model).can_generate()) or head_of_decoder(unwrapped(model)) is not None)
     )
     packs = able and wanted.packs
     return replace(wanted, packs=packs, shares=packs and wanted.shares and not _drops(model))

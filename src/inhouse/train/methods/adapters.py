@@ -61,6 +61,7 @@ def adapter_config(model: PreTrainedModel, params: Adapters) -> LoraConfig:
         lora_alpha=params.lora_alpha,  # type: ignore[arg-type, unused-ignore]
         lora_dropout=params.lora_dropout,
         target_modules=targets,
+        modules_to_save=fresh_modules(model) or None,
         target_parameters=_experts(model) if params.experts else None,
         exclude_modules=sorted(routers) or None,
         use_rslora=params.use_rslora,
@@ -78,6 +79,12 @@ def task_type(model: PreTrainedModel) -> TaskType | None:
         return TaskType.SEQ_CLS
     # A masked language model has no task there: PEFT then adds the adapters and nothing else.
     return TaskType.CAUSAL_LM if model.can_generate() else None
+
+
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """What a classifier has that its base has not, besides the head that PEFT knows: it is trained and saved whole."""
+    fresh: tuple[str, ...] = getattr(model, "fresh_modules", ())
+    return [name for name in fresh if name.partition(".")[0] not in ("classifier", "score")]
 
 
 def has_weights(module: Any) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
-from inhouse.train.methods.adapters import ROUTERS, Adapters, adapter_config
+from inhouse.train.methods.adapters import ROUTERS, Adapters, adapter_config, fresh_modules
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +45,14 @@ def round_base(model: PreTrainedModel, params: Qlora) -> None:
     import torch
 
     head = model.get_output_embeddings()
-    kept = (*ROUTERS, "score", "classifier")
+    kept, fresh = (*ROUTERS, "score", "classifier"), fresh_modules(model)
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and name.rpartition(".")[2] not in kept
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and name.rpartition(".")[2] not in kept
+        and name not in fresh
     ]
     if not found:
         raise UserError("train.nothing_to_round", architecture=model.config.model_type)

@@ -17,14 +17,14 @@ from inhouse.core.protocols import Input
 from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
-from inhouse.train.objectives.sft import arrange
+from inhouse.train.objectives.sft import arrange, complete, labels
 from inhouse.train.tokens import Samples
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["UNIT", "Distill", "arrange", "counted", "encode", "loss", "prepare"]
+__all__ = ["UNIT", "Distill", "arrange", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 1
 counted = every_token

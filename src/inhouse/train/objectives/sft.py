@@ -24,6 +24,16 @@ class Sft(Params):
     use: Literal["sft"] = "sft"
 
 
+def complete(params: Params, rows: Sequence[Row]) -> Params:
+    """The settings as they are."""
+    return params
+
+
+def labels(params: Params) -> tuple[str, ...]:
+    """None: the model writes."""
+    return ()
+
+
 def encode(rows: Sequence[Row], coding: Coding, params: Sft) -> Samples:
     """Conversations through the model's template; plain documents as they are."""
     samples = encode_rows(rows, coding.tokenizer, coding.ends, coding.limit, coding.events)

@@ -1,0 +1,161 @@
+"""Classification: a head above the model names one of the labels, in place of an answer in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from inhouse.core.errors import UserError
+from inhouse.core.params import Params
+from inhouse.core.rows import Row
+from inhouse.train.learning import Coding, Loss, each_example, told_too_long
+from inhouse.train.objectives.sft import arrange, prepare
+from inhouse.train.spans import Sample
+from inhouse.train.tokens import Counts, Samples
+
+if TYPE_CHECKING:
+    import torch
+
+    from inhouse.train.batches import Batch
+
+__all__ = ["UNIT", "Classify", "arrange", "complete", "counted", "encode", "labels", "loss", "prepare"]
+
+UNIT = 1
+counted = each_example(UNIT)
+
+
+class Classify(Params):
+    """Name one of several labels through a head above the model: an encoder such as BERT, or a decoder.
+
+    Encoders read the question's text as it is; decoders read what their template makes of it, and are pooled at the
+    last token. The result answers with a label and writes nothing else.
+    """
+
+    use: Literal["classify"] = "classify"
+    labels: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="the labels in the order of the head's outputs; auto: those of the training rows, sorted"
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, labels: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(labels, str) and (len(labels) < 2 or len(set(labels)) < len(labels)):
+            raise ValueError("name at least two labels, each once")
+        return labels
+
+
+def complete(params: Classify, rows: Sequence[Row]) -> Classify:
+    """The settings with the labels named. Raises train.no_label, train.one_label."""
+    if params.labels != "auto":
+        return params
+    found = sorted({label_of(row) for row in rows})
+    if len(found) < 2:
+        raise UserError("train.one_label", rows=len(rows), label=found[0])
+    return params.model_copy(update={"labels": tuple(found)})
+
+
+def labels(params: Classify) -> tuple[str, ...]:
+    """What the head's outputs stand for; `complete` has named them."""
+    return () if isinstance(params.labels, str) else params.labels
+
+
+def label_of(row: Row) -> str:
+    """A row's label, else the text of its answer. Raises train.no_label."""
+    found = row.label if row.label is not None else row.answer.strip()
+    if not found or row.messages[-1].role != "assistant":
+        raise UserError("train.no_label", id=row.id, source=row.source, offset=row.offset)
+    return found
+
+
+def encode(rows: Sequence[Row], coding: Coding, params: Classify) -> Samples:
+    """The question of every row, marked with its label's place; nothing is learned token by token.
+
+    Too long questions are left out, or cut (over_length: truncate) where no template surrounds them. Raises
+    train.no_label, train.unknown_label, train.no_question, train.classify_cut, train.all_dropped.
+    """
+    from inhouse.engines.classifier import question_ids
+
+    rule, longest = coding.limit.over_length, coding.limit.longest
+    if rule == "split" or (rule == "truncate" and not coding.plain):
+        raise UserError("train.classify_cut", rule=rule)
+    marks = [_mark(row, labels(params)) for row in rows]
+    read = question_ids(coding.tokenizer, [row.prompt for row in rows], coding.plain)
+    cut = rule == "truncate" and any(len(ids) > longest for ids in read)
+    used = question_ids(coding.tokenizer, [row.prompt for row in rows], True, longest) if cut else read
+    kept, origins = [], []
+    for place, (ids, mark) in enumerate(zip(used, marks, strict=True)):
+        if len(ids) <= longest:
+            kept.append(Sample(tuple(ids), (False,) * len(ids), mark))
+            origins.append(place)
+    if not kept:
+        raise UserError("train.all_dropped", rows=len(rows), max_length=longest, least=min(map(len, read)))
+    over = sum(len(ids) > longest for ids in read)
+    counts = Counts(
+        rows=len(rows),
+        samples=len(kept),
+        tokens=sum(len(sample.ids) for sample in kept),
+        longest=max(len(sample.ids) for sample in kept),
+        shortest=min(map(len, read)),
+        over_length=over,
+        dropped=len(rows) - len(kept),
+        truncated=over if cut else 0,
+    )
+    if counts.truncated:
+        coding.events.note("train.truncated", truncated=over, rows=len(rows), max_length=longest, answers=0)
+    return told_too_long(Samples(kept, counts.dropped, origins, counts), len(rows), coding)
+
+
+def _mark(row: Row, known: Sequence[str]) -> int:
+    label = label_of(row)
+    if not any(turn.content for turn in row.prompt):
+        raise UserError("train.no_question", id=row.id, source=row.source, offset=row.offset)
+    if label not in known:
+        told = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+        raise UserError("train.unknown_label", label=label, id=row.id, source=row.source, offset=row.offset, known=told)
+    return known.index(label)
+
+
+def loss(model: torch.nn.Module, inputs: dict[str, Any], params: Classify, state: None) -> Loss:
+    """Cross entropy of the labels; a text is right when its own label is the likeliest."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    logits = class_logits(model, inputs)
+    marks = torch.tensor([sample.mark for sample in inputs["batch"].samples], device=logits.device)
+    return Loss(cross_entropy(logits, marks, reduction="sum"), (logits.detach().argmax(-1) == marks).sum())
+
+
+def class_logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Logits (B, labels) float32 of the samples of a batch that `collate` made."""
+    import torch
+
+    batch: Batch = inputs["batch"]
+    ids: torch.Tensor = inputs["input_ids"]
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=batch.halved):
+        if batch.packed is None:
+            found: Any = model(input_ids=ids, attention_mask=inputs["attention_mask"])
+            logits: torch.Tensor = found.logits
+        else:
+            logits = _packed(model, ids, batch)
+    return logits.float()
+
+
+def _packed(model: torch.nn.Module, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """A decoder over a packed row; its head at the last token of every sample."""
+    import torch
+
+    from inhouse.engines.classifier import head_of_decoder
+    from inhouse.train import attention
+    from inhouse.train.segments import layout
+    from inhouse.train.step import unwrapped
+
+    packed, inner = batch.packed, unwrapped(model)
+    head = head_of_decoder(inner)
+    assert packed is not None and head is not None  # step.reading_of: packs only where there is one
+    attention.use_layout(layout(packed, ids.device))
+    positions = torch.tensor([packed.positions], device=ids.device)
+    hidden = inner.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    logits: torch.Tensor = head(hidden[torch.tensor(packed.lasts, device=ids.device)])
+    return logits
