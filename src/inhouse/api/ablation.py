@@ -66,9 +66,10 @@ def ablation(request: AblationRequest, events: Events) -> Ablation:
     seeds = [bench.training.seed + number for number in range(request.seeds)]
     variants = {"": bench.train}
     for name, chosen in parts.items():
-        variants[name] = [row for row in bench.train if row.id not in chosen]
+        variants[f"without {name}"] = [row for row in bench.train if row.id not in chosen]
         if request.control:
-            variants[f"random {name}"] = nested_part(bench.train, len(variants[name]), bench.training.seed)
+            left = len(bench.train) - len(chosen)
+            variants[f"random {name}"] = nested_part(bench.train, left, bench.training.seed)
     found = _trained(bench, variants, seeds)
     if (reason := _refused(found[""])) is not None:
         raise UserError("compare.cannot", reason=reason)
@@ -86,16 +87,9 @@ def _trained(bench: Comparison, variants: dict[str, list[Row]], seeds: Sequence[
     found: dict[str, list[Outcome]] = {name: [] for name in variants}
     for number, (name, rows, seed) in enumerate(jobs, 1):
         left = sum(len(other) for _, other, _ in jobs[number - 1 :])
-        arm = Arm(name=_told(name), params=params, seed=seed)
+        arm = Arm(name=name or "all_rows", params=params, seed=seed)
         found[name].append(bench.measure(arm, rows, Turn(number, len(jobs), left)))
     return found
-
-
-def _told(name: str) -> str:
-    """A variant as its progress is told."""
-    if not name:
-        return "all_rows"
-    return name.replace("random ", "≁ ") if name.startswith("random ") else f"− {name}"
 
 
 def _slice(name: str, rows: Sequence[Row]) -> frozenset[str]:
@@ -126,9 +120,9 @@ def _runs(outcomes: Sequence[Outcome]) -> list[tuple[RowFound, ...]]:
 
 
 def _slice_line(name: str, bench: Comparison, rows: int, found: dict[str, list[Outcome]]) -> SliceLine:
-    if (reason := _refused(found[name])) is not None:
+    if (reason := _refused(found[f"without {name}"])) is not None:
         return SliceLine(slice=name, rows=rows, refused=reason)
-    whole, without = _runs(found[""]), _runs(found[name])
+    whole, without = _runs(found[""]), _runs(found[f"without {name}"])
     inside = {row.id for row in bench.held if in_slice(row, name)}
     difference = apart(whole, without)
     signs = [apart([one], [two]).loss for one, two in zip(whole, without, strict=True)]

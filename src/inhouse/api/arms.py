@@ -19,6 +19,7 @@ from inhouse.api.training import Training, TrainingRequest, open_training
 from inhouse.core.artifact import Artifact, Frozen
 from inhouse.core.errors import Cancelled, InhouseError, UserError
 from inhouse.core.fingerprint import hash_json
+from inhouse.core.messages import known, text
 from inhouse.core.protocols import Input
 from inhouse.core.rows import Row
 from inhouse.core.run import Events
@@ -158,10 +159,12 @@ class Comparison:
     def _tell(self, arm: Arm, turn: Turn) -> None:
         """Which training begins, and about how long all will still take."""
         left = ceil(self._foretold(turn.rows_left) / 60)
+        word, _, rest = arm.name.partition(" ")
+        name = f"{text(code) if known(code := f'step.{word}') else word} {rest}".rstrip()
         if left:
-            self.events.note("compare.next", name=arm.name, number=turn.number, count=turn.count, minutes=left)
+            self.events.note("compare.next", name=name, number=turn.number, count=turn.count, minutes=left)
         else:
-            self.events.note("compare.first", name=arm.name, number=turn.number, count=turn.count)
+            self.events.note("compare.first", name=name, number=turn.number, count=turn.count)
 
     @property
     def folder(self) -> Path:
@@ -189,8 +192,8 @@ class Comparison:
         self.events.check()
         if event["event"] == "stage.progress":
             self.events.progress(event["done"], event["total"], event["unit"], step=event.get("step", ""))
-        elif event["event"] == "note" and (known := hash_json([event["code"], event["facts"]])) not in self.told:
-            self.told.add(known)
+        elif event["event"] == "note" and (heard := hash_json([event["code"], event["facts"]])) not in self.told:
+            self.told.add(heard)
             self.events.emit("note", code=event["code"], facts=event["facts"])
 
     def _key(self, arm: Arm, rows: Sequence[Row]) -> str:
