@@ -56,13 +56,15 @@ def plan(result: Plan, console: Console) -> None:
 
 
 def trained(facts: dict[str, Any], console: Console) -> None:
-    """The memory of a training that was run, beside what was foretold of it."""
+    """The memory of a training that was run, beside what was foretold of it, and what it tells of single rows."""
     from inhouse.train.memory import Split
 
     known = facts.get("memory") or {}
     found = {name: Split.model_validate(known[name]) for name in ("foretold", "measured") if known.get(name)}
     if found:
         memory(found, console)
+    if privacy := facts.get("privacy"):
+        console.print(text("cell.train.privacy", epsilon=f"{privacy['epsilon']:.3g}", delta=f"{privacy['delta']:.1e}"))
 
 
 def memory(splits: dict[str, Split], console: Console) -> None:
