@@ -26,7 +26,10 @@ Event = dict[str, Any]
 
 
 def step_name(name: str) -> str:
-    """What a step is called in the user's language."""
+    """What a step is called in the user's language; `tuned_2` is the second training of a chain."""
+    kind, _, number = name.rpartition("_")
+    if number.isdigit() and known(f"step.{kind}"):
+        return f"{text(f'step.{kind}')} {number}"
     return text(f"step.{name}") if known(f"step.{name}") else name
 
 
