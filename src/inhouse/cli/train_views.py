@@ -67,6 +67,14 @@ def trained(facts: dict[str, Any], console: Console) -> None:
         console.print(text("cell.train.privacy", epsilon=f"{privacy['epsilon']:.3g}", delta=f"{privacy['delta']:.1e}"))
 
 
+def forgotten(facts: dict[str, Any], console: Console) -> None:
+    """How the loss on a general set changed, where that was measured."""
+    if found := facts.get("forgetting"):
+        figures = {name: f"{found[name]:.3f}" for name in ("before", "after")}
+        figures |= {name: f"{found[name]:+.3f}" for name in ("change", "low", "high")}
+        console.print(text("cell.train.forgetting", rows=f"{found['rows']:,}", **figures))
+
+
 def memory(splits: dict[str, Split], console: Console) -> None:
     """Splits side by side; a column each, called `foretold` or `measured`."""
     rows = [(text(f"cell.train.{part}"), *(_gb(getattr(split, part)) for split in splits.values())) for part in PARTS]

@@ -74,6 +74,7 @@ def run(result: RunResult, console: Console) -> None:
         rows = [(step_name(s.name), (s.id or "")[:8], size(s.bytes)) for s in result.steps]
         table(console, text("cell.step"), text("cell.artifact"), f">{text('cell.size')}", rows=rows)
         train_views.trained(result.facts.get("tuned", {}), console)
+        train_views.forgotten(result.facts.get("tuned_forgetting", {}), console)
         tuned = next((step.id for step in result.steps if step.name == "tuned"), None)
         if tuned:
             console.print(text("cell.train.left", folder=result.workspace / "objects" / tuned), soft_wrap=True)
