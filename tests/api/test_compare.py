@@ -57,12 +57,9 @@ train:
 TEXTS = {"money": ["the bank cut its rate", "net profit rose"], "grain": ["wheat exports fell", "the harvest was poor"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _heap_is_not_searched() -> Iterator[None]:
     """Looking for garbage in all that the libraries loaded takes longer than a tiny training."""
-    from transformers import Trainer  # noqa: F401
-
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()

@@ -91,7 +91,7 @@ class Turn(NamedTuple):
     """Which training of a comparison it is, how many there are, and the rows that are to be learned from here on."""
 
     number: int
-    count: int
+    total: int
     rows_left: int
 
 
@@ -162,9 +162,9 @@ class Comparison:
         word, _, rest = arm.name.partition(" ")
         name = f"{text(code) if known(code := f'step.{word}') else word} {rest}".rstrip()
         if left:
-            self.events.note("compare.next", name=name, number=turn.number, count=turn.count, minutes=left)
+            self.events.note("compare.next", name=name, number=turn.number, count=turn.total, minutes=left)
         else:
-            self.events.note("compare.first", name=name, number=turn.number, count=turn.count)
+            self.events.note("compare.first", name=name, number=turn.number, count=turn.total)
 
     @property
     def folder(self) -> Path:
