@@ -34,7 +34,7 @@ def named(option: click.Option | None) -> click.Option | None:
 def usage(command: click.Command, context: click.Context, formatter: click.HelpFormatter) -> None:
     """The usage line."""
     pieces = " ".join(command.collect_usage_pieces(context))
-    formatter.write_usage(context.command_path, pieces, prefix=f"{text('cli.usage')} ")
+    formatter.write_usage(context.command_path.rstrip(), pieces, prefix=f"{text('cli.usage')} ")
 
 
 def options(command: click.Command, context: click.Context, formatter: click.HelpFormatter) -> None:
