@@ -24,7 +24,7 @@ from inhouse.api.compare import BenchTrain, BenchTrainRequest
 from inhouse.api.compare_figures import apart, quality
 from inhouse.api.learning_curve import CurveRequest, LearningCurve
 from inhouse.api.training import TrainingRequest
-from inhouse.cli import views
+from inhouse.cli import compare_views, views
 from inhouse.cli.main import main
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.messages import use_language
@@ -543,6 +543,18 @@ def test_slice_that_cannot_be_left_out_is_told(slice: str, code: str, project: P
         ablations.ablation(asked(AblationRequest, project, slice=(slice,)), Events())
     assert error.value.code == code
     assert slice in str(error.value)
+
+
+def test_bounds_are_shown_as_finely_as_they_need() -> None:
+    from inhouse.core.gate import Figure
+
+    assert compare_views.interval(Figure(value=0.4123, low=0.381, high=0.449)) == "0.412 [0.38, 0.45]"
+    assert (
+        compare_views.interval(Figure(value=-0.0123, low=-0.02, high=0.0041), signed=True) == "-0.012 [-0.020, +0.004]"
+    )
+    assert compare_views.interval(Figure(value=0.78, low=0.7, high=0.861), percent=True) == "78 % [70, 86]"
+    assert compare_views.interval(Figure(value=0.5)) == "0.500"
+    assert compare_views.interval(None) == "–"
 
 
 def test_verdict_follows_the_interval(capsys: pytest.CaptureFixture[str]) -> None:

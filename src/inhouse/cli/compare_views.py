@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NONE = "–"
 BAR = 40
+FINE = 0.1  # bounds below are shown to three digits
 
 
 def bench_train(result: BenchTrain, console: Console) -> None:
@@ -106,14 +107,15 @@ def _claimed(value: float | None, claim: Claim) -> str:
 
 
 def interval(figure: Figure | None, percent: bool = False, signed: bool = False) -> str:
-    """`0.412 [0.380, 0.450]`."""
+    """`0.412 [0.38, 0.45]`, or `78 % [70, 86]`."""
     if figure is None:
         return NONE
-    sign, factor, digits = ("+" if signed else ""), (100 if percent else 1), (1 if percent else 3)
-    shown = [f"{value * factor:{sign}.{digits}f}" for value in (figure.value, figure.low, figure.high)
-             if value is not None]  # fmt: skip
-    unit = " %" if percent else ""
-    return f"{shown[0]}{unit}" if len(shown) < 3 else f"{shown[0]}{unit} [{shown[1]}, {shown[2]}]"
+    sign, factor, unit = ("+" if signed else ""), (100 if percent else 1), (" %" if percent else "")
+    shown = f"{figure.value * factor:{sign}.{0 if percent else 3}f}{unit}"
+    if figure.low is None or figure.high is None:
+        return shown
+    digits = 0 if percent else 2 if max(abs(figure.low), abs(figure.high)) >= FINE else 3
+    return f"{shown} [{figure.low * factor:{sign}.{digits}f}, {figure.high * factor:{sign}.{digits}f}]"
 
 
 def learning_curve(result: LearningCurve, console: Console) -> None:
@@ -168,8 +170,9 @@ def _forecast(power: Power | None, points: Sequence[CurvePoint]) -> str:
     told = text("cell.compare.join").join(
         text("cell.compare.forecast", rows=f"{rows:,}", loss=f"{loss:.3f}") for rows, loss in power.forecast
     )
-    return text("cell.compare.power", floor=f"{power.floor:.3f}", scale=f"{power.scale:.3g}", fall=f"{power.fall:.2f}",
-                sizes=sizes, told=told)  # fmt: skip
+    floor = f"{power.floor:.3f} + " if power.floor else ""
+    law = f"{floor}{power.scale:.3g} · n^-{power.fall:.2f}"
+    return text("cell.compare.power", law=law, sizes=sizes, told=told)
 
 
 def _budget(result: LearningCurve) -> str:
@@ -180,25 +183,28 @@ def _budget(result: LearningCurve) -> str:
 
 def ablation(result: Ablation, console: Console) -> None:
     """What each slice does, as differences with their intervals, and in a sentence."""
-    measured = [line for line in result.lines if line.refused is None]
-    labelled = result.whole.accuracy is not None
-    rows = [(text("cell.compare.all_rows"), "", interval(result.whole.loss), NONE,
-             *([interval(result.whole.accuracy, percent=True), NONE] if labelled else []))]  # fmt: skip
-    for line in measured:
-        right = (
-            interval(line.without.accuracy, percent=True),
-            interval(line.difference.accuracy, percent=True, signed=True),
-        )
-        rows.append((text("cell.compare.without", slice=line.slice), f"{line.rows:,}", interval(line.without.loss),
-                     interval(line.difference.loss, signed=True), *(right if labelled else ())))  # fmt: skip
-    names = ["slice_rows", "loss", "loss_with"] + ["accuracy", "accuracy_with"] * labelled
-    table(console, text("cell.compare.trained_on"), *(f">{text(f'cell.compare.{name}')}" for name in names), rows=rows)
+    for name in ("loss", "accuracy"):
+        if getattr(result.whole, name) is not None:
+            _differences(result, name, console)
     for line in result.lines:
         for said in _told(line, result.seeds):
             console.print(said)
     said = text("cell.compare.same_epochs", epochs=f"{result.epochs:g}", seeds=result.seeds)
     _dim(f"{said} {text('cell.compare.ablation_notes')}", console)
     _about(result.held, result.kept, console)
+
+
+def _differences(result: Ablation, name: str, console: Console) -> None:
+    """One figure with all rows and without each slice."""
+    percent = name == "accuracy"
+    rows = [(text("cell.compare.all_rows"), "", interval(getattr(result.whole, name), percent), NONE)]
+    for line in result.lines:
+        if line.refused is None:
+            without = interval(getattr(line.without, name), percent)
+            difference = interval(getattr(line.difference, name), percent, signed=True)
+            rows.append((text("cell.compare.without", slice=line.slice), f"{line.rows:,}", without, difference))
+    names = ("slice_rows", name, "with")
+    table(console, text("cell.compare.trained_on"), *(f">{text(f'cell.compare.{one}')}" for one in names), rows=rows)
 
 
 def _told(line: SliceLine, seeds: int) -> Iterator[str]:
