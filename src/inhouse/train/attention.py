@@ -168,7 +168,7 @@ class _Shape:
 
     def __init__(self, places: Places, query: torch.Tensor, key: torch.Tensor) -> None:
         lengths = places.group.lengths
-        self.rows, self.width, self.before = len(lengths), max(lengths), places.group.before
+        self.rows, self.width, self.before = len(lengths), places.group.width, places.group.before
         self.heads, self.size = query.shape[1:]
         self.groups = key.shape[1]
         self.own, self.slots = places.own - places.group.start, places.slots

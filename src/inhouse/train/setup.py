@@ -12,7 +12,7 @@ from inhouse.core.model import ModelFacts
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.protocols import Input
 from inhouse.core.rows import Row
-from inhouse.core.run import Events
+from inhouse.core.run import Events, release_memory
 from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
 from inhouse.train.batches import Reading
@@ -101,6 +101,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     require("train", *PACKAGES)
     import torch
 
+    from inhouse.engines.torch_gguf import close_reader
     from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
 
     base = inputs["base"]
@@ -122,6 +123,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
         texts = replace(texts, samples=mixed.samples, replay=mixed.facts)
     model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
+    close_reader()
+    release_memory()  # what reading the model took, before anything is measured or trained
     texts = _with_virtual(loaded.model, texts)
     known = [*texts.samples.kept, *texts.valid]
     start = Start(loaded.model, loaded.compute, known, _wanted(params), texts.pad, inputs, events)

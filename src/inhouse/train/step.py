@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from inhouse.engines.classifier import head_of_decoder
 from inhouse.train import attention
 from inhouse.train.batches import Batch, Reading
 from inhouse.train.fused import fused_lora
 from inhouse.train.losses import token_losses
-from inhouse.train.segments import layout
-
-if TYPE_CHECKING:
-    import torch
+from inhouse.train.segments import WIDE, layout
 
 UNPACKED = ("gpt_oss",)  # its attention has sinks, which ours has not
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says where something is learned: `logits` (N, V), the `targets` (N) and their `owners` (N).
+    """What a model says where something is learned: `scored` (M, V), the `targets` (N) and their `owners` (N).
 
-    Sample `owners[n]` of the batch is to learn `targets[n]`.
+    Sample `owners[n]` of the batch is to learn `targets[n]`. Rows of `scored` behind the first N only fill it up.
     """
 
-    logits: torch.Tensor
+    scored: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """Scores of every word (N, V) where something is learned."""
+        return self.scored[: len(self.targets)]
+
     def losses(self) -> torch.Tensor:
         """Negative log-likelihood (N) of every learned token, float32."""
-        return token_losses(self.logits, self.targets)
+        filled = self.targets.new_zeros(len(self.scored) - len(self.targets))
+        return token_losses(self.scored, torch.cat([self.targets, filled]))[: len(self.targets)]
 
     def correct(self) -> torch.Tensor:
         """How many of the learned tokens the model would have written itself."""
@@ -87,8 +92,6 @@ def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator
 
 def read(model: torch.nn.Module, inputs: dict[str, Any]) -> Outputs:
     """Run the model over a batch that `collate` made; the output matrix is multiplied at learned places only."""
-    import torch
-
     batch: Batch = inputs["batch"]
     ids: torch.Tensor = inputs["input_ids"]
     # What is trained is float32: beside a bf16 base, autocast keeps activations from becoming float32 too.
@@ -97,8 +100,6 @@ def read(model: torch.nn.Module, inputs: dict[str, Any]) -> Outputs:
 
 
 def _packed(model: Any, ids: torch.Tensor, batch: Batch) -> Outputs:
-    import torch
-
     packed = batch.packed
     assert packed is not None  # read: chosen by it
     device = ids.device
@@ -106,16 +107,19 @@ def _packed(model: Any, ids: torch.Tensor, batch: Batch) -> Outputs:
     made = model(
         input_ids=ids,
         position_ids=torch.tensor([packed.positions], device=device),
-        logits_to_keep=torch.tensor(packed.places, device=device),
+        logits_to_keep=torch.tensor(filled(packed.places), device=device),
         use_cache=False,
     )
     targets, owners = (torch.tensor(values, device=device) for values in (packed.targets, packed.owners))
     return Outputs(made.logits[0], targets, owners)
 
 
-def _padded(model: Any, inputs: dict[str, Any], batch: Batch) -> Outputs:
-    import torch
+def filled(places: Sequence[int]) -> list[int]:
+    """The places and the last one again, up to a round number: few shapes occur (see `segments`)."""
+    return [*places, *[places[-1]] * (-len(places) % WIDE)]
 
+
+def _padded(model: Any, inputs: dict[str, Any], batch: Batch) -> Outputs:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     owners, places, targets = [], [], []
     for row, sample in enumerate(batch.samples):
