@@ -309,7 +309,8 @@ def test_power_law_is_found_where_there_is_one() -> None:
     three = fit_power(points_of(lambda n: 5 * n**-0.4, (100, 300, 1000)))
     assert three is not None
     assert (three.scale, three.fall, three.floor) == pytest.approx((5, 0.4, 0), rel=1e-6)
-    assert three.forecast[0] == (2000, pytest.approx(5 * 2000**-0.4))
+    assert three.forecast[0][0] == 2000
+    assert three.forecast[0][1] == pytest.approx(5 * 2000**-0.4)
     floored = fit_power(points_of(lambda n: 0.3 + 8 * n**-0.6, (50, 150, 500, 1500), half=0.01))
     assert floored is not None
     assert floored.at(3000) == pytest.approx(0.3 + 8 * 3000**-0.6, rel=0.05)
@@ -616,7 +617,9 @@ def test_command_whose_reference_is_refused_ends_with_the_reason(
         return Outcome(None, Refused(code="x", message="the base is too large"))
 
     monkeypatch.setattr(Comparison, "measure", refuse)
-    kinds = {compare.bench_train: BenchTrainRequest, learning_curve.learning_curve: CurveRequest}
+    kinds: dict[Any, type[TrainingRequest]] = {
+        compare.bench_train: BenchTrainRequest, learning_curve.learning_curve: CurveRequest,
+    }  # fmt: skip
     request = asked(
         kinds.get(command, AblationRequest),
         project,

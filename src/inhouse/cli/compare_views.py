@@ -111,6 +111,7 @@ def interval(figure: Figure | None, percent: bool = False, signed: bool = False)
     if figure is None:
         return NONE
     sign, factor, unit = ("+" if signed else ""), (100 if percent else 1), (" %" if percent else "")
+    unit = " pp" if percent and signed else unit  # percentage points
     shown = f"{figure.value * factor:{sign}.{0 if percent else 3}f}{unit}"
     if figure.low is None or figure.high is None:
         return shown
