@@ -1,4 +1,7 @@
-"""Every block of the pages on data and labels works when it is pasted, in order, into an empty folder."""
+"""Every block of the pages on data and labels works when it is pasted, in order, into an empty folder.
+
+The commands of the page on training are only read as the program would read them: they take minutes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from inhouse.cli.build import api_function, request_model, request_of
+from inhouse.cli.commands import Command
 from inhouse.cli.main import main
 from inhouse.core import store
 from inhouse.data import tasks
@@ -70,7 +76,7 @@ def test_page_works_as_it_stands(
                 subprocess.run(["bash", "-c", line], check=True)
 
 
-@pytest.mark.parametrize("page", ["data.md", "labelling.md"])
+@pytest.mark.parametrize("page", ["data.md", "labelling.md", "training.md"])
 def test_both_languages_show_the_same_commands(page: str) -> None:
     shown = [
         [
@@ -81,3 +87,36 @@ def test_both_languages_show_the_same_commands(page: str) -> None:
         for language in ("en", "zh")
     ]
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_settings_and_commands_of_training_are_understood(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("support", "chain"):
+        Path(folder).mkdir()
+    template = DOCS.parent / f"src/inhouse/api/templates/inhouse.{language}.yaml"
+    project = yaml.safe_load(template.read_text(encoding="utf-8").replace("NAME", "support"))
+    understood = []
+
+    def understand(command: Command, values: dict[str, Any], as_json: bool) -> None:
+        request: Any = request_of(request_model(api_function(command)), values)
+        if command.project:
+            load(Path("support/inhouse.yaml"), request.overrides)
+        understood.append(command.path)
+
+    monkeypatch.setattr("inhouse.cli.main.call", understand)
+    Path("support/inhouse.yaml").write_text(yaml.safe_dump(project), encoding="utf-8")
+    for kind, block in blocks(f"{language}/training.md"):
+        if kind == "yaml" and block.startswith("#"):
+            paste_settings(block)
+        elif kind == "yaml":
+            train = {**project["train"], **yaml.safe_load(block)["train"]}
+            Path("shown.yaml").write_text(yaml.safe_dump({**project, "train": train}), encoding="utf-8")
+            load(Path("shown.yaml"))
+        else:
+            lines = list(typed(block))
+            codes = [main(shlex.split(line)[1:]) for line in lines]
+            assert codes == [0] * len(lines), lines
+    assert {("train", "plan"), ("train", "search"), ("train", "launch"), ("data", "tokens")} <= set(understood)
