@@ -2,15 +2,15 @@
 
 Usage: killing.py MODEL DATASET WORK PLAN, where PLAN is JSON: {"threads": 1, "settings": {...}, "moments": [...]}.
 A moment is `none`, `step:N` (after step N), `file:K` (before the K-th change to a file below the work folder),
-`out:K` (the same of the artifact's files alone) or `after:S` (S seconds after the start). Libraries are loaded once;
-every run is a fork of this process, which itself computes nothing, so that no thread is lost in the fork.
+`out:K` (the same of the artifact's files alone), `save:N:NAME` (when this file of checkpoint N is opened for writing)
+or `after:S` (S seconds after the start). Libraries are loaded once; every run is a fork of this process, which itself
+computes nothing, so that no thread is lost in the fork.
 Prints a JSON list with one mapping per moment.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import warm
 from tiny_training import context, train_params
 
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -43,6 +44,14 @@ class Counter:
         self.count += 1
         if self.count == self.fatal:
             die()
+
+
+def die_at_save(step: str, name: str) -> None:
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and f"checkpoint-{step}/{name}" in str(args[0]) and str(args[1]) != "r":
+            die()
+
+    sys.addaudithook(hook)
 
 
 def die_after_step(wanted: int) -> None:
@@ -73,12 +82,14 @@ def train(model: Path, dataset: Path, work: Path, settings: dict[str, Any], mome
     sys.addaudithook(Counter(work / "out", int(at) + 2 if kind == "out" else None))  # 2: the folder made anew
     if kind == "step":
         die_after_step(int(at))
+    if kind == "save":
+        die_at_save(*at.split(":"))
     if kind == "after":
         timer = threading.Timer(float(at), die)
         timer.daemon = True
         timer.start()
     facts = run(train_params(**settings), context(model, dataset, work)).facts
-    kept = ("losses", "evaluations", "best_step", "steps", "tokens", "resumed_from")
+    kept = ("losses", "evaluations", "best_step", "steps", "tokens", "resumed_from", "ran_on")
     left = sorted(path.name for path in (work / "scratch" / "checkpoints").glob("checkpoint-*"))
     return {key: facts[key] for key in kept} | {"out": hashes(work / "out"), "changes": counter.count, "left": left}
 
@@ -101,19 +112,6 @@ def forked(work: Path, *run: Any) -> dict[str, Any] | None:
     return found
 
 
-LIBRARIES = ("polars", "torch", "peft", "inhouse.engines.torch_chat", "inhouse.engines.transformers")
-OURS = ("inhouse.train.stage", "inhouse.train.loop", "inhouse.train.result")
-
-
-def load() -> None:
-    """Import all that a run needs, and compute nothing."""
-    for name in (*LIBRARIES, *OURS):
-        importlib.import_module(name)
-    transformers = importlib.import_module("transformers")
-    for name in ("Trainer", "EarlyStoppingCallback", "AutoModelForCausalLM", "LlamaForCausalLM"):
-        getattr(transformers, name)  # loaded on first use
-
-
 def killed_and_resumed(model: Path, dataset: Path, work: Path, settings: dict[str, Any], moment: str) -> dict[str, Any]:
     """A run that is killed at the moment, and the one after it."""
     work.mkdir(parents=True, exist_ok=True)
@@ -130,7 +128,7 @@ if __name__ == "__main__":
     model, dataset, work = (Path(argument) for argument in sys.argv[1:4])
     plan = json.loads(sys.argv[4])
     os.environ["INHOUSE_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(plan["threads"])
-    load()
+    warm.load()
     found = [
         killed_and_resumed(model, dataset, work / f"run-{number}", plan["settings"], moment)
         for number, moment in enumerate(plan["moments"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Context]:
+def places(
+    tiny_llama: Path, dataset: Path, warm_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Context]:
     """Every way of cutting the work, and each once more from the checkpoint that the first leaves after 4 steps.
 
-    All are carried out by one start of two processes: importing takes longer than training.
+    All are carried out by one start of two processes, which have no libraries left to load: that takes longer than all
+    the training. They outlive this process (no parent is named), for they are children of another; their launcher is
+    here, and ends them.
     """
     found, folders = {}, []
     for name in (*KINDS, *(f"{kind}-again" for kind in KINDS)):
@@ -50,8 +54,10 @@ def places(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFac
             checkpoints = found[name].scratch / "checkpoints"
             checkpoints.mkdir()
             (checkpoints / "checkpoint-4").symlink_to(found[kind].scratch / "checkpoints" / "checkpoint-4")
-        folders.append(write_order(settings(kind), found[name], RECIPE, os.getpid()))
-    start_ranks(folders, 2)
+        folders.append(write_order(settings(kind), found[name], RECIPE, None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_python))
+        start_ranks(folders, 2)
     return found
 
 

@@ -221,10 +221,10 @@ def test_deepspeed_itself_takes_the_settings() -> None:
             assert config.DeepSpeedConfig(settings | filled).zero_config.stage == zero
 
 
-def test_the_shell_file_trains_in_two_processes(tmp_path: Path, tiny_llama: Path) -> None:
+def test_the_shell_file_trains_in_two_processes(tmp_path: Path, tiny_llama: Path, warm_python: Path) -> None:
     train = TRAIN.format(more="")
     project = write_project(tmp_path / AWKWARD, tiny_llama, train)
-    asked = request(project, nodes=1, gpus=2, strategy="ddp", python=sys.executable, cpus=1, restarts=0)
+    asked = request(project, nodes=1, gpus=2, strategy="ddp", python=str(warm_python), cpus=1, restarts=0)
     made = launch_training(asked)
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(["bash", str(made.files[0])], env=env, capture_output=True, text=True, check=False)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,12 +38,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
-def runs(places: tuple[Path, Path, Path], threads: int, settings: dict[str, Any], *moments: str) -> list[dict]:
+@pytest.fixture
+def places(warm_python: Path, tiny_llama: Path, dataset: Path, tmp_path: Path) -> tuple[Path, ...]:
+    """The interpreter of tests/train/killing.py, and its first arguments."""
+    return warm_python, Path(__file__).with_name("killing.py"), tiny_llama, dataset, tmp_path / "w"
+
+
+def runs(places: tuple[Path, ...], threads: int, settings: dict[str, Any], *moments: str) -> list[dict]:
     """What tests/train/killing.py found: a run left alone first, then one per moment."""
     plan = json.dumps({"threads": threads, "settings": settings, "moments": ["none", *moments]})
-    command = [sys.executable, str(Path(__file__).with_name("killing.py")), *map(str, places), plan]
-    env = {**os.environ, "INHOUSE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, places), plan], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -55,10 +57,10 @@ def differing(found: list[dict]) -> list[tuple[str, str]]:
 
 
 def test_run_killed_anywhere_with_evaluation_and_early_stopping_ends_in_the_same_bytes(
-    tiny_llama: Path, dataset: Path, tmp_path: Path
+    places: tuple[Path, ...],
 ) -> None:
     # In a step; in the first save, before any checkpoint counts; in a later save; while the result is written.
-    found = runs((tiny_llama, dataset, tmp_path / "w"), 1, MEASURED, "step:5", "file:4", "file:30", "out:2")
+    found = runs(places, 1, MEASURED, "step:5", "file:4", "file:30", "out:2")
     whole = found[0]
     assert whole["best_step"] == 4 and whole["steps"] == 6 and "train.stopped_early" in whole["notes"]
     assert whole["left"] == ["checkpoint-4", "checkpoint-6"]
@@ -68,9 +70,13 @@ def test_run_killed_anywhere_with_evaluation_and_early_stopping_ends_in_the_same
     assert differing(found) == []
 
 
-def test_run_killed_on_two_threads_ends_in_the_same_bytes(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
-    found = runs((tiny_llama, dataset, tmp_path / "w"), 2, {"max_steps": 8}, "step:7")
-    assert found[1]["killed"] and found[1]["resumed_from"] == 6
+def test_run_killed_on_two_threads_ends_in_the_same_bytes(places: tuple[Path, ...]) -> None:
+    # After a step and at the first and last file of a save: the checkpoint before counts, at an epoch's end or inside.
+    found = runs(places, 2, {"max_steps": 12}, "step:8", "save:9:optimizer.pt", "save:6:trainer_state.json")
+    assert all(run["killed"] for run in found[1:])
+    assert [run["resumed_from"] for run in found] == [0, 6, 6, 3]
+    assert {run["ran_on"]["threads"] for run in found} == {2}
+    assert found[0]["left"] == ["checkpoint-12", "checkpoint-9"]
     assert differing(found) == []
 
 

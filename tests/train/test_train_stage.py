@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +14,6 @@ from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.protocols import Input, Made
 from inhouse.train.stage import external, run
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def hashes(folder: Path) -> dict[str, str]:
     return {
@@ -28,30 +23,9 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def in_process(model: Path, dataset: Path, work: Path, moment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("tiny_training_process.py")),
-        str(model),
-        str(dataset),
-        str(work),
-        moment,
-    ]
-    env = {**os.environ, "INHOUSE_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset"))
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    work = tmp_path_factory.mktemp("whole")
-    done = in_process(tiny_llama, dataset, work, "none")
-    assert done.returncode == 0, done.stderr
-    return work, done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -140,30 +114,6 @@ def test_events_carry_loss_rate_and_memory(made: tuple[Made, Path]) -> None:
     steps = [event for event in events if event["event"] == "train.step"]
     assert {"loss", "learning_rate", "grad_norm", "memory_bytes"} <= set(steps[0])
     assert any(event.get("unit") == "steps" and event["tokens_per_s"] > 0 for event in events)
-
-
-@pytest.mark.parametrize(
-    ("moment", "resumed"),
-    [
-        ("step:8", "6"),
-        ("save:9:optimizer.pt", "6"),
-        ("save:6:trainer_state.json", "3"),
-    ],
-)
-def test_killed_run_resumes_and_ends_in_the_same_bytes(
-    whole: tuple[Path, str], tiny_llama: Path, dataset: Path, tmp_path: Path, moment: str, resumed: str
-) -> None:
-    killed = in_process(tiny_llama, dataset, tmp_path, moment)
-    assert killed.returncode == -9, killed.stderr
-    second = in_process(tiny_llama, dataset, tmp_path, "none")
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.strip() == resumed
-    assert hashes(tmp_path / "out") == hashes(whole[0] / "out")
-
-
-def test_checkpoints_beyond_the_limit_are_removed(whole: tuple[Path, str]) -> None:
-    kept = sorted(path.name for path in (whole[0] / "scratch" / "checkpoints").glob("checkpoint-*"))
-    assert kept == ["checkpoint-15", "checkpoint-18"]
 
 
 def test_cancel_stops_training_with_cancelled(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
