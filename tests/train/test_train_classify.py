@@ -36,6 +36,10 @@ RESULTS = tuple(RATES)
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection() -> Iterator[None]:
     """Training collects garbage twice; with all of torch on the heap that takes longer than the training here."""
+    import bitsandbytes  # noqa: F401  all that training loads, so that it is frozen too
+    import peft  # noqa: F401
+    from transformers import Trainer  # noqa: F401
+
     gc.collect()
     gc.freeze()
     yield

@@ -19,11 +19,12 @@ from inhouse.core.protocols import Context, Input
 from inhouse.core.rows import Message, Row
 from inhouse.dataset import write_rows
 from inhouse.train.batches import Reading, collate
+from inhouse.train.learning import Coding
 from inhouse.train.loop import train
 from inhouse.train.setup import Place, Prepared, job_for, prepare
 from inhouse.train.stage import run
 from inhouse.train.step import reading
-from inhouse.train.tokens import Sample
+from inhouse.train.tokens import Limit, Sample
 
 QUESTIONS = (
     "oil prices rose as opec cut output",
@@ -38,6 +39,10 @@ WORSE = ("the bank said net profit", "crude", "one quarter harvest point", "poor
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection() -> Iterator[None]:
     """Training collects garbage twice; with all of torch on the heap that takes longer than the training here."""
+    import bitsandbytes  # noqa: F401  all that training loads, so that it is frozen too
+    import peft  # noqa: F401
+    from transformers import Trainer  # noqa: F401
+
     gc.collect()
     gc.freeze()
     yield
@@ -408,3 +413,43 @@ def test_teacher_of_another_vocabulary_is_refused(lively: Path, tmp_path: Path) 
         ready_for({"use": "distill", "teacher": {"base": "wise"}}, here)
     assert refused.value.code == "train.teacher_vocabulary"
     assert "signal: text" in str(refused.value)
+
+
+def small_student(lively: Path, folder: Path) -> Path:
+    """The model before training, less its second layer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(lively)
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(lively).save_pretrained(folder)
+    return folder
+
+
+def test_student_of_a_teacher_beats_the_same_student_alone_where_labels_are_wrong(
+    lively: Path, teacher: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    student = small_student(lively, tmp_path / "student")
+    wrong = {n: BETTER[(n + 1 + n // 4 % 3) % 4] for n in range(0, 24, 3)}  # a third of the rows
+    here = with_teacher(place(student, [row(n, wrong.get(n)) for n in range(24)], tmp_path), teacher, "merged")
+    distill = {"use": "distill", "teacher": {"base": "wise"}, "alpha": 0.9}
+    settings = {"method": {"use": "full"}, "max_steps": 40, "learning_rate": 0.01, "per_device_train_batch_size": 12}
+    losses: dict[str, list[float]] = {"alone": [], "taught": []}
+    for seed in range(3):
+        for name, objective in (("alone", "sft"), ("taught", distill)):
+            params = train_params(objective=objective, save_steps=1000, **settings)
+            ready = prepare(params, here.inputs, seed, here.events)
+            scratch = tmp_path / f"{name}-{seed}"
+            train(ready.loaded.model, params, job_for(ready, params, seed, Place(scratch, here.events)))
+            known = ready.learning.encode([row(n, None) for n in range(40, 60)], coding_of(ready, here)).kept
+            with torch.no_grad():
+                each = torch.cat([likelihood(ready.loaded.model.eval(), sample) for sample in known])
+            losses[name].append(float(-each.mean()))
+    assert max(losses["taught"]) < 0.95 * min(losses["alone"]), losses
+
+
+def coding_of(ready: Prepared, here: Context) -> Coding:
+    return Coding(ready.texts.tokenizer, ready.texts.ends, Limit(512), here.events, here.inputs)
