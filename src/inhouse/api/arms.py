@@ -131,7 +131,8 @@ class Comparison:
 
     def measure(self, arm: Arm, rows: Sequence[Row], turn: Turn) -> Outcome:
         """Train on these rows, or find what it came to before. What cannot be run here is refused with the reason."""
-        path = self.folder / f"{self._key(arm, rows)}.json"
+        whole, cut = (self.folder / f"{self._key(one, rows)}.json" for one in (_unhurried(arm), arm))
+        path = whole if whole.exists() else cut
         if path.exists() and not self.request.again:
             self.kept += 1
             return Outcome(Measured.model_validate_json(path.read_text(encoding="utf-8")), kept=True)
@@ -142,14 +143,14 @@ class Comparison:
         self._tell(arm, turn)
         began = time.monotonic()
         try:
-            measured = self._run(arm, rows, path.with_suffix(""))
+            measured = self._run(arm, rows, cut.with_suffix(""))
         except Cancelled:
             raise
         except InhouseError as error:
             return Outcome(None, Refused(code=error.code, message=str(error)))
         self.spent += time.monotonic() - began
         self.learned += len(rows)
-        write_durably(path, measured.model_dump_json())
+        write_durably(cut if measured.ended == "out_of_time" else whole, measured.model_dump_json())
         return Outcome(measured)
 
     def _foretold(self, rows: int) -> float:
@@ -199,6 +200,11 @@ class Comparison:
     def _key(self, arm: Arm, rows: Sequence[Row]) -> str:
         inputs = {role: given.record.id for role, given in self.training.inputs.items() if role != "dataset"}
         return hash_json([VERSION, arm.model_dump(mode="json"), inputs, _digest(rows), _digest(self.held)])[:24]
+
+
+def _unhurried(arm: Arm) -> Arm:
+    """The same without an end: a training that came to its end is the same whatever time it was given."""
+    return arm.model_copy(update={"most_s": None})
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inhouse.train.spans import Sample
 
 MOST_LABELS = 64  # of more, scoring each for every row would take longer than training
-READ_TOGETHER = 16  # answers of one row; what stands before them is read once
+READ_TOGETHER = 64  # answers; what stands before those of a row is read once
 
 
 class RowFound(Frozen):
@@ -70,15 +70,26 @@ def _by_label(
     ready: Prepared, params: TrainParams, rows: Sequence[Row], answers: Mapping[str, str]
 ) -> Iterator[RowFound]:
     """The likelihood of every label's answer behind each row's question."""
-    for row in rows:
-        variants = [_answered(row, answer) for answer in answers.values()]
-        samples = [encode(variant, ready.texts.tokenizer, ready.texts.ends, params.turns) for variant in variants]
-        if max(len(sample.ids) for sample in samples) > params.max_length:
-            continue
-        likely, lengths = _sums(ready, samples)
-        own = list(answers).index(row.label or "")
-        guess = list(answers)[max(range(len(likely)), key=likely.__getitem__)]
-        yield RowFound(id=row.id, loss=-likely[own], count=round(lengths[own]), label=row.label, guess=guess)
+    group = max(1, READ_TOGETHER // len(answers))
+    for at in range(0, len(rows), group):
+        yield from _labelled(ready, params, rows[at : at + group], answers)
+
+
+def _labelled(
+    ready: Prepared, params: TrainParams, rows: Sequence[Row], answers: Mapping[str, str]
+) -> Iterator[RowFound]:
+    """The same for rows that are read together."""
+    names, tokenizer, ends = list(answers), ready.texts.tokenizer, ready.texts.ends
+    coded = [[encode(_answered(row, told), tokenizer, ends, params.turns) for told in answers.values()] for row in rows]
+    fitting = [place for place, made in enumerate(coded) if max(len(one.ids) for one in made) <= params.max_length]
+    likely, lengths = _sums(ready, [one for place in fitting for one in coded[place]])
+    for number, place in enumerate(fitting):
+        row, first = rows[place], number * len(names)
+        own = first + names.index(row.label or "")
+        best = max(range(first, first + len(names)), key=likely.__getitem__)
+        yield RowFound(
+            id=row.id, loss=-likely[own], count=round(lengths[own]), label=row.label, guess=names[best - first]
+        )
 
 
 def _answered(row: Row, answer: str) -> Row:
