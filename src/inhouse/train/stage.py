@@ -19,6 +19,7 @@ from inhouse.train.track import check_trackers, keep_curves
 if TYPE_CHECKING:
     from inhouse.train.loop import Job, Trained
     from inhouse.train.privacy import Spent
+    from inhouse.train.result import Origin
     from inhouse.train.setup import Prepared
 
 VERSION = "1"
@@ -36,7 +37,7 @@ def run(params: TrainParams, context: Context) -> Made:
     from inhouse.train.distributed import take, train_in_ranks
     from inhouse.train.loop import Trained, train
     from inhouse.train.planning import refuse_base
-    from inhouse.train.result import Origin, finish
+    from inhouse.train.result import finish
     from inhouse.train.settle import settle
 
     check_trackers(params.report_to, context.offline)
@@ -59,17 +60,7 @@ def run(params: TrainParams, context: Context) -> Made:
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
-    origin = Origin(
-        ready.base,
-        ready.facts,
-        texts.tokenizer,
-        texts.ends,
-        texts.samples.kept,
-        texts.rows,
-        loaded.save,
-        ready.learning.labels,
-    )
-    checked = finish(loaded.model, origin, context)
+    checked = finish(loaded.model, _origin(ready), context)
     if spent is not None:
         with (context.out / "README.md").open("a", encoding="utf-8") as card:
             card.write(f"\n{spent.card()}")
@@ -112,6 +103,15 @@ def _privately(ready: Prepared, params: TrainParams, job: Job) -> tuple[Trained,
         ready.loaded.model, params, PrivateJob(job.samples, job.pad, job.seed, folder, job.recipe, job.events, origins)
     )
     return Trained([], done.steps, done.epochs, done.tokens, done.resumed_from), done.spent
+
+
+def _origin(ready: Prepared) -> Origin:
+    """What the result is checked against."""
+    from inhouse.train.result import Origin
+
+    loaded, texts, labels = ready.loaded, ready.texts, ready.learning.labels
+    known = (texts.tokenizer, texts.ends, texts.samples.kept, texts.rows)
+    return Origin(ready.base, ready.facts, *known, loaded.save, labels)
 
 
 def _note_loss(context: Context, losses: list[dict[str, float]]) -> None:
