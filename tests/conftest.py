@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ CORPUS = [
     "银行把基准利率下调了四分之一个百分点",
     "公司宣布以现金收购一家造船企业",
 ]
+
+
+# Longest first. What a worker begins last, it does alone while the other has nothing left.
+LONG = (
+    "test_faults.py", "test_pages.py", "test_commands.py", "test_train_resume.py", "test_train_plan.py",
+    "test_train_distributed.py", "test_train_launch.py", "test_training_project.py", "test_train_stage.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files where several workers share the tests (with --no-loadscope-reorder)."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)
