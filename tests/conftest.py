@@ -25,8 +25,9 @@ CORPUS = [
 
 # Longest first. What a worker begins last, it does alone while the other has nothing left.
 LONG = (
-    "test_faults.py", "test_pages.py", "test_commands.py", "test_train_resume.py", "test_train_plan.py",
-    "test_train_distributed.py", "test_train_launch.py", "test_training_project.py", "test_train_stage.py",
+    "test_faults.py", "test_commands.py", "test_versions.py", "test_build.py", "test_train_resume.py",
+    "test_train_plan.py", "test_runner.py", "test_pages.py", "test_compress_gguf.py", "test_train_distributed.py",
+    "test_training_project.py", "test_train_launch.py", "test_train_stage.py",
 )  # fmt: skip
 
 
