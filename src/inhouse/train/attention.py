@@ -45,11 +45,20 @@ class How:
     dropout: float
 
 
+class Unpackable(RuntimeError):
+    """Attention of a kind that is not computed here: the model must read its batches padded."""
+
+
+UNKNOWN = ("s_aux", "softcap", "head_mask", "position_bias", "attention_bias", "indices")  # they change the scores
+
+
 def attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **settings: Any
 ) -> tuple[torch.Tensor, None]:
     """Attention of a packed row: query (1, H, T, D), key and value (1, K, T, D), H a multiple of K -> (1, T, H, D)."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    if not getattr(module, "is_causal", True) or any(settings.get(name) is not None for name in UNKNOWN):
+        raise Unpackable(type(module).__name__)
     how = How(scale, settings.get("sliding_window") or None, settings.get("dropout") or 0.0)
     layout = _current[0]
     # Where weights are float32 (method: full), rotary embedding makes queries and keys float32 beside bf16 values.
@@ -169,8 +178,8 @@ class _Shape:
     def __init__(self, places: Places, query: torch.Tensor, key: torch.Tensor) -> None:
         lengths = places.group.lengths
         self.rows, self.width, self.before = len(lengths), places.group.width, places.group.before
-        self.heads, self.size = query.shape[1:]
-        self.groups = key.shape[1]
+        self.heads, self.groups = query.shape[1], key.shape[1]
+        self.sharing = self.heads // self.groups  # heads that read the same key
         self.own, self.slots = places.own - places.group.start, places.slots
         self.own = self.own.clamp_(min=0)
         self.even = min(lengths) == self.width  # nothing is padding
@@ -183,32 +192,32 @@ class _Shape:
 
     def spread_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, H, D) -> (B * K, G * W, D): the heads that share a key are rows of one product."""
-        parted = self._spread(query).view(self.rows, self.width, self.groups, -1, self.size)
-        return parted.permute(0, 2, 3, 1, 4).reshape(self.rows * self.groups, -1, self.size)
+        parted = self._spread(query).view(self.rows, self.width, self.groups, self.sharing, -1)
+        return parted.permute(0, 2, 3, 1, 4).reshape(self.rows * self.groups, -1, parted.shape[-1])
 
     def spread_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """As `spread_query`, with zeros at padding."""
         if self.even:
             return self.spread_query(gradient)
-        padded = gradient.new_zeros((self.rows * self.width, self.heads, self.size))
+        padded = gradient.new_zeros((self.rows * self.width, *gradient.shape[1:]))
         padded.index_copy_(0, self.slots, gradient)
-        parted = padded.view(self.rows, self.width, self.groups, -1, self.size)
-        return parted.permute(0, 2, 3, 1, 4).reshape(self.rows * self.groups, -1, self.size)
+        parted = padded.view(self.rows, self.width, self.groups, self.sharing, -1)
+        return parted.permute(0, 2, 3, 1, 4).reshape(self.rows * self.groups, -1, parted.shape[-1])
 
     def collect_query(self, batch: torch.Tensor) -> torch.Tensor:
         """(B * K, G * W, D) -> (N, H, D)."""
-        parted = batch.view(self.rows, self.groups, -1, self.width, self.size).permute(0, 3, 1, 2, 4)
-        return self._gather(parted.reshape(self.rows * self.width, self.heads, self.size))
+        parted = batch.view(self.rows, self.groups, self.sharing, self.width, -1).permute(0, 3, 1, 2, 4)
+        return self._gather(parted.reshape(self.rows * self.width, self.heads, -1))
 
     def with_context(self, own: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """(N, K, D) and (P, K, D) -> (B * K, P + W, D)."""
-        parted = self._spread(own).view(self.rows, self.width, self.groups, self.size)
+        parted = self._spread(own).view(self.rows, self.width, self.groups, -1)
         if self.before:
             parted = torch.cat([context.expand(self.rows, -1, -1, -1), parted], dim=1)
-        return parted.transpose(1, 2).reshape(self.rows * self.groups, -1, self.size)
+        return parted.transpose(1, 2).reshape(self.rows * self.groups, -1, own.shape[-1])
 
     def collect_key(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B * K, P + W, D) -> (N, K, D), and (P, K, D) summed over the segments."""
-        parted = batch.view(self.rows, self.groups, self.before + self.width, self.size).transpose(1, 2)
-        own = parted[:, self.before :].reshape(self.rows * self.width, self.groups, self.size)
+        parted = batch.view(self.rows, self.groups, self.before + self.width, -1).transpose(1, 2)
+        own = parted[:, self.before :].reshape(self.rows * self.width, self.groups, -1)
         return self._gather(own), parted[:, : self.before].sum(0)

@@ -31,7 +31,7 @@ def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int)
     """
     chooser = random.Random(seed)
     plan: list[list[int]] = []
-    for epoch in range(ceil(epochs)):
+    for epoch in range(_at_least(epochs)):
         order = list(range(len(samples)))
         chooser.shuffle(order)
         near = size * 64  # sorting everything would make the order of lengths the order of training
@@ -41,8 +41,13 @@ def plan_batches(samples: Sequence[Sample], size: int, epochs: float, seed: int)
         batches = [group[at : at + size] for group in grouped for at in range(0, len(group), size)]
         chooser.shuffle(batches)
         share = min(1.0, epochs - epoch)
-        plan += batches[: max(1, ceil(len(batches) * share))]
+        plan += batches[: _at_least(len(batches) * share)]
     return plan
+
+
+def _at_least(count: float) -> int:
+    """A count rounded up, 1 or more."""
+    return max(1, ceil(round(count, 6)))  # 20 x (1.1 - 1) is a little more than 2
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,7 @@ class Arm(Frozen):
     name: str
     params: dict[str, Any] = Field(description="TrainParams as JSON")
     seed: int
-    steps: int | None = Field(
-        None, ge=0, description="optimiser steps; 0: the base as it is; absent: see fit_s"
-    )
+    steps: int | None = Field(None, ge=0, description="optimiser steps; 0: the base as it is; absent: see fit_s")
     fit_s: float | None = Field(None, description="as many steps as go into so many seconds, by two measured ones")
     most_s: float | None = Field(None, description="seconds of training after which it is cut off")
     looks: int = Field(0, ge=0, description="measurements on the way, beside the one before the first step")

@@ -60,6 +60,7 @@ class Job:
     learning: Learning = field(default_factory=Learning)
     reading: Reading = field(default_factory=Reading)  # as far as the model is able
     penalties: Sequence[Penalty] = ()
+    sizes: TrainParams | None = None  # how many examples are read together, where the plan cut the batches
 
 
 def train(model: PeftModel, params: TrainParams, job: Job) -> Trained:
@@ -133,7 +134,7 @@ def build_trainer(model: PeftModel, args: TrainingArguments, batches: list[list[
         compute_metrics=pooled,
     )
     trainer.job, trainer.how = job, how
-    trainer.sizes = TrainParams(per_device_train_batch_size=max(1, *map(len, batches)) // unit)
+    trainer.sizes = job.sizes or TrainParams(per_device_train_batch_size=max(1, *map(len, batches)) // unit)
     trainer.model_accepts_loss_kwargs = True  # so that the trainer counts the learned tokens of a whole step
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -18,7 +18,7 @@ TOGETHER = 8  # samples read together for the reference; neighbours share their 
 
 def encode_preferences(rows: Sequence[Row], coding: Coding) -> Samples:
     """Chosen and rejected of every row, one after the other. Raises what `tokens.encode_pairs` raises."""
-    found = encode_pairs(rows, coding.tokenizer, coding.ends, coding.limit.longest, coding.events)
+    found = encode_pairs(rows, coding.tokenizer, coding.ends, coding.limit, coding.events)
     kept = [sample for pair in found.kept for sample in (pair.chosen, pair.rejected)]
     counts = Counts(
         rows=len(rows),
@@ -43,6 +43,14 @@ def sums(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, 
     zeros = torch.zeros(len(inputs["batch"].samples), device=outputs.owners.device)
     lengths = zeros.index_add(0, outputs.owners, torch.ones_like(outputs.owners, dtype=zeros.dtype))
     return zeros.index_add(0, outputs.owners, -outputs.losses()), lengths
+
+
+def before(inputs: dict[str, Any], reference: dict[Sample, float], like: torch.Tensor) -> torch.Tensor:
+    """The reference's log-likelihood (B) of the samples of a batch; zeros for a batch that only fills a step up."""
+    import torch
+
+    batch = inputs["batch"]
+    return torch.tensor([reference[s] if batch.own else 0.0 for s in batch.samples], device=like.device)
 
 
 def reference_of(start: Start) -> dict[Sample, float]:

@@ -24,7 +24,7 @@ from inhouse.train.memory import machine
 from inhouse.train.params import TrainParams
 from inhouse.train.planning import steps_of
 from inhouse.train.probe import calibrate
-from inhouse.train.setup import Prepared, load_again, prepare
+from inhouse.train.setup import Prepared, Texts, load_again, penalties_of, prepare
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -85,6 +85,7 @@ class Bench:
     """What every trial shares."""
 
     base: Input
+    texts: Texts
     job: Job
     params: TrainParams
     budget: Budget
@@ -157,7 +158,11 @@ def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float)
         study.set_user_attr("steps", _length(ready, steps, budget, deadline))
         rank = {"r": params.method.r} if _has_rank(params) else {}  # type: ignore[attr-defined]
         study.enqueue_trial({"learning_rate": params.learning_rate, **rank})
-    return study, Bench(ready.base, brief_job(ready, params, budget.seed), params, budget, deadline), len(steps)
+    return (
+        study,
+        Bench(ready.base, ready.texts, brief_job(ready, params, budget.seed), params, budget, deadline),
+        len(steps),
+    )
 
 
 def _name(ready: Prepared, params: TrainParams, budget: Budget) -> str:
@@ -217,7 +222,8 @@ def _train(bench: Bench, params: TrainParams, asked: Asked, events: Events) -> t
     release_memory()
     loaded = load_again(bench.base, params, seed)
     look = _Look()
-    job = replace(bench.job, valid=bench.job.valid[:MOST_VALID])
+    penalties = penalties_of(loaded.model, bench.texts, params)  # those of another trial hold on to its model
+    job = replace(bench.job, valid=bench.job.valid[:MOST_VALID], penalties=penalties)
     with brief_trainer(loaded.model, params, job, [_callback(look, bench, asked, events)]) as trainer:
         try:
             trainer.train()

@@ -41,9 +41,18 @@ class Settled:
     """The settings to train with; what stands in memory before the first batch; the bytes of the largest scores."""
 
     params: TrainParams
+    asked: TrainParams
     held: Held
     logits: int
     foretold: Split | None
+
+    @property
+    def training(self) -> TrainParams:
+        """The settings as they were asked for: a step learns from the same examples however it is cut."""
+        asked = {
+            name: getattr(self.asked, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+        }
+        return self.params.model_copy(update=asked)
 
     def facts(self) -> dict[str, Any]:
         """How batches were read and the memory of it, right after training; the plan's split where there was one."""
@@ -73,7 +82,7 @@ def settle(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Set
     config = loaded.model.config.get_text_config()
     scores = logit_bytes(config.vocab_size, max(2, loaded.compute.itemsize))
     logits = scores * shape_of(_largest(ready, chosen, steps), ready).predicted
-    return Settled(chosen, held, logits, found.foretold)
+    return Settled(chosen, params, held, logits, found.foretold)
 
 
 def _asked(params: TrainParams) -> tuple[int, int, bool, bool | str]:

@@ -103,6 +103,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
 
     from inhouse.engines.torch_gguf import close_reader
     from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
+    from inhouse.train.step import checked_reading
 
     base = inputs["base"]
     facts = facts_of(base)
@@ -127,9 +128,10 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     release_memory()  # what reading the model took, before anything is measured or trained
     texts = _with_virtual(loaded.model, texts)
     known = [*texts.samples.kept, *texts.valid]
-    start = Start(loaded.model, loaded.compute, known, _wanted(params), texts.pad, inputs, events)
-    penalties = _penalties(loaded.model, texts, params)
-    return Prepared(base, facts, loaded, texts, learning.prepared(start), _wanted(params), penalties, changes)
+    reading = checked_reading(loaded.model, _wanted(params), texts.pad, events)
+    start = Start(loaded.model, loaded.compute, known, reading, texts.pad, inputs, events)
+    penalties = penalties_of(loaded.model, texts, params)
+    return Prepared(base, facts, loaded, texts, learning.prepared(start), reading, penalties, changes)
 
 
 def _coding(
@@ -143,7 +145,7 @@ def _coding(
     from inhouse.engines.torch_chat import end_tokens
 
     name, events, inputs = known
-    limit = Limit(params.max_length, params.turns, params.over_length)
+    limit = Limit(_longest(model, params, events), params.turns, params.over_length)
     if Learning(params.objective).labels:
         if any(one.model_dump().get("use") == "ewc" for one in params.penalties):
             raise UserError("train.classify_ewc")
@@ -156,6 +158,16 @@ def _coding(
     if not ends:
         raise UserError("torch.no_end", name=name)
     return Coding(tokenizer, ends, limit, events, inputs)
+
+
+def _longest(model: PreTrainedModel, params: TrainParams, events: Events) -> int:
+    """`max_length`, but no more than the model has positions for, with the virtual tokens before a text."""
+    most: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    virtual: int = params.method.model_dump().get("num_virtual_tokens", 0)
+    if most is None or params.max_length <= most - virtual:
+        return params.max_length
+    events.note("train.length_cut", asked=params.max_length, most=most - virtual)
+    return most - virtual
 
 
 def job_for(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Job:
@@ -183,7 +195,7 @@ def _wanted(params: TrainParams) -> Reading:
     return Reading(params.packing, params.share_prefix, compute_dtype(params.precision) == torch.bfloat16)
 
 
-def _penalties(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainParams) -> list[Penalty]:
+def penalties_of(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainParams) -> list[Penalty]:
     """The terms that join the loss, with what they keep of the model as it is now. Raises train.no_source."""
     kept = texts.samples.kept
     places = [texts.rows[origin].source for origin in texts.samples.origins]
@@ -224,14 +236,20 @@ def restore(ready: Prepared) -> None:
 
     They are read again: keeping them while training would take as much memory as all else together.
     """
+    import torch
+
     from inhouse.engines.transformers import load_model
 
     if not ready.loaded.originals:
         return
     exact = dict(load_model(ready.base, NAMES[str(ready.loaded.save)]).named_parameters())
     for parameter, name in ready.loaded.originals:
-        if name in exact:  # a head may have another name in a base that writes
-            parameter.data = exact[name].data.to(parameter.device)
+        if name not in exact:  # a head may have another name in a base that writes
+            continue
+        precise = exact[name].data.to(parameter.device)
+        same = torch.equal(parameter.data, precise.to(parameter.dtype))
+        # What a change altered before training stays altered; it is only as precise as it was while training.
+        parameter.data = precise if same else parameter.data.to(precise.dtype)
 
 
 def _adapt(model: PreTrainedModel, kept: tuple[Originals, torch.dtype], params: TrainParams, seed: int) -> Loaded:

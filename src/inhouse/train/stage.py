@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from inhouse.train.loop import Job, Trained
     from inhouse.train.privacy import Spent
     from inhouse.train.result import Origin
+    from inhouse.train.settle import Settled
     from inhouse.train.setup import Prepared
 
 VERSION = "1"
@@ -37,12 +39,14 @@ def run(params: TrainParams, context: Context) -> Made:
     from inhouse.train.distributed import take, train_in_ranks
     from inhouse.train.loop import Trained, train
     from inhouse.train.planning import refuse_base
+    from inhouse.train.privacy import private_settings, publishable
     from inhouse.train.result import finish
     from inhouse.train.settle import settle
 
     check_trackers(params.report_to, context.offline)
     recipe = recipe_of(params, context, sys.modules[__name__])
     ranks = train_in_ranks(params, context, recipe) if params.parallel else None  # before this process loads the model
+    params = private_settings(params)
     refuse_base(context.inputs["base"], params)
     ready = prepare(params, context.inputs, context.seed, context.events)
     loaded, texts = ready.loaded, ready.texts
@@ -53,9 +57,10 @@ def run(params: TrainParams, context: Context) -> Made:
     if ranks:
         trained = Trained(**take(loaded.model, ranks))
     elif params.privacy is not None:
-        trained, spent = _privately(ready, params, job)
+        settled = replace(settled, foretold=None)  # it is of packed rows
+        trained, spent = _privately(ready, settled, job)
     else:
-        trained = train(loaded.model, settled.params, job)
+        trained = train(loaded.model, settled.training, replace(job, sizes=settled.params))
     memory = None if ranks else settled.facts()
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
@@ -78,12 +83,12 @@ def run(params: TrainParams, context: Context) -> Made:
             "trainable_share": loaded.trainable / loaded.total,
             "steps": trained.steps,
             "epochs": trained.epochs,
-            "tokens": trained.tokens,
+            "tokens": None if spent else trained.tokens,  # how much was drawn is no part of what is promised
             "losses": trained.losses,
             "evaluations": trained.evaluations,
             "best_step": trained.best_step,
             "resumed_from": trained.resumed_from,
-            "parity": checked.parity,
+            "parity": publishable(checked.parity) if spent else checked.parity,
             "precision": str(loaded.compute).removeprefix("torch."),
             "ran_on": ran_on(),
             "memory": memory,
@@ -92,17 +97,27 @@ def run(params: TrainParams, context: Context) -> Made:
     )
 
 
-def _privately(ready: Prepared, params: TrainParams, job: Job) -> tuple[Trained, Spent]:
-    """Train so that no single row shows in the weights: a loop of its own, whose losses stand in no record."""
+def _privately(ready: Prepared, settled: Settled, job: Job) -> tuple[Trained, Spent]:
+    """Train so that no single row shows in the weights: a loop of its own, whose losses stand in no record.
+
+    Neither does how many rows were drawn: `epochs` are those that were to be expected.
+    """
     from inhouse.train.loop import Trained
     from inhouse.train.private_loop import PrivateJob, train_private
 
-    origins = ready.texts.samples.origins
-    folder = job.scratch / "checkpoints"
-    done = train_private(
-        ready.loaded.model, params, PrivateJob(job.samples, job.pad, job.seed, folder, job.recipe, job.events, origins)
+    private = PrivateJob(
+        samples=job.samples,
+        pad=job.pad,
+        seed=job.seed,
+        folder=job.scratch / "checkpoints",
+        recipe=job.recipe,
+        events=job.events,
+        origins=ready.texts.samples.origins,
+        size=settled.params.per_device_train_batch_size,
     )
-    return Trained([], done.steps, done.epochs, done.tokens, done.resumed_from), done.spent
+    done = train_private(ready.loaded.model, settled.training, private)
+    epochs = done.spent.steps * done.spent.sample_rate
+    return Trained([], done.steps, epochs, done.tokens, done.resumed_from), done.spent
 
 
 def _origin(ready: Prepared) -> Origin:
@@ -111,7 +126,7 @@ def _origin(ready: Prepared) -> Origin:
 
     loaded, texts, labels = ready.loaded, ready.texts, ready.learning.labels
     known = (texts.tokenizer, texts.ends, texts.samples.kept, texts.rows)
-    return Origin(ready.base, ready.facts, *known, loaded.save, labels)
+    return Origin(ready.base, ready.facts, *known, loaded.save, labels, ready.learning.unit)
 
 
 def _note_loss(context: Context, losses: list[dict[str, float]]) -> None:

@@ -19,6 +19,7 @@ from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
 from inhouse.train.objectives.sft import arrange, complete, labels
 from inhouse.train.tokens import Samples
+from inhouse.train.virtual import virtual_ids
 
 if TYPE_CHECKING:
     import torch
@@ -78,9 +79,11 @@ def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> list[Row]
 
 
 def prepare(params: Distill, start: Start) -> PreTrainedModel | None:
-    """The teacher, in the type that training computes in. Raises train.teacher_vocabulary."""
+    """The teacher, in the type that training computes in. Raises train.teacher_vocabulary, train.teacher_prompt."""
     if params.signal == "text":
         return None
+    if virtual_ids(start.model):
+        raise UserError("train.teacher_prompt")
     from inhouse.engines.transformers import facts_of, load_model
     from inhouse.train.setup import NAMES
     from inhouse.train.step import reading_of

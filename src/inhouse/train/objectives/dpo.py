@@ -11,7 +11,7 @@ from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, Start, each_example
 from inhouse.train.objectives.sft import arrange, complete, labels
-from inhouse.train.preference import encode_preferences, reference_of, sums
+from inhouse.train.preference import before, encode_preferences, reference_of, sums
 from inhouse.train.spans import Sample
 from inhouse.train.tokens import Samples
 
@@ -53,8 +53,7 @@ def loss(model: torch.nn.Module, inputs: dict[str, Any], params: Dpo, state: dic
     from torch.nn.functional import logsigmoid
 
     likely, lengths = sums(model, inputs)
-    before = torch.tensor([state[sample] for sample in inputs["batch"].samples], device=likely.device)
-    gained = likely - before
+    gained = likely - before(inputs, state, likely)
     if params.loss_type == "ipo":
         gained = gained / lengths  # a mean per token, as in TRL: long answers would outweigh short ones
     margin = gained[::2] - gained[1::2]

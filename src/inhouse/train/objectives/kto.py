@@ -17,7 +17,7 @@ from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, Start, each_example
 from inhouse.train.objectives import sft
 from inhouse.train.objectives.sft import arrange, complete, labels
-from inhouse.train.preference import reference_of, sums
+from inhouse.train.preference import before, reference_of, sums
 from inhouse.train.spans import Sample
 from inhouse.train.tokens import Limit, Samples
 
@@ -82,7 +82,7 @@ def loss(model: torch.nn.Module, inputs: dict[str, Any], params: Kto, state: dic
 
     likely, _ = sums(model, inputs)
     samples = inputs["batch"].samples
-    gained = likely - torch.tensor([state[sample] for sample in samples], device=likely.device)
+    gained = likely - before(inputs, state, likely)
     good = torch.tensor([bool(sample.mark) for sample in samples[::2]], device=likely.device)
     own, drift = gained[::2], gained[1::2].detach().mean().clamp(min=0)
     value = torch.where(good, own - drift, drift - own)
