@@ -11,6 +11,7 @@ from chat_templates import CHATML, FAMILIES, MARKED, SPECIALS, THINKING, Told
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
+from inhouse.train.batches import plan_batches
 from inhouse.train.tokens import Limit, Sample, Samples, encode, encode_pairs, encode_rows
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
@@ -352,6 +353,41 @@ def test_truncated_rows_and_lost_ends_are_counted_and_told(tokenizers: dict[str,
     assert error.value.code == "train.all_masked"
 
 
+@pytest.mark.parametrize("rule", ["drop", "truncate"])
+def test_answers_left_out_of_a_conversation_that_is_kept_are_counted_and_told(rule: str, tmp_path: Path) -> None:
+    tokenizer, log = tokenizer_of(THINKING), tmp_path / "events.jsonl"
+    rows = [talk("a?", "yes", "b " * 60, "no", "c?", "oh"), talk("b " * 60, "no", "c?", "oh")]
+    found = encoded(tokenizer, rows, 60, "all", rule, log=log)
+    assert found.origins == [0] and shown(tokenizer, found)[0].endswith("yes<|im_end|>")
+    counts = found.counts
+    assert (counts.over_length, counts.dropped, counts.answers_dropped, counts.truncated) == (2, 1, 2, 0)
+    assert "train.answers_dropped" in log.read_text() and "train.truncated" not in log.read_text()
+
+
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_split_of_questions_that_no_answer_follows_keeps_them_with_the_next(
+    tokenizers: dict[str, Any], turns: Any
+) -> None:
+    tokenizer = tokenizers["chatml"]
+    opening = [turn("user", "a"), turn("system", "x"), turn("user", "b"), turn("assistant", "y")]
+    close = talk("c", "crude " * 20)
+    room = len(encode(close, tokenizer, ends_of(tokenizer)).ids)
+    found = encoded(tokenizer, [row_of(*opening, *close.messages)], room, turns, "split")
+    first = encode(row_of(*opening), tokenizer, ends_of(tokenizer))
+    last = encode(close, tokenizer, ends_of(tokenizer))
+    assert len(first.ids) <= room
+    assert found.kept == ([first, last] if turns == "all" else [last])
+    assert (found.counts.split, found.counts.questions_lost) == (1, 0)
+
+
+def test_split_of_a_conversation_that_the_assistant_begins_keeps_its_greeting(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["chatml"]
+    greeting, close = [turn("assistant", "hi"), turn("user", "a"), turn("assistant", "b")], talk("c", "d")
+    room = len(encode(row_of(*greeting), tokenizer, ends_of(tokenizer)).ids)
+    found = encoded(tokenizer, [row_of(*greeting, *close.messages)], room, "all", "split")
+    assert found.kept == [encode(one, tokenizer, ends_of(tokenizer)) for one in (row_of(*greeting), close)]
+
+
 # Documents
 
 
@@ -393,6 +429,17 @@ def test_documents_and_conversations_together_keep_their_order(tokenizers: dict[
     assert found.facts["learned"] == sum(sum(sample.learned) for sample in found.kept)
 
 
+def test_documents_without_a_token_to_learn_are_counted_and_told(tokenizers: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer, log = tokenizers["chatml"], tmp_path / "events.jsonl"
+    found = encoded(tokenizer, [document(""), document("crude"), document("")], 99, log=log)
+    assert found.origins == [1]
+    assert (found.counts.rows, found.counts.empty, found.too_long) == (3, 2, 0)
+    assert "train.empty" in log.read_text()
+    with pytest.raises(UserError) as error:
+        encoded(tokenizer, [document(""), document("")], 99)
+    assert error.value.code == "train.all_empty" and str(error.value)
+
+
 # Pairs
 
 
@@ -401,7 +448,7 @@ def test_pair_shares_its_prompt_and_learns_both_answers(tokenizers: dict[str, An
     calling = [turn("assistant", None, tool_calls=[CALL]), turn("tool", "rain"), turn("assistant", "Coat.")]
     row = row_of(turn("user", "hi"), turn("assistant", "hello"), turn("user", "Weather?"), *calling,
                  rejected=[turn("assistant", "No idea.")], tools=TOOLS)  # fmt: skip
-    pairs = encode_pairs([row, row], tokenizer, ends_of(tokenizer), 2000, Events())
+    pairs = encode_pairs([row, row], tokenizer, ends_of(tokenizer), Limit(2000), Events())
     chosen, rejected = pairs.kept[0].chosen, pairs.kept[0].rejected
     start = chosen.learned.index(True)
     assert start == rejected.learned.index(True) and chosen.ids[:start] == rejected.ids[:start]
@@ -415,19 +462,28 @@ def test_pairs_that_are_too_long_are_counted_and_rows_without_one_refused(tokeni
     tokenizer = tokenizers["chatml"]
     short = talk("q", "a", rejected=[turn("assistant", "b")])
     long = talk("q", "a", rejected=[turn("assistant", "crude " * 40)])
-    pairs = encode_pairs([long, short], tokenizer, ends_of(tokenizer), 40, Events())
+    pairs = encode_pairs([long, short], tokenizer, ends_of(tokenizer), Limit(40), Events())
     assert pairs.origins == [1] and pairs.too_long == 1
     for rows, code in (([long], "train.all_dropped"), ([], "train.no_rows"), ([talk("a", "b")], "train.no_rejected")):
         with pytest.raises(UserError) as error:
-            encode_pairs(rows, tokenizer, ends_of(tokenizer), 40, Events())
+            encode_pairs(rows, tokenizer, ends_of(tokenizer), Limit(40), Events())
         assert error.value.code == code and str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["truncate", "split"])
+def test_pairs_with_a_rule_that_cuts_answers_are_refused(tokenizers: dict[str, Any], rule: Any) -> None:
+    rows = [talk("q", "a", rejected=[turn("assistant", "b")])]
+    with pytest.raises(UserError, match=rule) as error:
+        encode_pairs(rows, tokenizers["chatml"], frozenset(), Limit(99, "last", rule), Events())
+    assert error.value.code == "train.pairs_over_length"
 
 
 def test_pair_under_a_template_that_rewrites_its_turns_is_refused() -> None:
     shifting = CHATML.replace("{% for m", "{{ messages | length }}{% for m")
     tokenizer = tokenizer_of(shifting)
     with pytest.raises(UserError) as error:
-        encode_pairs([talk("q", "a", rejected=[turn("assistant", "b")])], tokenizer, ends_of(tokenizer), 99, Events())
+        rows = [talk("q", "a", rejected=[turn("assistant", "b")])]
+        encode_pairs(rows, tokenizer, ends_of(tokenizer), Limit(99), Events())
     assert error.value.code == "torch.template_shifts"
 
 
@@ -477,3 +533,15 @@ def test_arguments_that_are_no_json_are_written_as_they_are(tokenizers: dict[str
         )
         encode(row, tokenizer, ends_of(tokenizer))
     assert error.value.code == "torch.template_failed"
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches"),
+    [(1.1, 22), (2.1, 42), (0.15, 3), (0.101, 3), (1e-9, 1), (2.0, 40), (0.1 + 0.2, 6), (1.1 + 2.2 - 0.3, 60)],
+)
+def test_plan_of_a_fraction_of_epochs_has_its_share_of_the_batches(epochs: float, batches: int) -> None:
+    some = [Sample((1, 2), (False, True))] * 40
+    assert len(plan_batches(some, 2, epochs, seed=1)) == batches

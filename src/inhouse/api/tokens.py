@@ -163,7 +163,8 @@ def _samples(row: Row, coder: Coder, limit: Limit) -> Iterator[tuple[Name, Sampl
     from inhouse.train.tokens import encode_pairs, gather, is_document
 
     if row.rejected is not None:
-        pair = encode_pairs([row], coder.tokenizer, coder.ends, NO_LIMIT, Events()).kept[0]
+        whatever = limit._replace(longest=NO_LIMIT, over_length="drop")
+        pair = encode_pairs([row], coder.tokenizer, coder.ends, whatever, Events()).kept[0]
         yield "chosen", pair.chosen, ()
         yield "rejected", pair.rejected, ()
         return

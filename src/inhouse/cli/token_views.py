@@ -21,7 +21,9 @@ STYLES: dict[Label, tuple[str, str]] = {
 }  # fmt: skip
 SIGNS: dict[Label, tuple[str, str]] = {"learned": ("⟦", "⟧"), "context": ("", ""), "cut": ("⟨", "⟩")}  # without colours
 LABELS: tuple[Label, ...] = ("learned", "context", "cut")
-FATES = ("dropped", "truncated", "answers_cut", "split", "questions_lost", "apart", "end_inside")
+FATES = (
+    "dropped", "truncated", "answers_cut", "answers_dropped", "split", "questions_lost", "apart", "end_inside", "empty",
+)  # fmt: skip
 MOST_TOKENS = 600  # of a sample that is shown; --ids and --json have all
 
 

@@ -49,10 +49,12 @@ class Counts:
     dropped: int = 0  # of these, those that gave no sample
     truncated: int = 0  # of these, those that lost their last tokens
     answers_cut: int = 0  # of these, those in which tokens of an answer were lost
+    answers_dropped: int = 0  # answers with a sample of their own that was left out, of these that kept another's
     split: int = 0  # of these, those that were cut between questions
     questions_lost: int = 0  # questions with their answers that no part has
     end_inside: int = 0  # conversations with an end-of-turn token in an answer's text: learned up to there
     apart: int = 0  # conversations that gave a sample for each answer, as the template rewrites earlier turns
+    empty: int = 0  # documents without a token to learn
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def encode_rows(
 ) -> Samples:
     """Tokens of every row through the model's template, at most `limit.longest` of them in a sample.
 
-    Raises train.no_rows, train.no_answer, train.all_dropped, train.all_masked and what Coder.encode raises.
+    Raises train.no_rows, train.no_answer, train.all_empty, train.all_dropped, train.all_masked and what Coder.encode
+    raises.
     """
     wanted = Limit(*limit)
     found = gather(rows, Coder(tokenizer, ends), wanted, events)
@@ -107,9 +110,12 @@ def encode_rows(
     if not counts.rows:
         raise UserError("train.no_rows")
     if not found.kept:
+        full = counts.rows - counts.empty
+        if not full:
+            raise UserError("train.all_empty", rows=counts.rows)
         if wanted.over_length == "truncate":
-            raise UserError("train.all_masked", rows=counts.rows, max_length=wanted.longest)
-        raise UserError("train.all_dropped", rows=counts.rows, max_length=wanted.longest, least=counts.shortest)
+            raise UserError("train.all_masked", rows=full, max_length=wanted.longest)
+        raise UserError("train.all_dropped", rows=full, max_length=wanted.longest, least=counts.shortest)
     _tell(counts, wanted, events)
     return found
 
@@ -139,13 +145,15 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], t
 
 
 def encode_pairs(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], longest: int, events: Events
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], limit: Limit, events: Events
 ) -> Pairs:
     """Both conversations of every row; learned is what follows the last question, in turns of the assistant.
 
-    A row of which one is longer than `longest` is left out. Raises train.no_rows, train.no_rejected,
-    train.all_dropped and what Coder.encode raises.
+    A row of which one is longer than `limit.longest` is left out; `limit.turns` does not count. Raises
+    train.pairs_over_length, train.no_rows, train.no_rejected, train.all_dropped and what Coder.encode raises.
     """
+    if limit.over_length != "drop":  # of cut answers it is not known which is the better one
+        raise UserError("train.pairs_over_length", rule=limit.over_length)
     coder = Coder(tokenizer, ends)
     kept: list[Pair] = []
     origins: list[int] = []
@@ -157,14 +165,14 @@ def encode_pairs(
         for chosen, rejected in zip(samples[::2], samples[1::2], strict=True):
             length = max(len(chosen.ids), len(rejected.ids))
             least = min(least or length, length)
-            if length <= longest:
+            if length <= limit.longest:
                 kept.append(Pair(chosen, rejected))
                 origins.append(count)
             count += 1
     if not count:
         raise UserError("train.no_rows")
     if not kept:
-        raise UserError("train.all_dropped", rows=count, max_length=longest, least=least)
+        raise UserError("train.all_dropped", rows=count, max_length=limit.longest, least=least)
     return Pairs(kept, origins, count - len(kept))
 
 
@@ -231,12 +239,16 @@ def _tell(counts: Counts, limit: Limit, events: Events) -> None:
     if counts.truncated:
         told = {"truncated": counts.truncated, "rows": rows, "max_length": longest, "answers": counts.answers_cut}
         events.note("train.truncated", **told)
+    if counts.answers_dropped:
+        events.note("train.answers_dropped", answers=counts.answers_dropped, max_length=longest)
     if counts.split:
         events.note("train.split", split=counts.split, rows=rows, max_length=longest, lost=counts.questions_lost)
     if counts.apart:
         events.note("train.apart", apart=counts.apart, rows=rows, samples=counts.samples)
     if counts.end_inside:
         events.note("train.end_inside", inside=counts.end_inside, rows=rows)
+    if counts.empty:
+        events.note("train.empty", empty=counts.empty, rows=rows)
     if counts.samples == 1:
         events.note("train.one_sample")
 
@@ -260,10 +272,12 @@ class _Work:
         read = iter(document_ids(self.coder.tokenizer, documents))
         for document in plain:
             if document:
-                samples = [self.coder.sample(*part) for part in windows(next(read), self.limit.longest)]
+                parts = windows(next(read), self.limit.longest)
+                samples = [self.coder.sample(*part) for part in parts if any(part[1])]
+                self.counts.empty += not samples
             else:
-                samples = self._within(*next(told))
-            self._keep([sample for sample in samples if any(sample.learned)])
+                samples = [sample for sample in self._within(*next(told)) if any(sample.learned)]
+            self._keep(samples)
             self.counts.rows += 1
 
     def _keep(self, samples: Sequence[Sample]) -> None:
@@ -290,9 +304,9 @@ class _Work:
             found = self._split(talk, samples)
             counts.split += bool(found)
         else:
-            found = [sample for sample in samples if len(sample.ids) <= longest]
-            if rule == "truncate":
-                found = self._truncated(samples)
+            fitting = [sample for sample in samples if len(sample.ids) <= longest]
+            found = self._truncated(samples) if rule == "truncate" else fitting
+            counts.answers_dropped += len(samples) - len(found) if found else 0
         counts.dropped += not found
         return found
 
@@ -301,7 +315,7 @@ class _Work:
         most = self.limit.longest
         cut = [Sample(sample.ids[:most], sample.learned[:most]) for sample in samples]
         kept = [(one, two) for one, two in zip(samples, cut, strict=True) if any(two.learned)]
-        self.counts.truncated += bool(kept)
+        self.counts.truncated += any(len(one.ids) > most for one, _ in kept)
         self.counts.answers_cut += any(sum(one.learned) > sum(two.learned) for one, two in kept)
         return [two for _, two in kept]
 
@@ -356,11 +370,14 @@ class _Work:
 
 
 def _questions(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system turns at the beginning, and the other turns cut before each question."""
+    """The system turns at the beginning, and the other turns cut before each question that follows an answer."""
     first = next((at for at, turn in enumerate(messages) if turn.role != "system"), len(messages))
-    groups: list[list[Message]] = []
+    groups: list[list[Message]] = [[]]
+    answered = False
     for at in range(first, len(messages)):
-        if at == first or (messages[at].role == "user" and messages[at - 1].role != "user"):
+        if answered and messages[at].role == "user":
             groups.append([])
+            answered = False
         groups[-1].append(messages[at])
+        answered = answered or (messages[at].role == "assistant" and at > 0)
     return list(messages[:first]), groups
