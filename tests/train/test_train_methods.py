@@ -18,7 +18,9 @@ from tiny_training import context, rows, train_params, write_dataset
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import MissingExtra, UserError
 from inhouse.core.protocols import Input, Made
+from inhouse.core.rows import Message
 from inhouse.core.run import Events
+from inhouse.dataset import write_rows
 from inhouse.engines.adapters import open_adapter
 from inhouse.engines.transformers import load_model, load_tokenizer, open_model
 from inhouse.train.endings import judge_endings
@@ -389,6 +391,7 @@ def test_four_bit_layers_keep_their_gradient_after_an_evaluation(lively: Path) -
         ("llama", lora, Lora(experts=True, lora_dropout=0.0), "train.no_experts"),
         ("llama", lora, Lora(target_modules=("q_proj", "Wqkv")), "train.no_target"),
         ("llama", qlora, Qlora(target_modules=()), "train.no_target"),
+        ("gpt2", lora, Lora(target_modules=("lm_head",)), "train.tied_target"),
     ],
 )
 def test_method_that_a_model_cannot_take_is_refused(
@@ -454,6 +457,58 @@ def test_prompt_longer_than_the_context_with_its_virtual_tokens_is_refused(
     with pytest.raises(UserError) as error:
         engine.generate(asked, fits + 1, lambda _: None)
     assert error.value.code == "torch.too_long"
+
+
+def test_names_that_are_offered_leave_a_tied_output_layer_out(tiny_llama: Path) -> None:
+    with pytest.raises(UserError) as error:
+        lora.attach(base_of(tiny_llama), Lora(target_modules=("Wqkv",)))
+    offered = error.value.facts["known"]
+    assert offered == "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    with pytest.raises(UserError) as error:
+        lora.attach(base_of(tiny_llama), Lora(target_modules=("q_proj", "lm_head")))
+    assert (error.value.code, error.value.facts) == ("train.tied_target", {"asked": "lm_head", "known": offered})
+
+
+def test_output_layer_of_its_own_can_be_adapted_and_merged(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    untied = tmp_path / "untied"
+    shutil.copytree(tiny_llama, untied)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = type(model.lm_head.weight)(model.lm_head.weight.detach().clone())
+    model.save_pretrained(untied)
+    method = {"use": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": ["q_proj", "lm_head"]}
+    made = run(train_params(method=method, max_steps=2), context(untied, dataset, tmp_path / "work"))
+    assert made.facts["parity"]["merged"] <= 1e-3
+
+
+@pytest.mark.parametrize("use", ["dpo", "kto"])
+def test_endings_and_card_of_preferences_count_the_wanted_answers_only(
+    use: str, lively: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inhouse.train import endings
+
+    bad = [Message(role="assistant", content="no such desk")]
+    given = [
+        row.model_copy(update={"rejected": bad, "desirable": bool(number % 2)}) for number, row in enumerate(rows(6))
+    ]
+    judged: list[Any] = []
+    plain = endings.judge_endings
+
+    def noted(engine: Any, samples: Any, *more: Any) -> Any:
+        judged.extend(engine.tokenizer.decode(sample.ids) for sample in samples)
+        return plain(engine, samples, *more)
+
+    monkeypatch.setattr(endings, "judge_endings", noted)
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows", "train", given)
+    trained("lora", lively, tmp_path / "rows", tmp_path, objective={"use": use}, max_steps=1)
+    wanted = [row for row in given if use == "dpo" or row.desirable]
+    assert len(judged) == len(wanted)
+    for text, row in zip(judged, wanted, strict=True):
+        assert (row.messages[0].content or "") in text and (row.label or "") in text.split("assistant")[-1]
+    assert "6 training conversations" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 class Told(Events):

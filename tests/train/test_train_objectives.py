@@ -399,6 +399,14 @@ def test_teacher_that_never_ends_is_told(lively: Path, teacher: Path, tmp_path: 
     assert refused.value.code == "train.teacher_silent"
 
 
+def test_teacher_whose_logits_know_no_virtual_tokens_is_refused(lively: Path, tmp_path: Path) -> None:
+    here = with_teacher(place(lively, [row(0, None)], tmp_path), lively)
+    method = {"use": "prompt", "num_virtual_tokens": 4}
+    with pytest.raises(UserError) as refused:
+        ready_for({"use": "distill", "teacher": {"base": "wise"}}, here, method=method)
+    assert refused.value.code == "train.teacher_prompt"
+
+
 def test_teacher_of_another_vocabulary_is_refused(lively: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -16,14 +16,19 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from pydantic import ValidationError
 from scipy.optimize import brentq
 from scipy.stats import norm
+from tiny_training import context, train_params, write_dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from inhouse.core.errors import Cancelled, UserError
+from inhouse.core.protocols import Made
 from inhouse.core.run import Events
+from inhouse.train import private_loop, settle
 from inhouse.train.apart import row_losses
+from inhouse.train.batching import resized
 from inhouse.train.params import TrainParams
 from inhouse.train.privacy import Budget, Privacy, check_compatible, plan_budget
 from inhouse.train.private_loop import PrivateJob, PrivateResult, add_rows, start, take_step, train_private
+from inhouse.train.stage import run
 from inhouse.train.tokens import Sample
 
 VOCABULARY = 40
@@ -346,6 +351,7 @@ def test_models_whose_rows_cannot_be_told_apart_are_refused(build: Any, code: st
     ("given", "code", "named"),
     [
         ({"penalties": ["l2_sp"]}, "privacy.penalties", "l2_sp"),
+        ({"replay": {"dataset": "general"}}, "privacy.replay", "general"),
         ({"eval_steps": 2}, "privacy.setting", "eval_steps"),
         ({"report_to": ["tensorboard"]}, "privacy.setting", "report_to"),
         ({"gradient_checkpointing": True}, "privacy.checkpointing", "gradient checkpointing"),
@@ -363,6 +369,89 @@ def test_rows_that_gave_several_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         train_private(lora(), settings(), replace(job(tmp_path), origins=[*range(19), 3]))
     assert error.value.code == "privacy.repeated"
+
+
+def test_memory_that_runs_out_names_the_setting_to_lower(tmp_path: Path) -> None:
+    model = lora()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte")
+
+    handle = model.register_forward_pre_hook(fail)
+    with pytest.raises(UserError, match="per_device_train_batch_size") as error:
+        train_private(model, settings(), replace(job(tmp_path), size=2))
+    assert (error.value.code, error.value.facts) == ("privacy.out_of_memory", {"size": 2})
+    handle.remove()
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    model = lora()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train_private(model, settings(), job(tmp_path))
+
+
+def test_rows_read_together_change_neither_draws_nor_budget(
+    whole: tuple[PrivateResult, list[torch.Tensor], Path], tmp_path: Path
+) -> None:
+    result = train_private(lora(lora_dropout=0.0), settings(), replace(job(tmp_path), size=1))
+    assert result.spent == whole[0].spent
+    assert (result.steps, result.epochs, result.tokens) == (whole[0].steps, whole[0].epochs, whole[0].tokens)
+
+
+# -- the stage
+
+
+def staged(tiny: Path, work: Path, **given: Any) -> Made:
+    plain = {"privacy": {"noise_multiplier": 1.0}, "max_steps": 3, "learning_rate": 1e-3}
+    method = {"use": "lora", "r": 2, "lora_dropout": 0.0}
+    return run(
+        train_params(**{**plain, "method": method, **given}), context(tiny, write_dataset(work / "rows", 12), work)
+    )
+
+
+def test_record_of_a_private_training_tells_nothing_that_was_measured_on_its_rows(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    facts = staged(tiny_llama, tmp_path).facts
+    assert set(facts["parity"]) == {"adapter_reloaded", "merged"}
+    assert (facts["losses"], facts["tokens"], facts["evaluations"]) == ([], None, [])
+    assert facts["epochs"] == pytest.approx(3 * 4 / 12)  # expected, not drawn
+    assert facts["memory"]["batch_size"] == 4 and facts["memory"]["foretold"] is None
+    assert facts["memory"]["gradient_checkpointing"] is False
+    assert "epsilon" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_private_training_reads_as_many_rows_together_as_its_record_says(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def noted(run: Any, samples: list[Sample], reading: tuple[int, int]) -> None:
+        read.append(reading[0])
+        take_step(run, samples, reading)
+
+    plain = settle.settle
+
+    def cut(ready: Any, params: TrainParams, seed: int, place: Any) -> Any:
+        assert params.gradient_checkpointing is False  # no plan may count on it
+        return replace(plain(ready, params, seed, place), params=resized(params, 2))
+
+    monkeypatch.setattr(private_loop, "take_step", noted)
+    monkeypatch.setattr(settle, "settle", cut)
+    facts = staged(tiny_llama, tmp_path).facts
+    assert set(read) == {facts["memory"]["batch_size"]} == {2}
+    assert facts["privacy"]["sample_rate"] == pytest.approx(4 / 12)  # what a step draws is as it was asked for
+
+
+def test_replay_is_refused_before_anything_is_loaded(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        staged(tmp_path / "no model", tmp_path, replay={"dataset": "general"})
+    assert error.value.code == "privacy.replay"
 
 
 def test_trained_layer_that_mixes_rows_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
     from inhouse.train.params import TrainParams
 
+UNREAD = ("adapter_reloaded", "merged")  # checks of files, equal but for rounding: all others tell what rows hold
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class Privacy(Params):
-    """Train so that no single row shows in the weights by more than a stated bound (DP-SGD, arXiv:1607.00133)."""
+    """Train so that no single row shows in the weights by more than a stated bound (DP-SGD, arXiv:1607.00133).
+
+    Rows are read padded, with a gradient kept for each, and batches are not cut when memory runs out.
+    """
 
     epsilon: float | None = Field(None, gt=0, description="bound to be kept; the noise that this needs is computed")
     noise_multiplier: float | None = Field(
@@ -91,7 +95,8 @@ class Spent:
             f"{self.steps} steps, each row taken with probability {self.sample_rate:.4g} (Poisson)\n"
             f"- {secret}\n"
             "- One row is one conversation. A person who appears in k rows is protected by k times epsilon.\n"
-            "- Not covered: how settings were chosen, the number of rows, the tokenizer, and this run's log.\n"
+            "- Not covered: how settings were chosen, the number of rows and of those left out, the memory that was "
+            "measured, the tokenizer, and this run's log.\n"
         )
 
 
@@ -100,6 +105,8 @@ def check_settings(params: TrainParams) -> None:
     if params.penalties:
         names = ", ".join(str(penalty.use) for penalty in params.penalties)  # type: ignore[attr-defined]
         raise UserError("privacy.penalties", names=names)
+    if params.replay is not None:
+        raise UserError("privacy.replay", dataset=params.replay.dataset)
     if params.gradient_checkpointing is True:
         raise UserError("privacy.checkpointing")
     use = params.objective.model_dump()["use"]
@@ -108,6 +115,22 @@ def check_settings(params: TrainParams) -> None:
     looking = {"eval_steps": params.eval_steps is not None, "report_to": bool(params.report_to)}
     if name := next((name for name, asked in looking.items() if asked), None):
         raise UserError("privacy.setting", name=name)
+
+
+def private_settings(params: TrainParams) -> TrainParams:
+    """The settings that a private run is planned by; those of any other run as they are.
+
+    Such a run never computes activations twice, so the plan must not count on it. Raises what check_settings does.
+    """
+    if params.privacy is None:
+        return params
+    check_settings(params)
+    return params.model_copy(update={"gradient_checkpointing": False})
+
+
+def publishable(parity: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
+    """The checks of a private run that may stand in its record: how rightly it answers its rows may not."""
+    return {name: value for name, value in parity.items() if name in UNREAD}
 
 
 def check_compatible(model: torch.nn.Module) -> None:

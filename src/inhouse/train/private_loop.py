@@ -2,7 +2,8 @@
 
 Rows are drawn independently for every step, padded, and never packed nor joined by a shared prefix: a packed row would
 have one gradient for several conversations. A step whose draw is empty reads nothing, but adds its noise and counts:
-leaving it out would tell that nobody was drawn, which the accountant does not allow for.
+leaving it out would tell that nobody was drawn, which the accountant does not allow for. Where memory runs out in the
+middle of a step, the run stops and says so: batches are not halved as in the plain loop (see train/batching.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events, peak_memory
 from inhouse.train.apart import row_losses
+from inhouse.train.batching import is_out_of_memory
 from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
 from inhouse.train.divergence import diverged
 from inhouse.train.params import TrainParams
@@ -38,7 +40,8 @@ class PrivateJob:
     """What the loop works on. Checkpoints go below `folder` and are read back by the same `recipe` only.
 
     `origins[i]` is the row that `samples[i]` comes from; each row may give one sample, or a row is promised too much.
-    Empty: every sample is a row of its own.
+    Empty: every sample is a row of its own. `size` rows are read together, without effect on the draws; absent:
+    per_device_train_batch_size.
     """
 
     samples: Sequence[Sample]
@@ -48,6 +51,7 @@ class PrivateJob:
     recipe: Recipe
     events: Events
     origins: Sequence[int] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def take_steps(run: Run, params: TrainParams, job: PrivateJob, steps: int) -> No
     """Step until `steps`; tell the events as the plain loop does (see train/watch.py), stop when the user asks."""
     import torch
 
+    size = job.size or params.per_device_train_batch_size
     every = params.save_steps or max(10, ceil(steps / 10))
     read = [0] * run.step  # tokens of each step
     pace = Pace(read)
@@ -216,7 +221,12 @@ def take_steps(run: Run, params: TrainParams, job: PrivateJob, steps: int) -> No
         while run.step < steps:
             drawn = (torch.rand(len(job.samples), generator=run.draws) < run.sample_rate).nonzero().flatten().tolist()
             before = run.tokens
-            take_step(run, [job.samples[i] for i in drawn], (params.per_device_train_batch_size, job.pad))
+            try:
+                take_step(run, [job.samples[i] for i in drawn], (size, job.pad))
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise UserError("privacy.out_of_memory", size=size) from error
+                raise
             read.append(run.tokens - before)
             pulse.stepped(run.step)
             job.events.progress(run.step, steps, "steps", tokens_per_s=pace.step(run.step))

@@ -38,6 +38,7 @@ class Origin:
     rows: Sequence[Row]
     save: torch.dtype
     labels: tuple[str, ...] = ()  # of a classifier
+    unit: int = 1  # samples that make one example; the first of them holds the answer to learn
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,14 @@ def check_merged(merged: Input, left: Left, origin: Origin, context: Context) ->
     apart = _require_alike(merged, left, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
     before = TransformersEngine(origin.facts.name, engine.model, origin.tokenizer)
     _require_same_tokens(engine, before, origin)
-    endings = judge_endings(engine, origin.samples, [row.prompt for row in origin.rows], context.events)
+    endings = judge_endings(engine, wanted_answers(origin), [row.prompt for row in origin.rows], context.events)
     return {"merged": apart, **endings.facts}
+
+
+def wanted_answers(origin: Origin) -> Sequence[Sample]:
+    """The samples whose answers the model is to give: not rejected or mismatched ones, nor any with a thumb down."""
+    own = origin.samples[:: origin.unit]
+    return [sample for sample in own if sample.mark] or own  # marked are those with a thumb up, if thumbs there are
 
 
 def _check_classifier(merged: Input, left: Left, origin: Origin) -> dict[str, float | int | None]:
@@ -309,7 +316,7 @@ def card(origin: Origin, left: Left) -> str:
         merged = "the base as it was; the adapter cannot be merged into it and must be loaded with it"
     return (
         f"# {origin.facts.name}, fine-tuned\n\n"
-        f"{len(origin.samples)} training conversations; base artifact `{origin.base.record.id}`.\n\n"
+        f"{len(origin.samples) // origin.unit} training conversations; base artifact `{origin.base.record.id}`.\n\n"
         f"{adapter if left.adapter else ''}- `merged/`: {merged}.\n\n"
         f"{_about_labels(origin, left)}"
         f"## Licences inherited from the base\n\n{licences}\n"

@@ -44,7 +44,8 @@ class Adapters(Params):
 def adapter_config(model: PreTrainedModel, params: Adapters) -> LoraConfig:
     """PEFT's settings for adapters on this model.
 
-    Raises train.no_target when a name matches no linear module, train.no_experts when there are none to adapt.
+    Raises train.no_target when a name matches no linear module, train.tied_target when one matches an output layer
+    that is the embeddings too, train.no_experts when there are none to adapt.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
@@ -100,9 +101,23 @@ def _targets(model: PreTrainedModel, linear: dict[str, Any], params: Adapters) -
         return _all_beside_experts(model, linear) if _experts(model) else "all-linear"
     missing = [asked for asked in params.target_modules if not any(_matches(name, [asked]) for name in linear)]
     if missing or not params.target_modules:
-        known = sorted({re.sub(r".*\.", "", name) for name in linear} - set(ROUTERS))
-        raise UserError("train.no_target", asked=", ".join(missing) or "[]", known=", ".join(known))
+        raise UserError("train.no_target", asked=", ".join(missing) or "[]", known=_offered(model, linear))
+    tied = [name for name, module in linear.items() if is_tied(model, module)]
+    if shared := [asked for asked in params.target_modules if any(_matches(name, [asked]) for name in tied)]:
+        raise UserError("train.tied_target", asked=", ".join(shared), known=_offered(model, linear))
     return list(params.target_modules)
+
+
+def _offered(model: PreTrainedModel, linear: dict[str, Any]) -> str:
+    """Names of layers that can be adapted."""
+    free = {name.rpartition(".")[2] for name, module in linear.items() if not is_tied(model, module)}
+    return ", ".join(sorted(free - set(ROUTERS)))
+
+
+def is_tied(model: PreTrainedModel, module: Any) -> bool:
+    """Whether this layer's weights are the input embeddings: merging an adapter into one would change the other."""
+    embedding: Any = model.get_input_embeddings()
+    return module.weight is embedding.weight
 
 
 def _all_beside_experts(model: PreTrainedModel, linear: dict[str, Any]) -> list[str]:
