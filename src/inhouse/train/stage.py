@@ -66,9 +66,7 @@ def run(params: TrainParams, context: Context) -> Made:
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
     checked = finish(loaded.model, _origin(ready), context)
-    if spent is not None:
-        with (context.out / "README.md").open("a", encoding="utf-8") as card:
-            card.write(f"\n{spent.card()}")
+    _add_to_card(context.out / "README.md", spent)
     keep_curves(context.scratch, context.out)
     return Made(
         facts={
@@ -118,6 +116,13 @@ def _privately(ready: Prepared, settled: Settled, job: Job) -> tuple[Trained, Sp
     done = train_private(ready.loaded.model, settled.training, private)
     epochs = done.spent.steps * done.spent.sample_rate
     return Trained([], done.steps, epochs, done.tokens, done.resumed_from), done.spent
+
+
+def _add_to_card(card: Path, spent: Spent | None) -> None:
+    """The bound of a private run stands on its model card."""
+    if spent is not None:
+        with card.open("a", encoding="utf-8") as file:
+            file.write(f"\n{spent.card()}")
 
 
 def _origin(ready: Prepared) -> Origin:
