@@ -57,9 +57,7 @@ class ModelFacts(Frozen):
     chat_template: bool = False
     adapter: str | None = Field(None, description="folder of the PEFT adapter inside the artifact, when there is one")
     unmerged: bool = Field(False, description="main is the bare base: it must be read with the adapter before it")
-    four_bit: bool = Field(
-        False, description="the adapter belongs to the base in 4 bits, as merged holds it"
-    )
+    four_bit: bool = Field(False, description="the adapter belongs to the base in 4 bits, as merged holds it")
     labels: tuple[str, ...] = Field(
         (), description="what a classifier answers, in the order of its outputs; empty: the model writes text"
     )

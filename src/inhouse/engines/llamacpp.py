@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
+SPINS = "300000"  # of GNU OpenMP where nothing is set: about a millisecond
 BUSY_PERCENT = 25.0  # of all cores, used by others just before the start
 LIKELY = 200  # choices are looked for among so many likeliest tokens before each is asked for by itself
 EVERY = 1 << 20  # llama.cpp cuts it to the size of the vocabulary
@@ -122,7 +123,7 @@ def _waiting(settings: LlamaCppSettings) -> dict[str, str]:
 
     others = psutil.cpu_percent(interval=0.2) if settings.waiting == "auto" else 0.0
     sleep = settings.waiting == "sleep" or others > BUSY_PERCENT
-    return {"OMP_WAIT_POLICY": "passive"} if sleep else {}
+    return {"OMP_WAIT_POLICY": "passive"} if sleep else {"GOMP_SPINCOUNT": SPINS}  # a job lets its own threads sleep
 
 
 def _reason(child: Child) -> str:
