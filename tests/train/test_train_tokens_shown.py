@@ -127,7 +127,7 @@ def test_counts_are_those_of_the_part(shown: Shown) -> None:
     [
         ({"row": "nowhere:3"}, "tokens.row_unknown"),
         ({"part": "valid"}, "tokens.no_rows"),
-        ({"training": 2}, "tokens.no_training"),
+        ({"section": 2}, "tokens.no_training"),
     ],
 )
 def test_what_is_not_there_is_told(shown: Shown, asked: dict[str, Any], code: str) -> None:
