@@ -24,6 +24,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from inhouse.flow.jobs import WAITING
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / ".inhouse" / "bench"
@@ -91,6 +95,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--asleep", action="store_true", help="peers' threads sleep while they wait, as ours do")
     parser.add_argument("--ladder", action="store_true", help="measure the steps of our speed, each on and off")
     parser.add_argument("--losses", action="store_true", help="compare loss curves instead of speed")
     parser.add_argument("--work", type=Path, default=WORK)
@@ -135,6 +140,8 @@ def once(subject: Subject, options: argparse.Namespace) -> dict:
         command = [*no_network(), str(python), str(HERE / subject.script), *flags]
         # This checkout is what is measured, whatever the environment has installed.
         env = {**os.environ, **({} if subject.peer else {"PYTHONPATH": str(ROOT / "src")})}
+        if options.asleep or subject.script in ("ours.py", "steps.py"):
+            env |= WAITING  # as the product starts a training: in a job
         code = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, cwd=folder, env=env).returncode
     if code or not out.exists():
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
