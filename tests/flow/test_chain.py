@@ -262,3 +262,11 @@ def test_mistake_in_a_single_training_names_no_form(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="learning_rate") as caught:
         load(path)
     assert (caught.value.facts["line"], caught.value.facts["where"]) == (3, "train.learning_rat")
+
+
+def test_a_classifier_is_not_exported() -> None:
+    sections = {"train": {"objective": {"use": "classify"}}, "extra_data": {}}
+    with pytest.raises(UserError) as error:
+        pipeline(project(**sections))
+    assert error.value.code == "plan.classifier"
+    assert "exported" not in steps(project(**sections, compress=None))

@@ -136,3 +136,18 @@ def test_float32_weights_computed_in_bf16_get_the_gradients_of_plain_attention(t
         model.zero_grad()
     ours, plain = gradients
     assert float(torch.norm(ours - plain) / torch.norm(plain)) < 0.02  # bf16 keeps 8 bits: 0.004 a number
+
+
+def test_attention_of_another_form_is_read_padded_with_a_note(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from inhouse.core.run import Events
+    from inhouse.train.step import checked_reading
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    events = Events(tmp_path / "events.jsonl")
+    assert checked_reading(model, Reading(), 0, events) == Reading()
+    assert not events.path.exists()
+    model.model.layers[0].self_attn.is_causal = False  # as an encoder's is
+    assert checked_reading(model, Reading(), 0, events) == Reading(False, False)
+    assert "train.unpacked" in events.path.read_text()

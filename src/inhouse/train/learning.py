@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.plugins import operator_of, operators
 from inhouse.core.protocols import Input
@@ -136,9 +135,3 @@ def told_too_long(samples: Samples, rows: int, coding: Coding) -> Samples:
     if samples.too_long:
         coding.events.note("train.too_long", dropped=samples.too_long, rows=rows, max_length=coding.limit.longest)
     return samples
-
-
-def refuse_without(rows: Sequence[Row]) -> None:
-    """Raise train.no_rows when there is nothing to learn from."""
-    if not rows:
-        raise UserError("train.no_rows")
