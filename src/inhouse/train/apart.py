@@ -10,7 +10,7 @@ from inhouse.train.tokens import Sample
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100  # what torch's cross entropy skips
+IGNORED = -100  # what torch's cross entropy skips and the trainer does not count
 
 
 def row_losses(model: torch.nn.Module, samples: Sequence[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def row_losses(model: torch.nn.Module, samples: Sequence[Sample], pad: int) -> t
     import torch
 
     device = next(model.parameters()).device
-    ids, wanted, mask = (tensor.to(device) for tensor in _padded(samples, pad))
+    ids, wanted, mask = (tensor.to(device) for tensor in padded(samples, pad))
     places = (wanted != IGNORED).any(0).nonzero().flatten()
     halved = next(model.parameters()).dtype == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=halved):
@@ -38,7 +38,7 @@ def row_losses(model: torch.nn.Module, samples: Sequence[Sample], pad: int) -> t
     return each.sum(1), (targets != IGNORED).sum(1)
 
 
-def _padded(samples: Sequence[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(samples: Sequence[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, the learned token that follows each place (or IGNORED), and the mask; all (B, T)."""
     import torch
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from inhouse.train.apart import IGNORED, padded
 from inhouse.train.learning import Learning
 from inhouse.train.segments import Packed, pack
 from inhouse.train.spans import Sample
-
-IGNORED = -100  # a label that the trainer does not count
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def _at_least(count: float) -> int:
 class Batch:
     """Samples that are read together: as one packed row, or padded on the right where a model cannot read that.
 
-    `own` of them are learned from; an objective may read more. `halved`: activations are bf16.
+    `own` of them are learned from: all, or none where a batch only fills a step up. `halved`: activations are bf16.
     """
 
     samples: tuple[Sample, ...]
@@ -73,17 +72,12 @@ def collate(samples: Sequence[Sample], pad: int, reading: Reading, learning: Lea
     import torch
 
     labels = learning.counted(samples) or [IGNORED]
-    read = learning.arrange(samples or (Sample((pad, pad), (False, True)),) * learning.unit)
+    read = tuple(samples) or (Sample((pad, pad), (False, True)),) * learning.unit
     batch = Batch(read, pack(read, reading.shares) if reading.packs else None, tuple(samples), reading.halves)
     counted = torch.tensor(labels)
     # Two names for one thing: of `labels` alone the trainer would not count the first.
     found: dict[str, Any] = {"labels": counted, "shift_labels": counted, "batch": batch}
     if batch.packed:
         return {"input_ids": torch.tensor([batch.packed.ids]), **found}
-    width = max(len(sample.ids) for sample in read)
-    ids = torch.full((len(read), width), pad)
-    mask = torch.zeros((len(read), width), dtype=torch.long)
-    for row, sample in enumerate(read):
-        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        mask[row, : len(sample.ids)] = 1
+    ids, _, mask = padded(read, pad)
     return {"input_ids": ids, "attention_mask": mask, **found}

@@ -95,11 +95,6 @@ class Learning:
         """With what the objective measures before training, such as how likely the untrained model finds an answer."""
         return Learning(self.params, self._function("prepare")(self.params, start))
 
-    def arrange(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-        """The samples that are read for a batch."""
-        arranged: tuple[Sample, ...] = self._function("arrange")(samples)
-        return arranged
-
     def counted(self, samples: Sequence[Sample]) -> list[int]:
         """One entry for each thing that the loss is averaged over: learned tokens, or examples."""
         counted: list[int] = self._function("counted")(samples)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
-from inhouse.train.batches import IGNORED, Reading
+from inhouse.train.apart import IGNORED
+from inhouse.train.batches import Reading
 from inhouse.train.batching import backing_off
 from inhouse.train.divergence import diverged
 from inhouse.train.held_out import measure

@@ -23,7 +23,7 @@ class Adapters(Params):
     r: int = Field(16, ge=1, le=1024, description="rank of the adapters")
     lora_alpha: float = Field(32, gt=0, description="scale: the update is multiplied by lora_alpha / r")
     lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of adapter inputs zeroed while training; above 0 training is half as fast"
+        0.0, ge=0, lt=1, description="share of adapter inputs zeroed while training; above 0 the fused path is off"
     )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="'all-linear' (but for the output layer), or names such as [q_proj, v_proj]"

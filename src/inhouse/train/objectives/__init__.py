@@ -5,7 +5,6 @@
 `labels(params) -> tuple`: what a classifier is to answer; empty for a model that writes.
 `encode(rows, coding, params) -> Samples`: rows as samples; those of an example stand one after the other.
 `prepare(params, start) -> state`: what must be known before training, such as a reference or a teacher; else None.
-`arrange(samples) -> samples`: the samples that are read for a batch, if more than its own.
 `counted(samples) -> list`: one entry for each thing that the loss is averaged over.
 `loss(model, inputs, params, state) -> Loss`: summed over what is counted; `inputs` is what `collate` made.
 """

@@ -16,7 +16,7 @@ from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, Start, each_example
 from inhouse.train.objectives import sft
-from inhouse.train.objectives.sft import arrange, complete, labels
+from inhouse.train.objectives.sft import complete, labels
 from inhouse.train.preference import before, reference_of, sums
 from inhouse.train.spans import Sample
 from inhouse.train.tokens import Limit, Samples
@@ -24,7 +24,7 @@ from inhouse.train.tokens import Limit, Samples
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["UNIT", "Kto", "arrange", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Kto", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 2  # an answer, and the same question with the answer of another row
 counted = each_example(UNIT)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
+from inhouse.train.apart import IGNORED, padded
 from inhouse.train.spans import Sample
 from inhouse.train.step import unwrapped
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from inhouse.train.loop import Job
-
-IGNORED = -100  # what torch's cross entropy skips
 
 
 class PipelineSide:
@@ -153,17 +152,7 @@ def tensors(samples: Sequence[Sample], pad: int, chunks: int) -> tuple[torch.Ten
 
     Padded on the right, where causal attention never looks back from. Rows that fill up learn nothing.
     """
-    import torch
-
-    rows, width = -(-len(samples) // chunks) * chunks, max(len(sample.ids) for sample in samples)
-    ids = torch.full((rows, width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    mask[:, 0] = 1  # a row without any token would attend to nothing: NaN
-    targets = torch.full_like(ids, IGNORED)
-    for row, sample in enumerate(samples):
-        length = len(sample.ids)
-        own = torch.tensor(sample.ids, dtype=torch.long)
-        ids[row, :length], mask[row, :length] = own, 1
-        learned = torch.tensor(sample.learned)[1:]
-        targets[row, : length - 1][learned] = own[1:][learned]
+    # Of one token, not of none: a row without any would attend to nothing, which gives NaN.
+    filling = [Sample((pad,), (False,))] * (-len(samples) % chunks)
+    ids, targets, mask = padded([*samples, *filling], pad)
     return ids, mask, targets
