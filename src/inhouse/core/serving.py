@@ -1,0 +1,164 @@
+"""What the online half agrees on: a checked request, the pieces of its answer, and the engine that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+Limit = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen, and when to stop. None leaves a setting off; temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # how many of the likeliest tokens are told beside each; 0 = only the sampled one
+    ignore_end: bool = False  # go on to max_tokens, for measuring speed
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the answer's text must match: any JSON object, a JSON schema, a regular expression, GBNF or a choice."""
+
+    kind: Limit
+    value: Any = None  # the schema, the expression, the grammar or the tuple of choices
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One checked request, as every engine understands it.
+
+    Either `messages` (OpenAI's shape, text parts joined; the model's own template renders them) or `prompt` (plain
+    text, or token ids) is set. `tools` and `tool_choice` are OpenAI's. `adapter` names a LoRA of the release.
+    """
+
+    sampling: Sampling
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt: str | Sequence[int] | None = None
+    constraint: Constraint | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] = "none"
+    parallel_tool_calls: bool = True
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one choice, as the engine counted them; seconds where it measured them."""
+
+    prompt: int
+    answer: int
+    cached: int = 0  # of the prompt, found in the engine's prefix cache
+    prefill_s: float | None = None
+    decode_s: float | None = None
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one choice gained. `logprobs` and `tool_calls` have OpenAI's shape. The last one carries `finish`."""
+
+    text: str = ""
+    index: int = 0
+    tokens: int = 1
+    finish: Finish | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning: str | None = None
+    usage: Usage | None = None  # once for each choice, with its last delta or after it
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; a request that needs more goes to another engine or is refused."""
+
+    chat: bool = True
+    tools: Literal["no", "forced", "auto"] = "no"  # forced = only `required` or a named tool
+    constraints: frozenset[Limit] = frozenset()
+    logprobs: bool = False
+    logit_bias: bool = False
+    embeddings: bool = False
+    rerank: bool = False
+    adapters: tuple[str, ...] = ()
+    prefix_cache: bool = False
+    most_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What an engine says of itself now."""
+
+    running: int = 0
+    waiting: int = 0
+    cache_used: float | None = None  # share of the KV cache
+    memory_bytes: int | None = None
+
+
+class ServingEngine(Protocol):
+    """A loaded model that answers many requests at once. Used inside one event loop."""
+
+    name: str
+    capabilities: Capabilities
+    context_length: int
+
+    def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+        """The answer, as lists of what arrived together. Closing the generator cancels the request.
+
+        Raises EngineRefused before the first delta, EngineLost, EngineSilent.
+        """
+        ...
+
+    async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
+        """One vector a text (unit length), and the number of tokens read."""
+        ...
+
+    async def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids; with `special`, special tokens are parsed and added as for a prompt."""
+        ...
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        ...
+
+    async def render(self, ask: Ask) -> str:
+        """The conversation through the model's own template, ready for the answer to follow."""
+        ...
+
+    async def stats(self) -> Stats:
+        """Load and memory."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; the process behind it is its supervisor's."""
+        ...
+
+
+class EngineLost(Exception):
+    """The engine ended, or the connection to it broke, before the answer was whole."""
+
+
+class EngineSilent(Exception):
+    """The engine sent nothing for too long: a chat template that loops, or a process that hangs."""
+
+
+class EngineRefused(Exception):
+    """The engine takes this request for impossible. `reason` is one of ours, never the engine's own words."""
+
+    def __init__(
+        self, reason: Literal["context", "invalid", "busy", "failed", "unsupported"], tokens: int | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.tokens = tokens  # of the prompt, where it is too long
