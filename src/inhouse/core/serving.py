@@ -53,6 +53,7 @@ class Ask:
     tool_choice: str | Mapping[str, Any] = "none"
     parallel_tool_calls: bool = True
     adapter: str | None = None
+    whole: bool = False  # nobody reads the pieces as they come: an engine may answer in one
 
 
 @dataclass(frozen=True, slots=True)
