@@ -50,7 +50,7 @@ class Fake:
         if self.faults:
             raise self.faults.pop(0)
         nothing = lambda *_: None  # noqa: E731
-        return SimpleNamespace(release=release, inside=0, retire=nothing, supervisor=SimpleNamespace(close=nothing))
+        return SimpleNamespace(release=release, inside=0, retire=nothing, pool=SimpleNamespace(close=nothing))
 
     def promote(self, release: Release) -> None:
         self.deployment = replace(self.deployment, release=release, generation=self.deployment.generation + 1)

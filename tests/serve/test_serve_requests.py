@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
 
 import pytest
 
+from inhouse.core.serving import Constraint, Sampling
 from inhouse.serve.errors import ApiError
 from inhouse.serve.requests import Asked, Limits, prepare, read_chat, read_completion
 
@@ -14,17 +16,18 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def chat(**fields: Any) -> Asked:
-    return prepare(read_chat(json.dumps({"model": "desk", "messages": HELLO} | fields).encode()), LIMITS)
+    return asyncio.run(prepare(read_chat(json.dumps({"model": "desk", "messages": HELLO} | fields).encode()), LIMITS))
 
 
 def complete(**fields: Any) -> Asked:
-    return prepare(read_completion(json.dumps({"model": "desk", "prompt": "Hello"} | fields).encode()), LIMITS)
+    body = read_completion(json.dumps({"model": "desk", "prompt": "Hello"} | fields).encode())
+    return asyncio.run(prepare(body, LIMITS))
 
 
 def refusal(raw: bytes) -> ApiError:
     began = time.monotonic()
     with pytest.raises(ApiError) as error:
-        prepare(read_chat(raw), LIMITS)
+        asyncio.run(prepare(read_chat(raw), LIMITS))
     assert time.monotonic() - began < 0.5  # each takes a few milliseconds; this machine may be busy
     assert error.value.status == 400
     assert json.loads(error.value.body())["error"]["type"] == "invalid_request_error"
@@ -130,46 +133,48 @@ def test_top_logprobs_without_logprobs_is_refused() -> None:
     assert refusal(with_field("top_logprobs", "2")).param == "top_logprobs"
 
 
-def test_only_known_fields_reach_the_engine_and_the_others_are_named() -> None:
-    asked = chat(
-        chat_template="{{ evil }}", chat_template_kwargs={}, n_discard=-1, user="ann", tools=[], tool_choice="auto"
-    )
-    assert set(asked.payload) == {"messages", "temperature", "max_tokens", "stream", "stream_options"}
-    assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard", "tool_choice", "tools", "user")
+def test_fields_that_nobody_knows_are_named() -> None:
+    asked = chat(chat_template="{{ evil }}", chat_template_kwargs={}, n_discard=-1, user="ann", tools=[])
+    assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard", "tools")
+    assert asked.user == "ann"
 
 
 def test_request_that_says_nothing_gets_the_greedy_answer_of_the_release() -> None:
-    assert chat().payload["temperature"] == 0.0
-    assert chat().payload["max_tokens"] == 64
-    assert chat(temperature=0.7, max_tokens=5).payload["temperature"] == 0.7
-    assert chat(max_completion_tokens=7, max_tokens=5).payload["max_tokens"] == 7
+    assert chat().ask.sampling == Sampling(max_tokens=64, temperature=0.0)
+    assert chat(temperature=0.7, max_tokens=5).ask.sampling == Sampling(max_tokens=5, temperature=0.7)
+    assert chat(max_completion_tokens=7, max_tokens=5).ask.sampling.max_tokens == 7
 
 
-def test_engine_is_always_asked_to_stream() -> None:
-    asked = chat(stream=False)
-    assert asked.payload["stream"] is True and not asked.stream
-    assert chat(stream=True, stream_options={"include_usage": True}).usage
+def test_what_the_client_wants_back_is_kept() -> None:
+    assert not chat(stream=False).stream
+    asked = chat(stream=True, stream_options={"include_usage": True})
+    assert asked.stream and asked.usage
 
 
-def test_seed_keeps_to_what_the_engine_takes_and_is_never_its_sign_for_random() -> None:
-    seeds = [chat(seed=seed).payload["seed"] for seed in (0, 7, -1, 2**32 - 1, 2**63 - 1, -(2**63))]
-    assert seeds[:2] == [0, 7] and all(0 <= s < 2**32 - 1 for s in seeds)
+def test_sampling_fields_reach_the_engine_as_they_are() -> None:
+    asked = chat(
+        temperature=1, top_p=0.9, top_k=5, min_p=0.1, seed=-1, stop="x", n=2, presence_penalty=0.5,
+        frequency_penalty=-0.5, logit_bias={"7": -100}, logprobs=True, top_logprobs=3,
+    )  # fmt: skip
+    assert asked.ask.sampling == Sampling(
+        64, 1.0, 0.9, 5, 0.1, -1, ("x",), 2, 0.5, -0.5, {7: -100.0}, 3,
+    )  # fmt: skip
 
 
 def test_text_parts_and_the_developer_role_are_put_into_words_that_templates_know() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     asked = chat(messages=[{"role": "developer", "content": "rules"}, {"role": "user", "content": parts}])
-    assert asked.payload["messages"] == [{"role": "system", "content": "rules"}, {"role": "user", "content": "a\nb"}]
+    assert asked.ask.messages == [{"role": "system", "content": "rules"}, {"role": "user", "content": "a\nb"}]
 
 
 def test_json_answers_may_be_asked_for() -> None:
-    assert chat(response_format={"type": "json_object"}).payload["response_format"] == {"type": "json_object"}
-    assert "response_format" not in chat(response_format={"type": "text"}).payload
+    assert chat(response_format={"type": "json_object"}).ask.constraint == Constraint("json_object")
+    assert chat(response_format={"type": "text"}).ask.constraint is None
 
 
 def test_completion_takes_one_prompt() -> None:
-    assert complete().path == "/v1/completions" and chat().path == "/v1/chat/completions"
-    assert complete(prompt=["Hello"]).payload["prompt"] == "Hello"
+    assert not complete().chat and chat().chat
+    assert complete(prompt=["Hello"]).ask.prompt == "Hello"
     for fields in ({"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"logprobs": 2}, {"echo": True}, {"suffix": "x"}):
         with pytest.raises(ApiError):
             complete(**fields)

@@ -9,102 +9,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 
-from inhouse.core.errors import InhouseError, UserError
+from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
-from inhouse.core.store import read_json
-from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
-from inhouse.engines.process import Supervisor
 from inhouse.release.keys import Key, active_keys, hash_token
-from inhouse.release.registry import Deployment, Registry, Release
+from inhouse.release.registry import Deployment, Registry
 from inhouse.release.settings import ServeParams
-from inhouse.serve.errors import ApiError, overloaded, unavailable
-from inhouse.serve.requests import Limits
+from inhouse.serve.errors import ApiError
+from inhouse.serve.target import Target
 
 POLL_S = 0.25
 REREAD_S = 0.05  # unknown keys make the registry be read no oftener than this
 RETRY_FIRST_S = 2.0
 RETRY_MOST_S = 300.0
 JOIN_S = 5.0
-RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 log = logging.getLogger("inhouse.serve")
-
-
-class Admission:
-    """A turn at the engine: so many run, so many wait, the rest are refused at once. First come, first served."""
-
-    def __init__(self, parallel: int, queue: int) -> None:
-        self.queue = queue
-        self.running = 0
-        self.waiting = 0
-        self._turns = asyncio.Semaphore(parallel)
-
-    async def __aenter__(self) -> None:
-        if self._turns.locked() and self.waiting >= self.queue:
-            raise overloaded()
-        self.waiting += 1
-        try:
-            await self._turns.acquire()
-        finally:
-            self.waiting -= 1
-        self.running += 1
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.running -= 1
-        self._turns.release()
-
-
-class Target:
-    """A release that is being served: its engine under supervision, and the requests inside."""
-
-    def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
-        self.release = release
-        path = registry.check_files(release)
-        served = read_json(registry.store.path(release.artifact) / "release.json")
-        bundled = served["engine"] if isinstance(served["engine"], dict) else {}
-        settings = ServeParams.model_validate(params.model_dump() | bundled)
-        if path.suffix != ".gguf":
-            raise UserError("serve.not_gguf", release=release.label, path=path.name)
-        engine = LlamaCppSettings(
-            context_length=settings.context_length, parallel=settings.parallel, threads=settings.threads
-        )
-        self.supervisor: Supervisor[RunningEngine] = Supervisor(
-            lambda: start_server(path, engine, name=release.label, load_timeout_s=settings.load_timeout_s)
-        )
-        context = self.supervisor.current.context_length if self.supervisor.current else settings.context_length
-        self.limits = Limits(context, settings.parallel, settings.max_tokens, settings.temperature)
-        self.admission = Admission(settings.parallel, params.queue)
-        self.inside = 0
-
-    async def engine(self) -> RunningEngine:
-        """The running engine; while it is being started again, wait a little for it."""
-        until = time.monotonic() + RESTART_WAIT_S
-        while (running := self.supervisor.current) is None:
-            if time.monotonic() > until:
-                raise unavailable()
-            await asyncio.sleep(0.05)
-        return running
-
-    async def lost(self, engine: RunningEngine) -> None:
-        """Wait until the supervisor has noticed that this engine is gone, so that nobody is sent to it again."""
-        until = time.monotonic() + RESTART_WAIT_S
-        while engine.alive() and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-
-    def kill(self, engine: RunningEngine) -> None:
-        """End an engine that no longer answers; the supervisor starts another."""
-        log.error("the engine of %s was silent for too long and is started again", self.release.label)
-        threading.Thread(target=engine.stop, args=(0.0,), daemon=True).start()
-
-    def retire(self, wait_s: float) -> None:
-        """Let the requests inside finish, then stop the engine."""
-        until = time.monotonic() + wait_s
-        while self.inside and time.monotonic() < until:
-            time.sleep(0.05)
-        self.supervisor.close()
 
 
 @dataclass(frozen=True)
@@ -161,8 +80,8 @@ class Deployments:
         with self._lock:
             target.inside -= 1
 
-    async def authorised(self, token: str) -> bool:
-        """Whether this API key is valid now.
+    async def authorised(self, token: str) -> Key | None:
+        """The key that this token belongs to, when it is valid now.
 
         Keys are re-read with every look at the registry, and for an unknown one before it is refused: it may have
         been made a moment ago. Requests that wait for this share one reading.
@@ -176,7 +95,7 @@ class Deployments:
                     self._reread_at = time.monotonic()
                     await self._try_keys()
         key = self.keys.get(hashed)
-        return key is not None and key.valid(datetime.now(UTC))
+        return key if key is not None and key.valid(datetime.now(UTC)) else None
 
     async def _try_keys(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
@@ -193,7 +112,7 @@ class Deployments:
     @property
     def ready(self) -> bool:
         """Whether the engine can answer."""
-        return self.current.target.supervisor.current is not None
+        return self.current.target.pool.ready
 
     def close(self, drain_s: float) -> None:
         """Stop following, and stop every engine."""
@@ -239,7 +158,7 @@ class Deployments:
             if taken:
                 self.current = Serving(new, wanted.generation)
         if not taken:  # the deployment has moved on, or closes: nobody asks for this one
-            new.supervisor.close()
+            new.pool.close()
             return
         self.on_switch("done")
         log.warning("%s now answers with %s, before %s", self.name, new.release.label, old.release.label)

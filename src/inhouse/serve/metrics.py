@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from inhouse.core.serving import Delta, Usage
+
 LABELS = ("model_name", "engine")
-ENGINE = "llamacpp"
 FIRST_TOKEN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 WHOLE_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
 @dataclass
 class Measured:
-    """What became of one request."""
+    """What becomes of one request; `add` follows it while it is answered."""
 
     model: str = "-"
+    engine: str = "-"
     status: int = 500
     finish: str | None = None
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
+    began: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
+    usages: list[Usage] = field(default_factory=list)
+
+    def add(self, deltas: list[Delta]) -> None:
+        """Follow what arrived."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic() - self.began
+        for delta in deltas:
+            if delta.finish is not None:
+                self.finish = delta.finish
+            if delta.usage is not None:
+                self.usages.append(delta.usage)
+
+    def reset(self) -> None:
+        """Begin again with another engine."""
+        self.finish, self.first_token_s, self.usages = None, None, []
+
+    @property
+    def usage(self) -> Usage:
+        """Of all choices: they share the prompt."""
+        if not self.usages:
+            return Usage(0, 0)
+        first = self.usages[0]
+        answer = sum(usage.answer for usage in self.usages)
+        return Usage(first.prompt, answer, first.cached, first.prefill_s, first.decode_s)
 
 
 class Metrics:
@@ -51,14 +77,16 @@ class Metrics:
 
     def observe(self, seen: Measured, seconds: float) -> None:
         """Count one finished request."""
-        self.requests.labels(seen.model, ENGINE, str(seen.status)).inc()
-        self.prompt_tokens.labels(seen.model, ENGINE).inc(seen.prompt_tokens)
-        self.answer_tokens.labels(seen.model, ENGINE).inc(seen.answer_tokens)
+        labels = (seen.model, seen.engine)
+        usage = seen.usage
+        self.requests.labels(*labels, str(seen.status)).inc()
+        self.prompt_tokens.labels(*labels).inc(usage.prompt)
+        self.answer_tokens.labels(*labels).inc(usage.answer)
         if seen.first_token_s is not None:
-            self.first_token.labels(seen.model, ENGINE).observe(seen.first_token_s)
+            self.first_token.labels(*labels).observe(seen.first_token_s)
         if seen.finish is not None:
-            self.success.labels(seen.model, ENGINE, seen.finish).inc()
-            self.whole.labels(seen.model, ENGINE).observe(seconds)
+            self.success.labels(*labels, seen.finish).inc()
+            self.whole.labels(*labels).observe(seconds)
 
     def text(self) -> bytes:
         """The numbers in Prometheus' text format."""

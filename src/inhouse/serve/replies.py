@@ -1,194 +1,273 @@
-"""Answers in OpenAI's shape: sent chunk by chunk, or gathered and sent whole."""
+"""Answers in OpenAI's shape: sent piece by piece, or gathered and sent whole."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from json.encoder import encode_basestring
 from typing import Any, Protocol
 
-from inhouse.serve.errors import ApiError
-from inhouse.serve.metrics import Measured
+from inhouse.core.serving import Delta, Usage
+from inhouse.serve.http import EVENTS, Connection
 from inhouse.serve.requests import Asked
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
-Chunk = dict[str, Any]
-
-
-class Connection:
-    """The client's side of one request: what was sent, and with which headers."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self.send = send
-        self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
-        self.status = 0
-
-    async def start(self, status: int, content_type: bytes, extra: Iterable[Header] = ()) -> None:
-        """Send status and headers."""
-        self.status = status
-        headers = [(b"content-type", content_type), *self.headers, *extra]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, body: bytes, more: bool = True) -> None:
-        """Send a piece of the body."""
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
-
-    async def reply(
-        self, status: int, body: bytes, content_type: bytes = b"application/json", extra: Iterable[Header] = ()
-    ) -> None:
-        """Send a whole answer."""
-        await self.start(status, content_type, [(b"content-length", str(len(body)).encode()), *extra])
-        await self.write(body, more=False)
-
-    async def refuse(self, error: ApiError) -> None:
-        """Send an error: as a reply, or as the last event of a stream that has begun."""
-        if self.status:
-            await self.write(b"data: " + error.body() + b"\n\n", more=False)
-        else:
-            await self.reply(error.status, error.body(), extra=error.headers)
+Json = dict[str, Any]
 
 
 class Reply(Protocol):
-    """What gathers the engine's chunks."""
+    """What makes of an answer's pieces what one kind of client expects."""
 
-    async def add(self, chunk: Chunk) -> None: ...
+    @property
+    def sent(self) -> bool:
+        """Whether the client has seen something: then the answer cannot be begun again."""
+        ...
 
-    async def finish(self) -> None: ...
+    async def add(self, deltas: list[Delta]) -> None:
+        """Take what arrived together."""
+        ...
 
-    def reset(self) -> None: ...
+    async def finish(self, usage: Usage) -> None:
+        """The answer is whole."""
+        ...
+
+    def reset(self) -> None:
+        """Begin again, after an engine was lost on the way; only called when nothing was sent."""
+        ...
 
 
-class Usage:
-    """Token counts; with several choices the engine reports each by itself, with the prompt in every report."""
+def new_id(kind: str) -> str:
+    """An id for an answer; the engine's own is not passed on."""
+    return f"{kind}-{secrets.token_hex(12)}"
 
-    def __init__(self) -> None:
-        self.prompt = 0
-        self.answer = 0
 
-    def add(self, usage: dict[str, Any]) -> None:
-        """Count one report."""
-        self.prompt = int(usage["prompt_tokens"])
-        self.answer += int(usage["completion_tokens"])
-
-    def as_dict(self) -> dict[str, int]:
-        """As clients get it."""
-        total = self.prompt + self.answer
-        return {"prompt_tokens": self.prompt, "completion_tokens": self.answer, "total_tokens": total}
+def usage_dict(usage: Usage) -> Json:
+    """As clients get it."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.answer,
+        "total_tokens": usage.prompt + usage.answer,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
 
 
 class StreamReply:
     """Pass an answer on as server-sent events while it is made."""
 
-    def __init__(self, connection: Connection, asked: Asked, seen: Measured) -> None:
+    def __init__(self, connection: Connection, asked: Asked) -> None:
         self.connection = connection
         self.asked = asked
-        self.seen = seen
-        self.usage = Usage()
+        self.chat = asked.chat
         kind = "chat.completion.chunk" if asked.chat else "text_completion"
-        head = {"id": new_id(asked.chat), "object": kind, "created": int(time.time()), "model": asked.model}
-        self.spoken: set[int] = set()
+        head = {
+            "id": new_id("chatcmpl" if asked.chat else "cmpl"),
+            "object": kind,
+            "created": int(time.time()),
+            "model": asked.model,
+        }
+        self._spoken: set[int] = set()
+        self._offsets: dict[int, int] = {}
         # The part that all events share is encoded once.
-        self.prefix = b"data: " + json.dumps(head, ensure_ascii=False).encode()[:-1] + b', "choices": '
+        self._prefix = "data: " + json.dumps(head, ensure_ascii=False)[:-1] + ', "choices": ['
 
-    async def add(self, chunk: Chunk) -> None:
-        """Send one chunk. Each event is whole JSON, so no character is ever split."""
-        if usage := chunk.get("usage"):
-            self.usage.add(usage)
-        choices = [_choice(c, self.asked.chat, self.seen) for c in chunk["choices"]]
-        if not choices:
+    @property
+    def sent(self) -> bool:
+        """Whether the client has seen something."""
+        return self.connection.status != 0
+
+    async def add(self, deltas: list[Delta]) -> None:
+        """Send what arrived together in one write. Each event is whole JSON, so no character is ever split."""
+        events = "".join([self._event(delta) for delta in deltas])
+        if not events:
             return
-        if self.asked.chat:
-            self._say_role(choices)
         if not self.connection.status:
-            await self.connection.start(200, b"text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
-        await self.connection.write(self.prefix + json.dumps(choices, ensure_ascii=False).encode() + b"}\n\n")
+            await self.connection.start(200, EVENTS, [(b"cache-control", b"no-cache")])
+        await self.connection.write(events.encode("utf-8", "replace"))
 
-    async def finish(self) -> None:
+    async def finish(self, usage: Usage) -> None:
         """Send the usage when it was asked for, and the end mark."""
-        self.seen.prompt_tokens, self.seen.answer_tokens = self.usage.prompt, self.usage.answer
-        last = b""
+        last = ""
         if self.asked.usage:
-            last = self.prefix + b'[], "usage": ' + json.dumps(self.usage.as_dict()).encode() + b"}\n\n"
-        await self.connection.write(last + b"data: [DONE]\n\n", more=False)
+            last = self._prefix + '], "usage": ' + json.dumps(usage_dict(usage)) + "}\n\n"
+        if not self.connection.status:
+            await self.connection.start(200, EVENTS, [(b"cache-control", b"no-cache")])
+        await self.connection.write(last.encode() + b"data: [DONE]\n\n", more=False)
 
     def reset(self) -> None:
         """Begin again; only called when nothing was sent."""
-        self.usage = Usage()
-        self.spoken = set()
+        self._spoken.clear()
+        self._offsets.clear()
 
-    def _say_role(self, choices: list[Chunk]) -> None:
-        """Put the role into the first delta of each choice: llama.cpp leaves it out when that is a split character."""
-        for choice in choices:
-            if choice["index"] not in self.spoken:
-                self.spoken.add(choice["index"])
-                choice["delta"] = {"role": "assistant", "content": choice["delta"].get("content") or ""}
+    def _event(self, delta: Delta) -> str:
+        """One event; the usual one, a piece of text and nothing else, is put together without a JSON encoder."""
+        index = delta.index
+        first = index not in self._spoken
+        if not (first or delta.finish or delta.logprobs or delta.tool_calls or delta.reasoning):
+            if not delta.text:
+                return ""
+            piece = encode_basestring(delta.text)
+            gained = f'"delta": {{"content": {piece}}}' if self.chat else f'"text": {piece}'
+            ends = '"logprobs": null, "finish_reason": null'
+            return f'{self._prefix}{{"index": {index}, {gained}, {ends}}}]}}\n\n'
+        if delta.usage is not None and not (delta.text or delta.finish or delta.tool_calls or delta.logprobs):
+            return ""
+        self._spoken.add(index)
+        choice: Json = {"index": index}
+        if self.chat:
+            choice["delta"] = chat_delta(delta, first)
+            choice["logprobs"] = {"content": delta.logprobs} if delta.logprobs else None
+        else:
+            choice["text"] = delta.text
+            choice["logprobs"] = self._legacy(delta)
+        choice["finish_reason"] = delta.finish
+        return self._prefix + json.dumps(choice, ensure_ascii=False) + "]}\n\n"
+
+    def _legacy(self, delta: Delta) -> Json | None:
+        if not delta.logprobs:
+            return None
+        begin = self._offsets.get(delta.index, 0)
+        self._offsets[delta.index] = begin + len(delta.text)
+        return legacy_logprobs(delta.logprobs, begin)
 
 
 class WholeReply:
     """Gather an answer and send it as one JSON object."""
 
-    def __init__(self, connection: Connection, asked: Asked, seen: Measured) -> None:
+    def __init__(self, connection: Connection, asked: Asked) -> None:
         self.connection = connection
         self.asked = asked
-        self.seen = seen
-        self.reset()
+        self.gathered = Gathered()
 
-    def reset(self) -> None:
-        """Begin again, after an engine was lost on the way."""
-        self.usage = Usage()
-        self.texts: dict[int, list[str]] = {}
-        self.finishes: dict[int, str] = {}
-        self.logprobs: dict[int, list[Any]] = {}
+    @property
+    def sent(self) -> bool:
+        """Nothing is sent before the end."""
+        return False
 
-    async def add(self, chunk: Chunk) -> None:
-        """Keep one chunk."""
-        if usage := chunk.get("usage"):
-            self.usage.add(usage)
-        for raw in chunk["choices"]:
-            choice = _choice(raw, self.asked.chat, self.seen)
-            index = choice["index"]
-            piece = choice["delta"].get("content") if self.asked.chat else choice["text"]
-            self.texts.setdefault(index, []).append(piece or "")
-            if choice["logprobs"]:
-                self.logprobs.setdefault(index, []).extend(choice["logprobs"]["content"])
-            if choice["finish_reason"]:
-                self.finishes[index] = choice["finish_reason"]
+    async def add(self, deltas: list[Delta]) -> None:
+        """Keep what arrived."""
+        self.gathered.add(deltas)
 
-    async def finish(self) -> None:
+    async def finish(self, usage: Usage) -> None:
         """Send the object."""
-        self.seen.prompt_tokens, self.seen.answer_tokens = self.usage.prompt, self.usage.answer
-        body = {
-            "id": new_id(self.asked.chat),
-            "object": "chat.completion" if self.asked.chat else "text_completion",
+        await self.connection.reply(200, json.dumps(self.whole(usage), ensure_ascii=False).encode("utf-8", "replace"))
+
+    def whole(self, usage: Usage) -> Json:
+        """The answer as one object."""
+        chat = self.asked.chat
+        return {
+            "id": new_id("chatcmpl" if chat else "cmpl"),
+            "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": self.asked.model,
-            "choices": [self._whole(index) for index in sorted(self.texts)],
-            "usage": self.usage.as_dict(),
+            "choices": [self._choice(index) for index in range(self.asked.ask.sampling.n)],
+            "usage": usage_dict(usage),
         }
-        await self.connection.reply(200, json.dumps(body, ensure_ascii=False).encode())
 
-    def _whole(self, index: int) -> dict[str, Any]:
-        text = "".join(self.texts[index])
-        found = self.logprobs.get(index)
-        ends = {"logprobs": {"content": found} if found else None, "finish_reason": self.finishes.get(index)}
+    def reset(self) -> None:
+        """Begin again."""
+        self.gathered = Gathered()
+
+    def _choice(self, index: int) -> Json:
+        found = self.gathered.choices.get(index) or Choice()
         if self.asked.chat:
-            return {"index": index, "message": {"role": "assistant", "content": text}, **ends}
-        return {"index": index, "text": text, **ends}
+            logprobs = {"content": found.logprobs} if found.logprobs else None
+            return {"index": index, "message": found.message(), "logprobs": logprobs, "finish_reason": found.finish}
+        legacy = legacy_logprobs(found.logprobs, 0) if found.logprobs else None
+        return {"index": index, "text": found.text, "logprobs": legacy, "finish_reason": found.finish}
 
 
-def new_id(chat: bool) -> str:
-    """An id for an answer; the engine's own is not passed on."""
-    return ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+class Choice:
+    """One answer, put together from its pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.thoughts: list[str] = []
+        self.logprobs: list[Json] = []
+        self.calls: dict[int, Json] = {}
+        self.finish: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "".join(self.pieces)
+
+    @property
+    def tool_calls(self) -> list[Json]:
+        """Its tool calls, in the order of their index."""
+        return [self.calls[place] for place in sorted(self.calls)]
+
+    def add(self, delta: Delta) -> None:
+        """Keep one piece."""
+        if delta.text:
+            self.pieces.append(delta.text)
+        if delta.reasoning:
+            self.thoughts.append(delta.reasoning)
+        if delta.logprobs:
+            self.logprobs.extend(delta.logprobs)
+        for raw in delta.tool_calls or ():
+            self._call(raw)
+        self.finish = delta.finish or self.finish
+
+    def message(self) -> Json:
+        """As the message of a chat answer."""
+        said: Json = {"role": "assistant", "content": self.text}
+        if self.thoughts:
+            said["reasoning_content"] = "".join(self.thoughts)
+        if self.calls:
+            said |= {"content": self.text or None, "tool_calls": self.tool_calls}
+        return said | {"refusal": None}
+
+    def _call(self, raw: Json) -> None:
+        """A piece of a tool call: id and name come once, the arguments in parts."""
+        named = raw.get("function") or {}
+        call = self.calls.setdefault(
+            raw.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        call["id"] = raw.get("id") or call["id"]
+        call["function"]["name"] = named.get("name") or call["function"]["name"]
+        call["function"]["arguments"] += named.get("arguments") or ""
 
 
-def _choice(raw: dict[str, Any], chat: bool, seen: Measured) -> dict[str, Any]:
-    """One choice of a chunk, in OpenAI's fields and no others."""
-    finish = raw.get("finish_reason")
-    seen.finish = finish or seen.finish
-    ends = {"logprobs": raw.get("logprobs"), "finish_reason": finish}
-    if not chat:
-        return {"index": raw["index"], "text": raw["text"], **ends}
-    content = raw["delta"].get("content")
-    return {"index": raw["index"], "delta": {} if content is None else {"content": content}, **ends}
+class Gathered:
+    """Every choice of an answer, put together."""
+
+    def __init__(self) -> None:
+        self.choices: dict[int, Choice] = {}
+
+    def add(self, deltas: list[Delta]) -> None:
+        """Keep what arrived."""
+        for delta in deltas:
+            choice = self.choices.get(delta.index)
+            if choice is None:
+                choice = self.choices[delta.index] = Choice()
+            choice.add(delta)
+
+
+def chat_delta(delta: Delta, first: bool) -> Json:
+    """A chat delta in OpenAI's fields; the role is in the first one of each choice."""
+    gained: Json = {"role": "assistant", "content": delta.text} if first else {}
+    if delta.text:
+        gained["content"] = delta.text
+    if delta.reasoning:
+        gained["reasoning_content"] = delta.reasoning
+    if delta.tool_calls:
+        gained["tool_calls"] = delta.tool_calls
+        if first and not delta.text:
+            gained["content"] = None
+    return gained
+
+
+def legacy_logprobs(entries: list[Json], begin: int) -> Json:
+    """Chat's log-probabilities in the shape that completions have. `begin`: characters before these tokens."""
+    offsets = []
+    for entry in entries:
+        offsets.append(begin)
+        begin += len(entry["token"])
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in entry.get("top_logprobs", ())} or None for entry in entries
+        ],
+        "text_offset": offsets,
+    }

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from inhouse.core.messages import text
+from inhouse.core.serving import Ask, Constraint
+from inhouse.core.serving import Sampling as Chosen
 from inhouse.serve.errors import invalid, too_long, unsupported
 
 Text = Annotated[str, StringConstraints(max_length=4 * 2**20)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-SEEDS = 2**32 - 1  # llama.cpp takes 32 bits, and the largest value means 'random'
 BYTES_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 # Fields that OpenAI documents and that would change the answer. Left out silently they would make it wrong.
 UNSUPPORTED = {
@@ -22,10 +23,6 @@ UNSUPPORTED = {
     *("best_of", "grammar", "json_schema", "lora", "guided_json", "guided_regex", "guided_choice"),
 }
 HARMLESS: tuple[Any, ...] = ({}, [], None, False, "", "none", "auto")
-SAMPLING = {
-    *("temperature", "top_p", "top_k", "min_p", "stop", "n", "presence_penalty", "frequency_penalty"),
-    *("logit_bias", "logprobs", "top_logprobs"),
-}
 
 
 class Body(BaseModel):
@@ -78,6 +75,8 @@ class Sampling(Body):
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    ignore_eos: bool | None = None
 
 
 class ChatBody(Sampling):
@@ -109,19 +108,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Asked:
-    """A checked request: where it goes in the engine, what is sent there, and what the client wants back."""
+    """A checked request: what the engine is asked, and what the client wants back."""
 
-    chat: bool
     model: str
-    payload: dict[str, Any]
-    stream: bool
-    usage: bool
-    ignored: tuple[str, ...]
+    ask: Ask
+    stream: bool = False
+    usage: bool = False
+    ignored: tuple[str, ...] = ()
+    user: str | None = None
 
     @property
-    def path(self) -> str:
-        """The engine's route."""
-        return "/v1/chat/completions" if self.chat else "/v1/completions"
+    def chat(self) -> bool:
+        """Whether it is a conversation, and not a text to continue."""
+        return self.ask.messages is not None
 
 
 B = TypeVar("B", bound=Sampling)
@@ -147,8 +146,38 @@ def read_completion(raw: bytes) -> CompletionBody:
     return body
 
 
-def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
-    """Turn a checked body into what the engine is sent, within the limits of the release that answers."""
+async def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
+    """Turn a checked body into what an engine is asked, within the limits of the release that answers."""
+    ask = _chat(body, limits) if isinstance(body, ChatBody) else _completion(body, limits)
+    options = body.stream_options
+    return Asked(
+        model=body.model,
+        ask=ask,
+        stream=bool(body.stream),
+        usage=options is not None and options.include_usage,
+        ignored=tuple(sorted(body.model_extra or {})),
+        user=body.user,
+    )
+
+
+def _chat(body: ChatBody, limits: Limits) -> Ask:
+    messages = [_message(index, message) for index, message in enumerate(body.messages)]
+    _check_size(sum(len(m["content"].encode()) for m in messages), limits.context_length)
+    constraint = None
+    if body.response_format is not None and body.response_format.type == "json_object":
+        constraint = Constraint("json_object")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return Ask(sampling_of(body, limits, logprobs), messages=messages, constraint=constraint)
+
+
+def _completion(body: CompletionBody, limits: Limits) -> Ask:
+    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
+    _check_size(len(prompt.encode()), limits.context_length)
+    return Ask(sampling_of(body, limits, None), prompt=prompt)
+
+
+def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
+    """How tokens are chosen: what the body says, within what the release allows."""
     field, answer = "max_tokens", body.max_tokens
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
         field, answer = "max_completion_tokens", body.max_completion_tokens
@@ -156,36 +185,22 @@ def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
         raise invalid(text("serve.max_tokens", field=field, context=limits.context_length), field)
     if (body.n or 1) > limits.parallel:
         raise invalid(text("serve.too_many_choices", parallel=limits.parallel), "n")
-    payload = body.model_dump(include=SAMPLING, exclude_none=True)
-    payload.setdefault("temperature", limits.temperature)
-    payload["max_tokens"] = answer or min(limits.max_tokens, limits.context_length)
-    if body.seed is not None:
-        payload["seed"] = body.seed % SEEDS
-    payload |= _prompt(body, limits.context_length)
-    # Always streamed: llama.cpp notices only in a stream that the client has gone, and frees the slot.
-    payload |= {"stream": True, "stream_options": {"include_usage": True}}
-    options = body.stream_options
-    return Asked(
-        chat=isinstance(body, ChatBody),
-        model=body.model,
-        payload=payload,
-        stream=bool(body.stream),
-        usage=options is not None and options.include_usage,
-        ignored=tuple(sorted(body.model_extra or {})),
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Chosen(
+        max_tokens=answer or min(limits.max_tokens, limits.context_length),
+        temperature=limits.temperature if body.temperature is None else body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        stop=stop,
+        n=body.n or 1,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        logprobs=logprobs,
+        ignore_end=bool(body.ignore_eos),
     )
-
-
-def _prompt(body: ChatBody | CompletionBody, context: int) -> dict[str, Any]:
-    if isinstance(body, CompletionBody):
-        prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-        _check_size(len(prompt.encode()), context)
-        return {"prompt": prompt}
-    messages = [_message(index, message) for index, message in enumerate(body.messages)]
-    _check_size(sum(len(m["content"].encode()) for m in messages), context)
-    wanted: dict[str, Any] = {"messages": messages}
-    if body.response_format is not None and body.response_format.type == "json_object":
-        wanted["response_format"] = {"type": "json_object"}
-    return wanted
 
 
 def _check_size(size: int, context: int) -> None:

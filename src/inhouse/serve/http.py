@@ -1,0 +1,148 @@
+"""One HTTP request over ASGI: what came, who sent it, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+from inhouse.core.messages import text
+from inhouse.release.keys import Key
+from inhouse.serve.errors import ApiError
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+READ_BODY_S = 30.0
+EVENTS = b"text/event-stream; charset=utf-8"
+
+
+class Gone(Exception):
+    """The client closed the connection before its request was answered."""
+
+
+class Connection:
+    """The client's side of one request: what was sent, and with which headers."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.send = send
+        self.request_id = request_id
+        self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
+        self.status = 0
+
+    async def start(self, status: int, content_type: bytes, extra: Iterable[Header] = ()) -> None:
+        """Send status and headers."""
+        self.status = status
+        headers = [(b"content-type", content_type), *self.headers, *extra]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes, more: bool = True) -> None:
+        """Send a piece of the body."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def reply(
+        self, status: int, body: bytes, content_type: bytes = b"application/json", extra: Iterable[Header] = ()
+    ) -> None:
+        """Send a whole answer."""
+        await self.start(status, content_type, [(b"content-length", str(len(body)).encode()), *extra])
+        await self.write(body, more=False)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error: as a reply, or as the last event of a stream that has begun."""
+        if self.status:
+            await self.write(b"data: " + error.body() + b"\n\n", more=False)
+        else:
+            await self.reply(error.status, error.body(), extra=error.headers)
+
+
+@dataclass
+class Call:
+    """One request with a checked key. `parts` are the values of the route's `{names}`."""
+
+    scope: Scope
+    receive: Receive
+    connection: Connection
+    headers: dict[bytes, bytes]
+    most_bytes: int
+    key: Key | None = None  # None only on routes that need none
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The path, without the query."""
+        return str(self.scope["path"])
+
+    def header(self, name: str) -> str:
+        """A header's value; empty when it was not sent."""
+        return self.headers.get(name.encode(), b"").decode("latin-1")
+
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        found = parse_qs(self.scope.get("query_string", b"").decode("latin-1")).get(name)
+        return found[0] if found else None
+
+    async def json_body(self) -> bytes:
+        """The body of a request that says it is JSON; an empty content type is taken for it."""
+        kind = self.headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise ApiError(415, "unsupported_media_type", text("serve.media_type"))
+        return await self.body(self.most_bytes)
+
+    async def body(self, most: int) -> bytes:
+        """The whole body, refused by its size before it is read."""
+        if self.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise ApiError(415, "unsupported_encoding", text("serve.encoding"))
+        length = self.headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
+        try:
+            async with asyncio.timeout(READ_BODY_S):
+                return await _read_all(self.receive, most)
+        except TimeoutError:
+            raise ApiError(408, "request_timeout", text("serve.slow_body", seconds=int(READ_BODY_S))) from None
+
+    async def reply(self, value: Any, status: int = 200) -> None:
+        """Answer with JSON."""
+        await self.connection.reply(status, json.dumps(value, ensure_ascii=False).encode())
+
+    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the work until it is done, or until the client has gone: then it is cancelled at once.
+
+        The body must have been read. Raises Gone, and what the work raises.
+        """
+        task = asyncio.create_task(work)
+        gone = asyncio.create_task(_closed(self.receive))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Gone
+            task.result()
+        finally:
+            gone.cancel()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _read_all(receive: Receive, most: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > most:
+            raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+async def _closed(receive: Receive) -> None:
+    """Return when the client has closed its side."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

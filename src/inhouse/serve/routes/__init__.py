@@ -1,0 +1,103 @@
+"""Every route of the endpoint: which verb and path, which scope of a key it needs, and who answers."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from inhouse.core.messages import text
+from inhouse.release.settings import ServeParams
+from inhouse.serve.deployments import Deployments
+from inhouse.serve.errors import ApiError
+from inhouse.serve.http import Call
+from inhouse.serve.metrics import Metrics
+from inhouse.serve.pipeline import Caller, Pipeline
+
+FAMILIES = ("status", "models", "chat")  # modules of this package, each with a tuple ROUTES
+
+
+@dataclass
+class Services:
+    """What routes work with; one for the whole gateway."""
+
+    deployments: Deployments
+    settings: ServeParams
+    metrics: Metrics
+    pipeline: Pipeline
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def over(cls, deployments: Deployments) -> Services:
+        """The services over the deployments that are followed."""
+        metrics = Metrics(
+            running=lambda: deployments.current.target.admission.running,
+            waiting=lambda: deployments.current.target.admission.waiting,
+            restarts=lambda: deployments.current.target.pool.restarts,
+        )
+        deployments.on_switch = lambda result: metrics.switches.labels(result).inc()
+        return cls(deployments, deployments.params, metrics, Pipeline(deployments, deployments.params, metrics))
+
+    async def start(self) -> None:
+        """Called once inside the event loop, before the first request."""
+
+    async def stop(self) -> None:
+        """Called once inside the event loop, after the last request."""
+
+    def caller(self, call: Call, user: str | None = None) -> Caller:
+        """Who asks."""
+        assert call.key is not None
+        return Caller(call.key, call.connection.request_id, user, call.headers)
+
+
+Handler = Callable[[Services, Call], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One verb and path; `{name}` in the path matches one segment."""
+
+    verb: str
+    path: str
+    handle: Handler
+    scope: str = "chat"
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """What the path must match."""
+        return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path)))
+
+
+class Routes:
+    """The table of routes."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = []
+        for family in FAMILIES:
+            for route in importlib.import_module(f"inhouse.serve.routes.{family}").ROUTES:
+                if "{" in route.path:
+                    self._patterns.append((route.pattern, route))
+                else:
+                    self._exact.setdefault(route.path, {})[route.verb] = route
+
+    def all(self) -> list[Route]:
+        """Every route, for the OpenAPI document."""
+        return [r for verbs in self._exact.values() for r in verbs.values()] + [r for _, r in self._patterns]
+
+    def find(self, verb: str, path: str) -> tuple[Route, dict[str, str]]:
+        """The route, and the values of its `{names}`. Raises ApiError 404 or 405."""
+        verbs = self._exact.get(path)
+        if verbs is not None and verb in verbs:
+            return verbs[verb], {}
+        known = set(verbs or ())
+        for pattern, route in self._patterns:
+            if found := pattern.fullmatch(path):
+                if route.verb == verb:
+                    return route, found.groupdict()
+                known.add(route.verb)
+        if known:
+            raise ApiError(405, "method_not_allowed", text("serve.verb", verb=", ".join(sorted(known))))
+        raise ApiError(404, "not_found", text("serve.no_route"))
