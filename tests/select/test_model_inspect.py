@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inhouse.core.errors import UserError
-from inhouse.select import safetensors_header
+from inhouse.engines import safetensors_header
 from inhouse.select.inspect import FAMILIES, active_parameters, inspect, plain_name
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

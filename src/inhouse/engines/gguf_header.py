@@ -19,16 +19,17 @@ from inhouse.core.errors import UserError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-# Bounds: larger than anything published, small enough to stay within a second and a few MB.
-MOST_TENSORS = 100_000
-MOST_KEYS = 100_000
+# Bounds: larger than anything published, small enough that the worst file is read or refused within a second.
+MOST_TENSORS = 20_000
+MOST_KEYS = 10_000
 LONGEST_KEY = 65_535  # of the specification
 LONGEST_STRING = 16 * 2**20
 LONGEST_TENSOR_NAME = 1024  # ggml itself takes 64
 MOST_DIMENSIONS = 4
 ARRAY_SHOWN = 64
-MOST_ITEMS = 4_000_000  # items of all arrays of strings together: each costs a read
-LARGEST_HEADER = 512 * 2**20
+MOST_ITEMS = 2_000_000  # texts of all arrays together; the largest vocabularies and their merges have 800,000
+LARGEST_HEADER = 128 * 2**20
+PIECE = 2**20
 
 # GGUFValueType -> struct format; 8 is a string, 9 an array.
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -139,6 +140,20 @@ def read_header(path: Path) -> GgufHeader:
         raise UserError("gguf.missing", path=path) from error
 
 
+def pass_strings(piece: bytes, most: int) -> tuple[int, int]:
+    """How many texts, `most` at most, lie whole at the beginning of a piece of a file, and in how many bytes."""
+    length_of = struct.Struct("<Q").unpack_from
+    at, last = 0, len(piece) - 8
+    for passed in range(most):
+        if at > last:
+            return passed, at
+        end = at + 8 + int(length_of(piece, at)[0])
+        if end > len(piece):
+            return passed, at
+        at = end
+    return most, at
+
+
 class _Reader:
     """A position in the file; every step checks what is left before it reads."""
 
@@ -185,8 +200,9 @@ class _Reader:
         self.require(kind in SCALARS, f"an array of value type {kind} is not allowed")
         width = struct.calcsize(SCALARS[kind])
         self.require(length <= (self.size - self.at) // width, f"an array claims {length} items")
-        shown = tuple(self.scalar(SCALARS[kind]) for _ in range(min(length, ARRAY_SHOWN)))
-        self.skip((length - len(shown)) * width)
+        first = min(length, ARRAY_SHOWN)
+        shown = struct.unpack(f"<{first}{SCALARS[kind][1]}", self.take(first * width))
+        self.skip((length - first) * width)
         return ArrayValue(length, shown)
 
     def strings(self, length: int) -> ArrayValue:
@@ -194,9 +210,21 @@ class _Reader:
         fits = length <= (self.size - self.at) // 8 and self.items_left >= 0
         self.require(fits, f"an array claims {length} texts")
         shown = tuple(self.string(LONGEST_STRING) for _ in range(min(length, ARRAY_SHOWN)))
-        for _ in range(length - len(shown)):
-            self.skip(self.number("<Q"))
+        self.skip_strings(length - len(shown))
         return ArrayValue(length, shown)
+
+    def skip_strings(self, left: int) -> None:
+        """Pass over texts in large pieces: one read for each would take seconds for the vocabularies that exist."""
+        while left:
+            piece = self.file.read(min(PIECE, self.size - self.at))
+            passed, whole = pass_strings(piece, left)
+            if passed == 0:  # longer than a piece, or cut off
+                self.file.seek(self.at)
+                self.skip(self.number("<Q"))
+                left -= 1
+                continue
+            self.skip(whole)
+            left -= passed
 
     def tensor(self) -> Declared:
         name = self.string(LONGEST_TENSOR_NAME)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,14 +10,21 @@ from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.engines import gguf_header
+from inhouse.engines import safetensors_header
 from inhouse.engines.classifier import labels_in
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader
-from inhouse.select import safetensors_header
+from inhouse.engines.model_files import (
+    PICKLES,
+    check_folder_templates,
+    check_gguf,
+    indexed_weights,
+    read_config,
+    read_json,
+    refuse_links,
+    refuse_pickles,
+)
 from inhouse.sources.hub import is_wanted
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-LARGEST_JSON = 64 * 2**20
 # Families that training, conversion and serving were tried with; `model_type` of transformers.
 FAMILIES = frozenset(
     {
@@ -28,8 +34,6 @@ FAMILIES = frozenset(
 )  # fmt: skip
 # llama.cpp's names for the same families.
 GGUF_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gptneox": "gpt_neox", "chatglm": "glm"}
-# The old ChatGLM repositories need their own Python code, which is not run here unless a pinned commit is trusted.
-REPLACED = {"chatglm": "glm or glm4"}
 # One fact, the names that different families give it.
 KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -47,8 +51,8 @@ def inspect(path: Path, trusted: bool = False) -> ModelFacts:
     """The facts of a .gguf file or a model folder, after checking that opening it later is safe.
 
     `main` is relative to the folder that will hold the model. `trusted`: code that a folder brings may be run.
-    Raises gguf.*, select.pickle, select.remote_code, select.foreign_code, select.symlink, select.safetensors,
-    select.no_model, select.choose_file, select.config, select.split.
+    Raises gguf.*, engines.template_refused, select.pickle, select.remote_code, select.foreign_code, select.symlink,
+    select.safetensors, select.no_model, select.choose_file, select.config, select.split.
     """
     if path.is_dir():
         refuse_links(path)
@@ -60,14 +64,6 @@ def inspect(path: Path, trusted: bool = False) -> ModelFacts:
     return inspect_gguf(path)
 
 
-def refuse_links(folder: Path) -> None:
-    """Raise select.symlink for a link that leads out of the folder: it would bring other files into the artifact."""
-    root = folder.resolve()
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise UserError("select.symlink", path=path, target=path.resolve())
-
-
 def _inspect_folder(folder: Path, trusted: bool) -> ModelFacts:
     if (folder / "config.json").is_file():
         return inspect_folder(folder, trusted)
@@ -76,19 +72,13 @@ def _inspect_folder(folder: Path, trusted: bool) -> ModelFacts:
         return inspect_gguf(found[0])
     if found:
         raise UserError("select.choose_file", path=folder, files=", ".join(p.name for p in found[:12]))
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     raise UserError("select.no_model", path=folder)
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICKLES:
-            raise UserError("select.pickle", path=folder, file=path.name)
 
 
 def inspect_gguf(path: Path) -> ModelFacts:
     """The facts of one GGUF file."""
-    header = gguf_header.read_header(path)
+    header = check_gguf(path)
     if (header.number("split.count") or 1) > 1:
         raise UserError("select.split", path=path, parts=header.number("split.count"))
     native = header.text("general.architecture") or "unknown"
@@ -130,6 +120,7 @@ def _gguf_vocabulary(header: GgufHeader, native: str) -> int | None:
 def inspect_folder(folder: Path, trusted: bool = False) -> ModelFacts:
     """The facts of a Hugging Face folder: config.json and the headers of its safetensors files."""
     config = read_config(folder / "config.json", trusted)
+    check_folder_templates(folder)
     weights = _weight_files(folder)
     tensors = [t for path in weights for t in safetensors_header.read_header(path)]
     sizes = {t.name: t.elements for t in tensors}
@@ -152,49 +143,15 @@ def inspect_folder(folder: Path, trusted: bool = False) -> ModelFacts:
     )
 
 
-def read_config(path: Path, trusted: bool = False) -> dict[str, Any]:
-    """config.json as a mapping; raise select.config when it is none, select.remote_code when it wants code run.
-
-    With `trusted` it may want the code that lies beside it, but none of another repository: select.foreign_code.
-    """
-    config = _json(path)
-    if not isinstance(config, dict):
-        raise UserError("select.config", path=path, reason="it is not a JSON object")
-    family = str(config.get("model_type"))
-    if not trusted and ("auto_map" in config or family in REPLACED):
-        raise UserError("select.remote_code", path=path, family=family, instead=REPLACED.get(family, "llama, qwen3"))
-    if "--" in json.dumps(config.get("auto_map", {})):  # `org/name--module.Class`: code of another repository
-        raise UserError("select.foreign_code", path=path)
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) and "hidden_size" not in config else config
-
-
-def _json(path: Path) -> Any:
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError("select.config", path=path, reason=f"it is larger than {LARGEST_JSON // 2**20} MB")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError("select.config", path=path, reason=str(error)) from error
-
-
 def _weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights; those that an index names must all be there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        found = sorted(p for p in folder.glob("*.safetensors") if is_wanted(p.name))
-        if not found:
-            _refuse_pickles(folder)
-            raise UserError("select.no_model", path=folder)
-        return found
-    listed = _json(index)
-    names = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
-        raise UserError("select.config", path=index, reason="its weight_map does not name files of this folder")
-    parts = sorted({folder / n for n in names.values()})
-    if missing := [p.name for p in parts if not p.is_file()]:
-        raise UserError("select.incomplete", path=folder, missing=", ".join(missing[:5]), count=len(missing))
-    return parts
+    if (listed := indexed_weights(folder)) is not None:
+        return listed
+    found = sorted(p for p in folder.glob("*.safetensors") if is_wanted(p.name))
+    if not found:
+        refuse_pickles(folder)
+        raise UserError("select.no_model", path=folder)
+    return found
 
 
 def _number(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
@@ -225,7 +182,7 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     settings = folder / "tokenizer_config.json"
-    loaded = _json(settings) if settings.is_file() else {}
+    loaded = read_json(settings) if settings.is_file() else {}
     return isinstance(loaded, dict) and bool(loaded.get("chat_template"))
 
 
