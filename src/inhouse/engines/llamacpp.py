@@ -22,11 +22,13 @@ from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.rows import Message
 from inhouse.core.settings import usable_cores
 from inhouse.engines.process import Child, python_module
+from inhouse.engines.rope import RopeScaling
 
 if TYPE_CHECKING:
     import httpx
 
 Tokens = tuple[int, ...]
+CacheType = Literal["f16", "q8_0", "q4_0"]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
 SPINS = "300000"  # of GNU OpenMP where nothing is set: about a millisecond
@@ -50,6 +52,11 @@ class LlamaCppSettings(Params):
         "auto", description="how threads wait for each other; spin is fastest alone, sleep on a machine with other work"
     )
     prompt_cache_mb: int = Field(0, ge=0, description="memory for the prompts of finished conversations")
+    cache_type_k: CacheType = Field("f16", description="type of the keys kept of each token; q8_0 halves their memory")
+    cache_type_v: CacheType = Field("f16", description="type of the values; other than f16 turns flash attention on")
+    rope_scaling: RopeScaling | None = Field(
+        None, description="positions stretched over longer texts than the model was made for; dynamic is not known here"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,13 @@ def start_server(
 ) -> RunningEngine:
     """Load a GGUF file in a child process and return its address once it answers.
 
-    The file's header is checked first: llama.cpp is not made for hostile files. A context longer than the model
-    was made for is cut to what it can. Raises gguf.*, llamacpp.not_loaded, process.load_timeout, process.died.
+    The file's header and template are tried first: llama.cpp is not made for hostile files. A context longer than
+    the model was made for is cut to what it can. Raises gguf.*, engines.template_refused, llamacpp.not_loaded,
+    process.load_timeout, process.died.
     """
     require("serve", "xllamacpp")
+    if settings.rope_scaling is not None and settings.rope_scaling.rope_type == "dynamic":
+        raise UserError("rope.dynamic_gguf", name=name)
     context = _context_length(model, settings)
     asked = settings.model_dump() | {
         "model": str(model),
@@ -154,15 +164,17 @@ def _end_tokens(model: Path) -> frozenset[int]:
 
 
 def _context_length(model: Path, settings: LlamaCppSettings) -> int:
-    from inhouse.engines.gguf_header import read_header
+    from inhouse.engines.model_files import check_gguf
 
     if not model.is_file():
         raise UserError("llamacpp.no_file", path=model)
-    metadata = read_header(model).metadata
+    metadata = check_gguf(model).metadata
     trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    return (
-        min(settings.context_length, trained) if isinstance(trained, int) and trained > 0 else settings.context_length
-    )
+    if not isinstance(trained, int) or trained <= 0:
+        return settings.context_length
+    if (scaling := settings.rope_scaling) is not None:
+        trained = int((scaling.original_max_position_embeddings or trained) * scaling.factor)
+    return min(settings.context_length, trained)
 
 
 class LlamaCppEngine:

@@ -61,6 +61,7 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     parameters.cpuparams.n_threads = asked["threads"]
     parameters.cpuparams_batch.n_threads = asked["threads"]
     parameters.cache_ram_mib = asked["prompt_cache_mb"]
+    _lengthen(parameters, asked)
     # As everywhere else: a conversation that ends with an assistant's turn is rendered whole, not continued.
     parameters.prefill_assistant = False
     parameters.port = 0  # the kernel picks a free one: no race between choosing and binding
@@ -73,6 +74,21 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     # Each open stream holds an HTTP thread; the health check must still find one free.
     parameters.n_threads_http = 2 * asked["parallel"] + 32
     return parameters
+
+
+def _lengthen(parameters: Any, asked: dict[str, Any]) -> None:
+    """How keys and values are kept, and how positions are stretched."""
+    from xllamacpp import ggml_type, llama_flash_attn_type, llama_rope_scaling_type
+
+    kinds = {kind: ggml_type[f"GGML_TYPE_{kind.upper()}"] for kind in ("f16", "q8_0", "q4_0")}
+    parameters.cache_type_k, parameters.cache_type_v = kinds[asked["cache_type_k"]], kinds[asked["cache_type_v"]]
+    if asked["cache_type_v"] != "f16":  # llama.cpp keeps values transposed otherwise, and such cannot be quantised
+        parameters.flash_attn_type = llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    if (scaling := asked["rope_scaling"]) is not None:
+        kind = f"LLAMA_ROPE_SCALING_TYPE_{scaling['rope_type'].upper()}"
+        parameters.rope_scaling_type = llama_rope_scaling_type[kind]
+        parameters.rope_freq_scale = 1 / scaling["factor"]
+        parameters.yarn_orig_ctx = scaling["original_max_position_embeddings"] or 0  # 0: what the file says
 
 
 if __name__ == "__main__":
