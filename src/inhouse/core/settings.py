@@ -69,6 +69,16 @@ def openai_headers(url: str) -> dict[str, str]:
     return {}
 
 
+def upstream_key(name: str) -> str | None:
+    """The key for an endpoint that we serve from, in a variable made for it.
+
+    Only names that begin so: a project file, which others may have written, must not send out any other secret.
+    """
+    if not name.startswith("INHOUSE_UPSTREAM_"):
+        raise ValueError(name)
+    return os.environ.get(name) or None
+
+
 def cache_home() -> Path:
     """The user's folder for what can be made again: XDG_CACHE_HOME, absent ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

@@ -1,0 +1,183 @@
+"""What OpenAI-shaped engines send, as deltas: chunks of a stream, whole answers, refusals. Dialects included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from pydantic_core import from_json
+
+from inhouse.core.serving import Delta, EngineLost, EngineRefused, Finish, Usage
+from inhouse.engines.http_stream import Origin, Refused
+
+# vLLM, SGLang and TGI name no code for a prompt that is too long; their sentences differ.
+TOO_LONG = re.compile(r"context (length|window|size)|max_model_len|inputs` (tokens \+|must have less)")
+PROMPT_TOKENS = re.compile(
+    r"request(?:ed| has) (\d+) (?:input )?tokens|(\d+) (?:tokens )?in the (?:messages|prompt)"
+    r"|input \((\d+) tokens|Given: (\d+)"
+)
+# TGI names the way it stopped; `abort` of vLLM and SGLang means that the answer is not whole.
+FINISHES: dict[str, Finish] = {
+    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter",
+    "function_call": "tool_calls", "eos_token": "stop", "stop_sequence": "stop",
+}  # fmt: skip
+
+
+def sse_deltas(data: str) -> list[Delta]:
+    """The deltas of one event. Raises EngineRefused for an error event, EngineLost for what is none of OpenAI's."""
+    try:
+        chunk = from_json(data)  # a third of the time that json.loads takes
+        if not isinstance(chunk, dict):
+            return []  # llama.cpp sends `null` first in some cases
+        if "error" in chunk:
+            raise refusal(500, chunk)
+        found = [_piece(choice) for choice in chunk.get("choices") or ()]
+        if usage := chunk.get("usage"):
+            spent = _usage(usage, chunk.get("timings"))
+            if found and found[-1].finish:
+                found[-1].usage = spent
+            elif not found or chunk.get("timings"):  # vLLM's continuous usage on every chunk is not the end
+                found.append(Delta(tokens=0, usage=spent))
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineLost from error
+
+
+def whole_deltas(body: bytes) -> list[Delta]:
+    """The deltas of an answer in one piece, one a choice; the first carries the usage."""
+    try:
+        answer = from_json(body)
+        found = [_whole(choice) for choice in answer["choices"]]
+        if usage := answer.get("usage"):
+            found[0].usage = _usage(usage, answer.get("timings"))
+            found[0].tokens = found[0].usage.answer if len(found) == 1 else found[0].tokens
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EngineLost from error
+
+
+def refused(status: int, body: bytes) -> EngineRefused:
+    """Our words for the engine's, from the body of a reply: its messages may name paths and addresses."""
+    try:
+        said = from_json(body)
+    except ValueError:
+        said = None
+    return refusal(status, said if isinstance(said, dict) else {})
+
+
+def refusal(status: int, said: Mapping[str, Any]) -> EngineRefused:
+    """Our words for the engine's: llama.cpp, OpenAI and vLLM nest the error, SGLang and TGI do not."""
+    nested = said.get("error")
+    error: Mapping[str, Any] = nested if isinstance(nested, dict) else said
+    message = f"{error.get('message') or nested or ''}"
+    kinds = {error.get("type"), error.get("code")}
+    if {"exceed_context_size_error", "context_length_exceeded"} & {k for k in kinds if isinstance(k, str)}:
+        return EngineRefused("context", _tokens(error, message))
+    if status in (400, 413, 422) or error.get("code") == 400:
+        return EngineRefused("context" if TOO_LONG.search(message) else "invalid", _tokens(error, message))
+    return EngineRefused("busy" if status in (429, 503) else "failed")
+
+
+def _tokens(error: Mapping[str, Any], message: str) -> int | None:
+    """Length of a prompt that is too long, where it is told."""
+    told = error.get("n_prompt_tokens")
+    if isinstance(told, int):
+        return told
+    found = PROMPT_TOKENS.search(message) if TOO_LONG.search(message) else None
+    return int(next(group for group in found.groups() if group)) if found else None
+
+
+def _piece(choice: Mapping[str, Any]) -> Delta:
+    gained = choice.get("delta")
+    ends = choice.get("finish_reason")
+    finish = _finish(ends) if ends else None
+    if gained is None:  # text completion
+        text = choice.get("text") or ""
+        found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
+    else:
+        text = gained.get("content") or ""
+        found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
+        if len(gained) > 1 or not text:
+            found.tool_calls = gained.get("tool_calls") or None
+            found.reasoning = gained.get("reasoning_content") or gained.get("reasoning") or None
+            found.tokens = 1 if text or found.tool_calls or found.reasoning else 0
+    if told := choice.get("logprobs"):
+        found.logprobs = _logprobs(told)
+        found.tokens = len(found.logprobs) if found.logprobs else found.tokens
+    return found
+
+
+def _whole(choice: Mapping[str, Any]) -> Delta:
+    ends = choice.get("finish_reason")
+    told = choice.get("logprobs")
+    said = choice.get("message")
+    found = Delta(index=choice.get("index", 0), finish=_finish(ends) if ends else "stop")
+    if said is None:
+        found.text = choice.get("text") or ""
+    else:
+        found.text = said.get("content") or ""
+        found.reasoning = said.get("reasoning_content") or said.get("reasoning") or None
+        calls = said.get("tool_calls")
+        found.tool_calls = [{"index": place, **call} for place, call in enumerate(calls)] if calls else None
+    found.logprobs = _logprobs(told) if told else None
+    return found
+
+
+def _finish(ends: str) -> Finish:
+    """OpenAI's word for the way an answer ended. Raises EngineLost for an answer that was cut off."""
+    try:
+        return FINISHES[ends]
+    except KeyError:
+        raise EngineLost from None
+
+
+def _logprobs(told: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """OpenAI's chat shape, also of what text completions send."""
+    if "content" in told:
+        return told["content"] or None
+    tokens: Sequence[str] = told.get("tokens") or ()
+    likely = told.get("top_logprobs") or [None] * len(tokens)
+    return [
+        {
+            "token": token,
+            "logprob": logprob,
+            "bytes": list(token.encode("utf-8", "replace")),
+            "top_logprobs": [
+                {"token": other, "logprob": value, "bytes": list(other.encode("utf-8", "replace"))}
+                for other, value in (top or {}).items()
+            ],
+        }
+        for token, logprob, top in zip(tokens, told.get("token_logprobs") or (), likely, strict=False)
+    ] or None
+
+
+def _usage(told: Mapping[str, Any], timings: Mapping[str, Any] | None) -> Usage:
+    timed = timings or {}
+    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or timed.get("cache_n") or 0
+    return Usage(
+        prompt=int(told["prompt_tokens"]),
+        answer=int(told.get("completion_tokens") or 0),
+        cached=int(cached),
+        prefill_s=_seconds(timed.get("prompt_ms")),
+        decode_s=_seconds(timed.get("predicted_ms")),
+    )
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
+
+
+async def streamed(origin: Origin, path: str, body: bytes) -> AsyncGenerator[list[Delta], None]:
+    """An answer as it is made. Closing this generator closes the connection.
+
+    Raises EngineRefused in our words, EngineLost, EngineSilent.
+    """
+    try:
+        async with aclosing(origin.stream(path, body)) as events:
+            async for together in events:
+                if deltas := [delta for data in together for delta in sse_deltas(data)]:
+                    yield deltas
+    except Refused as error:
+        raise refused(error.status, error.body) from None
