@@ -18,7 +18,7 @@ from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from inhouse.core.serving import (
     Ask,
@@ -37,7 +37,6 @@ from inhouse.engines.process import Child
 MOST_LINE_BYTES = 64 * 2**20
 SILENCE_S = 60.0
 PING_S = 5.0
-HUNG_STEP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,15 @@ class WireBackend:
     silence_s: float = SILENCE_S
 
     def healthy(self, timeout_s: float = PING_S) -> bool:
-        """Whether the child answers, and is not stuck inside one step."""
+        """Whether the child answers: it does so between two steps of its engine."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
                 link.settimeout(timeout_s)
                 link.connect(str(self.socket))
                 link.sendall(b'{"op":"ping","id":0}\n')
-                with link.makefile("rb") as lines:
-                    reply = json.loads(lines.readline(4096))
-        except (OSError, ValueError):
+                return link.recv(4096) != b""
+        except OSError:
             return False
-        return bool(reply["reply"]["step_s"] < HUNG_STEP_S)
 
     def open(self) -> WireEngine:
         """The engine as the gateway uses it, inside the event loop; it connects with its first request."""
@@ -173,13 +170,14 @@ class WireEngine:
 class _Stream:
     """What has arrived for one request and was not taken yet. No task, queue or timer per token."""
 
-    __slots__ = ("failure", "heard", "id", "left", "loop", "ready", "waiter")
+    __slots__ = ("begun", "failure", "heard", "id", "left", "loop", "ready", "waiter")
 
     def __init__(self, id: int, left: int, loop: asyncio.AbstractEventLoop) -> None:
         self.id = id
         self.left = left  # choices that have not finished
         self.loop = loop
         self.heard = loop.time()
+        self.begun = False
         self.ready: list[Delta] = []
         self.waiter: asyncio.Future[None] | None = None
         self.failure: Exception | None = None
@@ -222,8 +220,7 @@ class _Link(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose()
@@ -296,6 +293,7 @@ class _Link(asyncio.Protocol):
                 _add_extra(delta, extra)
             stream.ready.append(delta)
             stream.heard = now
+            stream.begun = True
             if finish is not None:
                 stream.left -= 1
             stream.wake()
@@ -306,7 +304,7 @@ class _Link(asyncio.Protocol):
         refused = EngineRefused(line["refused"], line.get("tokens")) if "refused" in line else None
         if (stream := self._streams.get(id)) is not None:
             stream.left = max(stream.left, 1)
-            stream.fail(refused or EngineLost("engine"))
+            stream.fail(EngineLost("engine") if stream.begun or refused is None else refused)
             del self._streams[id]
         elif (question := self._questions.get(id)) is not None and not question.done():
             if refused is None:

@@ -1,7 +1,8 @@
 """The child's side of the wire: take requests from the gateway, run the engine step by step, send what each step made.
 
-An engine implements `ChildEngine`; its `main` loads the model and calls `serve(engine, reporter)`. The main thread
-reads requests and answers questions, the engine thread calls `step`. What one step emits leaves as one line.
+An engine implements `ChildEngine`; its `main` loads the model and calls `serve(engine, reporter)`. One thread does all
+in turns: read what has arrived, one step, send what it made in one line. A second thread would only wait for the
+interpreter's lock, which openvino_genai holds during a step: each system call of a reader then cost it one more step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import struct
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from array import array
 from collections.abc import Iterator, Sequence
@@ -33,21 +33,24 @@ from inhouse.engines.wire import MOST_LINE_BYTES, from_capabilities, from_delta,
 RECEIVE_BYTES = 256 * 1024
 LONGEST_PATH = 100  # of sockaddr_un: 108 on Linux, 104 elsewhere
 SEND_S = 10  # a gateway that does not read for so long is given up
-JOIN_S = 3.0
 
 
 class ChildEngine(Protocol):
-    """A loaded model. `step` runs on the engine thread, `embed` on a thread of its own, all else on the main thread."""
+    """A loaded model. All but `embed`, which has a thread of its own, is called on the main thread: no locks.
+
+    `submit`, `tokenize`, `detokenize` and `render` hold up every stream while they run: keep them short, and put what
+    comes from a model's file (its template) under `time_limit`.
+    """
 
     capabilities: Capabilities
     context_length: int
 
     def submit(self, uid: int, ask: Ask) -> None:
-        """Take a request in; it joins the batch at a later step. Raises EngineRefused."""
+        """Take a request in; it joins the batch at the next step. Raises EngineRefused."""
         ...
 
     def cancel(self, uid: int) -> None:
-        """Drop a request at the next step; one that is unknown, or ended, is no error."""
+        """Drop a request; one that has ended is no error."""
         ...
 
     def step(self, out: Outbox) -> bool:
@@ -111,7 +114,7 @@ class _Connection:
     broken: bool = False
 
     def send(self, message: Any) -> None:
-        """Write one line; a gateway that is gone, or does not read, is noticed by the main thread."""
+        """Write one line; a gateway that is gone, or does not read, is dropped when its end of file is read."""
         line = json.dumps(message).encode() + b"\n"
         with self.lock:
             try:
@@ -172,7 +175,7 @@ def _refusal(id: int, error: EngineRefused) -> dict[str, Any]:
 
 
 def serve(engine: ChildEngine, reporter: Reporter) -> int:
-    """Open the socket, report ready, and work until the parent says stop. The exit code: 1 after a failed step."""
+    """Open the socket, report ready, and work until the parent says stop. Returns the exit code."""
     folder = socket_folder()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -196,19 +199,16 @@ def socket_folder() -> Path:
 
 
 class _Server:
-    """The main thread's loop over the listener, the gateways and the signal to stop."""
+    """The main thread's loop over the listener, the gateways, the engine and the signal to stop."""
 
     def __init__(self, engine: ChildEngine, listener: socket.socket) -> None:
         self.engine = engine
         self.outbox = Outbox()
         self._listener = listener
         self._select = selectors.DefaultSelector()
-        self._work = threading.Event()
-        self._stopping = False
-        self._crashed = False
-        self._step_began: float | None = None
-        self._last_uid = 0
         self._embedding = threading.Lock()  # one at a time
+        self._last_uid = 0
+        self._stopping = False
         self._wake_in, self._wake_out = socket.socketpair()
 
     def run(self) -> int:
@@ -216,38 +216,17 @@ class _Server:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group: the parent decides
         self._select.register(self._listener, selectors.EVENT_READ)
         self._select.register(self._wake_in, selectors.EVENT_READ)
-        thread = threading.Thread(target=self._steps, name="engine", daemon=True)
-        thread.start()
+        busy = False
         while not self._stopping:
-            for key, _ in self._select.select():
+            for key, _ in self._select.select(0 if busy else None):
                 self._event(key.fileobj, key.data)
-        self._work.set()
-        thread.join(JOIN_S)
-        return 1 if self._crashed else 0
+            busy = self.engine.step(self.outbox)
+            self.outbox.flush()
+        return 0
 
     def _stop(self) -> None:
         self._stopping = True
         self._wake_out.send(b"x")
-
-    def _steps(self) -> None:
-        """The engine thread: step while there is work, sleep while there is none."""
-        try:
-            while not self._stopping:
-                self._work.wait()
-                self._work.clear()
-                while not self._stopping and self._step():
-                    self.outbox.flush()
-        except Exception:  # noqa: BLE001 - whatever broke, requests must not wait: end, and be started again
-            traceback.print_exc(file=sys.stderr)
-            self._crashed = True
-            self._stop()
-
-    def _step(self) -> bool:
-        self._step_began = time.monotonic()
-        try:
-            return self.engine.step(self.outbox)
-        finally:
-            self._step_began = None
 
     def _event(self, source: Any, connection: _Connection | None) -> None:
         if source is self._listener:
@@ -263,8 +242,17 @@ class _Server:
     def _receive(self, connection: _Connection) -> None:
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
+            good = bool(data) and self._lines(connection, data)
         except OSError:
-            data = b""
+            good = False
+        except (ValueError, KeyError, TypeError, RecursionError):  # not our gateway's protocol
+            traceback.print_exc(file=sys.stderr)
+            good = False
+        if not good:
+            self._drop(connection)
+
+    def _lines(self, connection: _Connection, data: bytes) -> bool:
+        """Work on the lines that are whole now; False when one is too long."""
         *lines, rest = data.split(b"\n")
         if lines and connection.parts:
             lines[0] = b"".join([*connection.parts, lines[0]])
@@ -272,14 +260,9 @@ class _Server:
         if rest:
             connection.parts.append(rest)
             connection.held += len(rest)
-        try:
-            for line in lines:
-                self._message(connection, json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            traceback.print_exc(file=sys.stderr)
-            data = b""  # not our gateway's protocol
-        if not data or connection.held > MOST_LINE_BYTES:
-            self._drop(connection)
+        for line in lines:
+            self._message(connection, json.loads(line))
+        return connection.held <= MOST_LINE_BYTES
 
     def _drop(self, connection: _Connection) -> None:
         """A gateway is gone: nobody reads the answers to its requests."""
@@ -312,12 +295,10 @@ class _Server:
             self.engine.submit(uid, ask)
         except EngineRefused as error:
             self.outbox.refuse(uid, error)
-        self._work.set()
 
     def _cancel(self, uid: int) -> None:
         self.outbox.forget(uid)
         self.engine.cancel(uid)
-        self._work.set()
 
     def _embed(self, connection: _Connection, id: int, texts: Sequence[str] | Sequence[Sequence[int]]) -> None:
         try:
@@ -346,6 +327,5 @@ class _Server:
             case "stats":
                 return asdict(self.engine.stats())
             case "ping":
-                began = self._step_began
-                return {"step_s": 0.0 if began is None else time.monotonic() - began}
+                return {}
         raise EngineRefused("unsupported")
