@@ -21,6 +21,8 @@ from inhouse.core.plugins import require
 from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.rows import Message
 from inhouse.core.settings import usable_cores
+from inhouse.engines.gguf_header import read_header
+from inhouse.engines.model_files import check_gguf
 from inhouse.engines.process import Child, python_module
 from inhouse.engines.rope import RopeScaling
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import httpx
 
 Tokens = tuple[int, ...]
+Speculation = Literal["off", "ngram"]
 CacheType = Literal["f16", "q8_0", "q4_0"]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
@@ -52,10 +55,17 @@ class LlamaCppSettings(Params):
         "auto", description="how threads wait for each other; spin is fastest alone, sleep on a machine with other work"
     )
     prompt_cache_mb: int = Field(0, ge=0, description="memory for the prompts of finished conversations")
+    adapters: dict[str, Path] = Field({}, description="LoRA adapters by name, each a GGUF adapter file for this model")
+    speculation: Speculation = Field(
+        "off", description="guess tokens from what was said before: ngram pays where answers copy from the prompt"
+    )
     cache_type_k: CacheType = Field("f16", description="type of the keys kept of each token; q8_0 halves their memory")
     cache_type_v: CacheType = Field("f16", description="type of the values; other than f16 turns flash attention on")
     rope_scaling: RopeScaling | None = Field(
         None, description="positions stretched over longer texts than the model was made for; dynamic is not known here"
+    )
+    embedding: Literal["mean", "model"] | None = Field(
+        None, description="make embeddings, not answers: the mean over the tokens, or what the model's file says"
     )
 
 
@@ -67,6 +77,14 @@ class RunningEngine:
     key: str
     context_length: int
     process: Child
+    adapters: tuple[str, ...] = ()  # names in the order of llama.cpp's ids
+
+    def lora(self, adapter: str | None) -> list[dict[str, float]]:
+        """What a request carries as `lora` so that this adapter answers it, or with None the base alone.
+
+        Given in full: a request without the field would get whatever scales were set last.
+        """
+        return [{"id": at, "scale": float(name == adapter)} for at, name in enumerate(self.adapters)]
 
     @property
     def headers(self) -> dict[str, str]:
@@ -104,7 +122,9 @@ def start_server(
     if settings.rope_scaling is not None and settings.rope_scaling.rope_type == "dynamic":
         raise UserError("rope.dynamic_gguf", name=name)
     context = _context_length(model, settings)
-    asked = settings.model_dump() | {
+    for adapter in settings.adapters.values():
+        read_header(adapter)
+    asked = settings.model_dump(mode="json") | {
         "model": str(model),
         "name": name,
         "context_length": context,
@@ -119,7 +139,8 @@ def start_server(
         if error.code != "llamacpp.not_loaded":
             raise
         raise UserError("llamacpp.not_loaded", path=model, context=context, line=_reason(child)) from None
-    return RunningEngine(url=ready["url"], key=ready["key"], context_length=context, process=child)
+    names = tuple(settings.adapters)
+    return RunningEngine(ready["url"], ready["key"], context, child, names)
 
 
 def _waiting(settings: LlamaCppSettings) -> dict[str, str]:
@@ -156,16 +177,12 @@ def open_model(
 
 
 def _end_tokens(model: Path) -> frozenset[int]:
-    from inhouse.engines.gguf_header import read_header
-
     metadata = read_header(model).metadata
     found = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
     return frozenset(token for token in found if isinstance(token, int))
 
 
 def _context_length(model: Path, settings: LlamaCppSettings) -> int:
-    from inhouse.engines.model_files import check_gguf
-
     if not model.is_file():
         raise UserError("llamacpp.no_file", path=model)
     metadata = check_gguf(model).metadata

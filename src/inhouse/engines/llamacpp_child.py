@@ -62,6 +62,10 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     parameters.cpuparams_batch.n_threads = asked["threads"]
     parameters.cache_ram_mib = asked["prompt_cache_mb"]
     _lengthen(parameters, asked)
+    _adapt(parameters, asked["adapters"])
+    _speculate(parameters, asked["speculation"])
+    if asked["embedding"]:
+        _embed(parameters, asked)
     # As everywhere else: a conversation that ends with an assistant's turn is rendered whole, not continued.
     parameters.prefill_assistant = False
     parameters.port = 0  # the kernel picks a free one: no race between choosing and binding
@@ -74,6 +78,21 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     # Each open stream holds an HTTP thread; the health check must still find one free.
     parameters.n_threads_http = 2 * asked["parallel"] + 32
     return parameters
+
+
+def _adapt(parameters: Any, adapters: dict[str, str]) -> None:
+    """Load every adapter, and use none of them: each request says which."""
+    from xllamacpp import CommonAdapterLoraInfo
+
+    # Scale 0 here, for `lora_init_without_apply` leaves them on.
+    parameters.lora_adapters = [CommonAdapterLoraInfo(path, 0.0) for path in adapters.values()]
+
+
+def _speculate(parameters: Any, how: str) -> None:
+    from xllamacpp import common_speculative_type
+
+    if how == "ngram":
+        parameters.speculative.types = [common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD]
 
 
 def _lengthen(parameters: Any, asked: dict[str, Any]) -> None:
@@ -89,6 +108,16 @@ def _lengthen(parameters: Any, asked: dict[str, Any]) -> None:
         parameters.rope_scaling_type = llama_rope_scaling_type[kind]
         parameters.rope_freq_scale = 1 / scaling["factor"]
         parameters.yarn_orig_ctx = scaling["original_max_position_embeddings"] or 0  # 0: what the file says
+
+
+def _embed(parameters: Any, asked: dict[str, Any]) -> None:
+    """One vector a text, and no answers. A text must fit into one step: it is pooled there."""
+    from xllamacpp import llama_pooling_type
+
+    parameters.embedding = True
+    parameters.n_batch = parameters.n_ubatch = asked["context_length"]
+    if asked["embedding"] == "mean":
+        parameters.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from inhouse.core.serving import (
 )
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
+from inhouse.engines.llamacpp_embedding import Embedder, embed
 from inhouse.engines.process import Child
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class LlamaCppBackend:
 
     server: RunningEngine
     settings: EngineSettings
+    embedder: Embedder | None = None
 
     @property
     def process(self) -> Child:
@@ -58,13 +61,15 @@ class LlamaCppBackend:
 
     def open(self) -> LlamaCppServing:
         """A connection for the running event loop."""
-        return LlamaCppServing(self.server, self.settings)
+        return LlamaCppServing(self.server, self.settings, self.embedder)
 
 
 def start(source: Path, settings: EngineSettings, name: str) -> LlamaCppBackend:
     """Load a GGUF file in a child. Raises as `llamacpp.start_server` does."""
     own = LlamaCppSettings(context_length=settings.context_length, parallel=settings.parallel, threads=settings.threads)
-    return LlamaCppBackend(start_server(source, own, name=name, load_timeout_s=settings.load_timeout_s), settings)
+    server = start_server(source, own, name=name, load_timeout_s=settings.load_timeout_s)
+    embedder = Embedder(source, settings, name, server.process) if settings.embeddings else None
+    return LlamaCppBackend(server, settings, embedder)
 
 
 class LlamaCppServing:
@@ -72,7 +77,7 @@ class LlamaCppServing:
 
     name = "llamacpp"
 
-    def __init__(self, server: RunningEngine, settings: EngineSettings) -> None:
+    def __init__(self, server: RunningEngine, settings: EngineSettings, embedder: Embedder | None = None) -> None:
         self.server = server
         self.context_length = server.context_length
         self.capabilities = Capabilities(
@@ -80,10 +85,12 @@ class LlamaCppServing:
             constraints=frozenset({"json_object", "json_schema", "regex", "grammar", "choice"}),
             logprobs=True,
             logit_bias=True,
+            embeddings=embedder is not None,
             prefix_cache=True,
             most_parallel=settings.parallel,
         )
         self._silence_s = settings.silence_s
+        self._embedder = embedder
         self._session: aiohttp.ClientSession | None = None
 
     async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
@@ -119,8 +126,11 @@ class LlamaCppServing:
         raise EngineLost
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
-        """Not offered by this connection: llama.cpp embeds only in a server started for it."""
-        raise EngineRefused("unsupported")
+        """One vector a text, from the second server that llama.cpp needs for them; the first call starts it."""
+        if self._embedder is None:
+            raise EngineRefused("unsupported")
+        server = await asyncio.to_thread(self._embedder.running)
+        return await embed(self._http(), server, texts, self._silence_s)
 
     async def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids."""
