@@ -22,6 +22,20 @@ class ReleaseParams(Params):
     promote: bool = Field(True, description="point the deployment at the release as soon as every gate passes")
 
 
+class CacheParams(Params):
+    """Answers that are kept in memory."""
+
+    exact: bool = Field(True, description="answer equal greedy requests of one key from memory")
+    ttl_s: float = Field(300.0, gt=0, description="seconds an answer is kept")
+    most_mb: float = Field(64.0, gt=0, description="memory for kept answers")
+    semantic: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="answer like the kept request whose last message is at least so similar (cosine); needs embeddings",
+    )
+
+
 class ServeParams(Params):
     """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
 
@@ -39,6 +53,7 @@ class ServeParams(Params):
         0.0, ge=0, le=2, description="when a request does not say; 0 gives the answers that evaluation measured"
     )
     max_tokens: int = Field(512, ge=1, description="answer length when a request does not say")
+    cache: CacheParams = CacheParams()
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="larger request bodies are refused with 413")
 
     def engine_settings(self) -> dict[str, Any]:

@@ -1,51 +1,114 @@
-"""A turn at the engine: so many requests run, so many wait, the rest are refused at once."""
+"""A turn at the engine: so many requests run, so many wait, the rest are refused at once. Fair between keys."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict, deque
 from types import TracebackType
 
 from inhouse.serve.errors import overloaded
 
 
 class Admission:
-    """Turns in the order of arrival."""
+    """Turns go round the tenants that wait; within a tenant, first come, first served.
+
+    Background work (batches) gets a turn only when nobody else waits, and its waiting fills no queue.
+    """
 
     def __init__(self, parallel: int, queue: int) -> None:
+        self.parallel = parallel
         self.queue = queue
         self.running = 0
         self.waiting = 0
-        self._turns = asyncio.Semaphore(parallel)
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._background: deque[asyncio.Future[None]] = deque()
 
-    def turn(self, tenant: str) -> Turn:
+    def turn(self, tenant: str, background: bool = False) -> Turn:
         """A turn for this tenant, to be used as `async with`. Raises ApiError 429 when the queue is full."""
-        return Turn(self)
+        return Turn(self, tenant, background)
 
-    async def enter(self) -> None:
+    def resize(self, parallel: int) -> None:
+        """So many run at the same time from now on."""
+        self.parallel = parallel
+        self._next()
+
+    async def enter(self, tenant: str, background: bool) -> None:
         """Wait for a turn."""
-        if self._turns.locked() and self.waiting >= self.queue:
-            raise overloaded()
-        self.waiting += 1
+        if self.running < self.parallel and not self.waiting:
+            self.running += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if background:
+            self._background.append(turn)
+        else:
+            if self.waiting >= self.queue:
+                self._make_room(tenant)
+            self._lines.setdefault(tenant, deque()).append(turn)
+            self.waiting += 1
         try:
-            await self._turns.acquire()
-        finally:
-            self.waiting -= 1
-        self.running += 1
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave()  # the turn came in the same moment
+            else:
+                self._forget(tenant, turn)
+            raise
 
     def leave(self) -> None:
         """Let the next one in."""
         self.running -= 1
-        self._turns.release()
+        self._next()
+
+    def _next(self) -> None:
+        while self.running < self.parallel and (self._lines or self._background):
+            turn = self._take()
+            if not turn.done():
+                self.running += 1
+                turn.set_result(None)
+
+    def _take(self) -> asyncio.Future[None]:
+        if not self._lines:
+            return self._background.popleft()
+        tenant, line = next(iter(self._lines.items()))
+        turn = line.popleft()
+        self.waiting -= 1
+        self._lines.move_to_end(tenant)
+        if not line:
+            del self._lines[tenant]
+        return turn
+
+    def _make_room(self, tenant: str) -> None:
+        """In a full queue, a tenant with fewer requests takes the place of the longest line's last one."""
+        longest = max(self._lines, key=lambda name: len(self._lines[name]), default=None)
+        mine = len(self._lines.get(tenant, ()))
+        if longest is None or longest == tenant or len(self._lines[longest]) <= mine + 1:
+            raise overloaded()
+        last = self._lines[longest].pop()
+        self.waiting -= 1
+        if not last.done():
+            last.set_exception(overloaded())
+
+    def _forget(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        line = self._lines.get(tenant)
+        if line is not None and turn in line:
+            line.remove(turn)
+            self.waiting -= 1
+            if not line:
+                del self._lines[tenant]
+        elif turn in self._background:
+            self._background.remove(turn)
 
 
 class Turn:
     """One request's turn."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, tenant: str, background: bool) -> None:
         self._admission = admission
+        self._tenant = tenant
+        self._background = background
 
     async def __aenter__(self) -> None:
-        await self._admission.enter()
+        await self._admission.enter(self._tenant, self._background)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

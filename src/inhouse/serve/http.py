@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 READ_BODY_S = 30.0
+STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -109,8 +110,8 @@ class Call:
         """Answer with JSON."""
         await self.connection.reply(status, json.dumps(value, ensure_ascii=False).encode())
 
-    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the work until it is done, or until the client has gone: then it is cancelled at once.
+    async def while_there(self, work: Coroutine[Any, Any, None], wanted: Callable[[], bool] = bool) -> None:
+        """Run the work until it is done, or until the client has gone and nobody else wants it: then it is cancelled.
 
         The body must have been read. Raises Gone, and what the work raises.
         """
@@ -118,6 +119,8 @@ class Call:
         gone = asyncio.create_task(_closed(self.receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not task.done() and wanted():
+                await asyncio.wait({task}, timeout=STILL_WANTED_S)
             if not task.done():
                 raise Gone
             task.result()

@@ -37,6 +37,10 @@ class Measured:
             if delta.usage is not None:
                 self.usages.append(delta.usage)
 
+    def from_memory(self) -> None:
+        """The answer was there already, or another request's: no engine has worked for it."""
+        self.engine, self.usages = "cache", []
+
     def reset(self) -> None:
         """Begin again with another engine."""
         self.finish, self.first_token_s, self.usages = None, None, []

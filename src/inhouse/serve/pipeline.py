@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from inhouse.core.messages import text
-from inhouse.core.serving import Ask, EngineLost, EngineRefused, EngineSilent
+from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, EngineSilent, Usage
 from inhouse.release.keys import Key
 from inhouse.release.settings import ServeParams
+from inhouse.serve.cache import AnswerCache, Flight, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
 from inhouse.serve.metrics import Measured, Metrics
@@ -31,12 +32,64 @@ class Caller:
     request_id: str
     user: str | None = None
     headers: dict[bytes, bytes] = field(default_factory=dict)
+    notes: list[tuple[bytes, bytes]] = field(default_factory=list)  # headers of the answer, sent with its first byte
+    fresh: bool = False  # neither answered from memory nor kept there
+    background: bool = False  # batches: only when nobody else waits
+    flights: list[Flight] = field(default_factory=list)  # its requests that others may read along with
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is: what is kept for one tenant is never shown to another."""
+        return self.key.prefix
+
+    def wanted(self) -> bool:
+        """Whether others read along with its request: then it goes on when the caller has left."""
+        return any(flight.followers for flight in self.flights)
 
 
 class Face(Protocol):
     """How a face of the product sends an answer: it is told which release answers, and makes the reply."""
 
     def begin(self, asked: Asked, release: str) -> Reply: ...
+
+
+@dataclass(frozen=True)
+class Going:
+    """A request on its way: who asks, how the answer is sent, what is measured."""
+
+    caller: Caller
+    face: Face
+    seen: Measured
+
+
+class Shared:
+    """A reply that also tells those who read along, and keeps what it sends."""
+
+    def __init__(self, reply: Reply, flight: Flight) -> None:
+        self.reply = reply
+        self.flight = flight
+        self.whole = Whole()
+
+    @property
+    def sent(self) -> bool:
+        """Whether anybody has seen something."""
+        return self.reply.sent or (self.flight.followers > 0 and bool(self.flight.pieces))
+
+    async def add(self, deltas: list[Delta]) -> None:
+        """Keep it, tell it, send it."""
+        self.whole.add(deltas)
+        self.flight.add(deltas)
+        await self.reply.add(deltas)
+
+    async def finish(self, usage: Usage) -> None:
+        """The answer is whole."""
+        await self.reply.finish(usage)
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.whole = Whole()
+        self.flight.restart()
+        self.reply.reset()
 
 
 class Pipeline:
@@ -46,6 +99,7 @@ class Pipeline:
         self.deployments = deployments
         self.settings = settings
         self.metrics = metrics
+        self.cache = AnswerCache(settings.cache)
 
     async def run(self, model: str, prepare: Prepare, caller: Caller, face: Face) -> None:
         """Answer one request. `prepare` makes it within the limits of the release that answers.
@@ -57,8 +111,7 @@ class Pipeline:
         began = time.monotonic()
         try:
             asked = await prepare(target.limits)
-            reply = face.begin(asked, target.release.label)
-            await self._within(target, asked.ask, reply, seen, caller)
+            await self._answer(target, asked, Going(caller, face, seen))
             seen.status = 200
         except ApiError as error:
             seen.status = error.status
@@ -70,12 +123,70 @@ class Pipeline:
             self.deployments.leave(target)
             self.metrics.observe(seen, time.monotonic() - began)
 
-    async def _within(self, target: Target, ask: Ask, reply: Reply, seen: Measured, caller: Caller) -> None:
-        admitted = False
+    async def _answer(self, target: Target, asked: Asked, going: Going) -> None:
+        """From memory, along with an equal request, or by the engine."""
+        caller, label = going.caller, target.release.label
+        name = None if caller.fresh else self.cache.name(asked.ask, caller.tenant, label)
+        if name is None:
+            await self._within(target, asked.ask, going.face.begin(asked, label), going, None)
+            return
+        if (kept := self.cache.find(name)) is not None:
+            caller.notes.append((b"x-cache", b"hit"))
+            going.seen.from_memory()
+            reply = going.face.begin(asked, label)
+            await reply.add(list(kept.deltas))
+            await reply.finish(kept.usage)
+            return
+        if (flight := self.cache.flights.get(name)) is not None and not flight.failed:
+            caller.notes.append((b"x-cache", b"shared"))
+            reply = going.face.begin(asked, label)
+            if not await self._follow(flight, reply, going):
+                await self._within(target, asked.ask, reply, going, None)
+            return
+        caller.notes.append((b"x-cache", b"miss"))
+        self.cache.counts.misses += 1
+        await self._lead(name, target, asked, going)
+
+    async def _lead(self, name: str, target: Target, asked: Asked, going: Going) -> None:
+        """Answer, tell those who read along, and keep the answer."""
+        flight = self.cache.flights[name] = Flight()
+        shared = Shared(going.face.begin(asked, target.release.label), flight)
+        going.caller.flights.append(flight)
         try:
-            async with asyncio.timeout(self.settings.deadline_s), target.admission.turn(caller.key.prefix):
+            await self._within(target, asked.ask, shared, going, flight)
+            if (kept := shared.whole.kept(going.seen.usage)) is not None:
+                self.cache.keep(name, kept)
+        finally:
+            if flight.usage is None:
+                flight.end(None)
+            self.cache.flights.pop(name, None)
+
+    async def _follow(self, flight: Flight, reply: Reply, going: Going) -> bool:
+        """Read along with an equal request. False when that one failed before anything was sent here."""
+        self.cache.counts.shared += 1
+        async with aclosing(flight.follow()) as pieces:
+            async for deltas in pieces:
+                going.seen.add(deltas)
+                await reply.add(deltas)
+        if flight.usage is not None:
+            going.seen.from_memory()
+            await reply.finish(flight.usage)
+            return True
+        if reply.sent:
+            raise unavailable()
+        going.seen.reset()
+        reply.reset()
+        return False
+
+    async def _within(self, target: Target, ask: Ask, reply: Reply, going: Going, flight: Flight | None) -> None:
+        admitted = False
+        turn = target.admission.turn(going.caller.tenant, going.caller.background)
+        try:
+            async with asyncio.timeout(self.settings.deadline_s), turn:
                 admitted = True
-                await self._relay(target, ask, reply, seen)
+                await self._relay(target, ask, reply, going.seen)
+                if flight is not None:
+                    flight.end(going.seen.usage)
         except TimeoutError:
             raise too_late(self.settings.deadline_s) if admitted else overloaded(503) from None
         except EngineRefused as refused:

@@ -49,7 +49,8 @@ class Services:
     def caller(self, call: Call, user: str | None = None) -> Caller:
         """Who asks."""
         assert call.key is not None
-        return Caller(call.key, call.connection.request_id, user, call.headers)
+        fresh = "no-store" in call.header("cache-control") or "no-cache" in call.header("cache-control")
+        return Caller(call.key, call.connection.request_id, user, call.headers, call.connection.headers, fresh)
 
 
 Handler = Callable[[Services, Call], Awaitable[None]]

@@ -46,7 +46,7 @@ async def complete(services: Services, call: Call) -> None:
 async def _answer(services: Services, call: Call, body: ChatBody | CompletionBody) -> None:
     caller = services.caller(call, body.user)
     face = OpenAiFace(call.connection)
-    await call.while_there(services.pipeline.run(body.model, partial(prepare, body), caller, face))
+    await call.while_there(services.pipeline.run(body.model, partial(prepare, body), caller, face), caller.wanted)
 
 
 ROUTES = (Route("POST", "/v1/chat/completions", chat), Route("POST", "/v1/completions", complete))

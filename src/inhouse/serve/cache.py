@@ -1,0 +1,164 @@
+"""Answers kept for requests that would be answered the same again, and one engine run for equal requests at once.
+
+Only greedy requests are kept: a sampled answer is meant to differ. Never across tenants: the key of the request is
+part of every entry's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cachetools import TTLCache
+
+from inhouse.core.serving import Ask, Delta, Usage
+from inhouse.release.settings import CacheParams
+
+ENTRY_BYTES = 512  # an entry's own weight, besides its text
+DELTA_BYTES = 100
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A whole answer: one delta a choice and what it used."""
+
+    deltas: tuple[Delta, ...]
+    usage: Usage
+
+    @property
+    def bytes(self) -> int:
+        """Roughly what it holds in memory."""
+        return ENTRY_BYTES + sum(DELTA_BYTES + 4 * len(d.text) + 200 * len(d.logprobs or ()) for d in self.deltas)
+
+
+class Flight:
+    """A request that is being answered now; equal ones that come meanwhile read along."""
+
+    def __init__(self) -> None:
+        self.pieces: list[list[Delta]] = []
+        self.usage: Usage | None = None  # set when it is whole
+        self.failed = False
+        self._changed = asyncio.Event()
+        self.followers = 0
+
+    def add(self, deltas: list[Delta]) -> None:
+        """Tell those who read along."""
+        self.pieces.append(deltas)
+        if self.followers:
+            self._changed.set()
+
+    def end(self, usage: Usage | None) -> None:
+        """The answer is whole; None when it will never be."""
+        self.usage = usage
+        self.failed = usage is None
+        self._changed.set()
+
+    def restart(self) -> None:
+        """The engine was lost and the answer begins again; nobody has been sent anything of it."""
+        self.pieces.clear()
+
+    async def follow(self) -> AsyncGenerator[list[Delta], None]:
+        """Everything from the beginning on, as it comes. Ends early when the leader fails: look at `failed`."""
+        self.followers += 1
+        at = 0
+        try:
+            while True:
+                while at < len(self.pieces):
+                    at += 1
+                    yield self.pieces[at - 1]
+                if self.usage is not None or self.failed:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self.followers -= 1
+
+
+@dataclass
+class Counts:
+    """What the cache did."""
+
+    hits: int = 0
+    misses: int = 0
+    shared: int = 0
+    semantic: int = 0
+
+
+class AnswerCache:
+    """Kept answers, and the requests in flight."""
+
+    def __init__(self, params: CacheParams) -> None:
+        self.params = params
+        self.counts = Counts()
+        self.flights: dict[str, Flight] = {}
+        self._kept: TTLCache[str, Kept] = TTLCache(
+            maxsize=params.most_mb * 2**20, ttl=params.ttl_s, getsizeof=lambda kept: kept.bytes
+        )
+
+    def name(self, ask: Ask, tenant: str, release: str) -> str | None:
+        """What equal requests share; None for one that must not be answered from memory."""
+        if not self.params.exact or ask.sampling.temperature > 0:
+            return None
+        return request_name(ask, tenant, release)
+
+    def find(self, name: str) -> Kept | None:
+        """The kept answer."""
+        found = self._kept.get(name)
+        if found is not None:
+            self.counts.hits += 1
+        return found
+
+    def keep(self, name: str, kept: Kept) -> None:
+        """Keep an answer, unless it is larger than everything may be."""
+        if kept.bytes < self._kept.maxsize:
+            self._kept[name] = kept
+
+    def clear(self) -> None:
+        """Forget everything: the release has changed."""
+        self._kept.clear()
+
+
+def request_name(ask: Ask, tenant: str, release: str) -> str:
+    """A hash over everything that decides the answer; the order of an object's fields does not."""
+    limit = None if ask.constraint is None else (ask.constraint.kind, ask.constraint.value)
+    said = (tenant, release, ask.messages, ask.prompt, limit, ask.tools, ask.tool_choice, ask.parallel_tool_calls)
+    text = json.dumps((*said, ask.adapter, repr(ask.sampling)), sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+@dataclass
+class Whole:
+    """An answer put together while it is sent, so that it can be kept."""
+
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    last: dict[int, Delta] = field(default_factory=dict)
+    plain: bool = True  # text and log-probabilities only
+
+    def add(self, deltas: list[Delta]) -> None:
+        """Follow what is sent."""
+        for delta in deltas:
+            if delta.tool_calls or delta.reasoning:
+                self.plain = False
+            if delta.text:
+                self.texts.setdefault(delta.index, []).append(delta.text)
+            last = self.last.setdefault(delta.index, Delta(tokens=0, index=delta.index))
+            last.tokens += delta.tokens
+            last.finish = delta.finish or last.finish
+            if delta.logprobs:
+                last.logprobs = [*(last.logprobs or ()), *delta.logprobs]
+
+    def kept(self, usage: Usage) -> Kept | None:
+        """The answer as one delta a choice; None when it is of a kind that is not kept."""
+        if not self.plain or any(last.finish is None for last in self.last.values()):
+            return None
+        for index, last in self.last.items():
+            last.text = "".join(self.texts.get(index, ()))
+        return Kept(tuple(self.last[index] for index in sorted(self.last)), usage)

@@ -1,0 +1,265 @@
+"""Answers from memory: only greedy ones, only to who asked, and one engine run for equal requests at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
+from inhouse.release.keys import Key
+from inhouse.release.settings import CacheParams, ServeParams
+from inhouse.serve.admission import Admission
+from inhouse.serve.cache import AnswerCache, Kept, request_name
+from inhouse.serve.deployments import Deployments
+from inhouse.serve.errors import ApiError
+from inhouse.serve.metrics import Metrics
+from inhouse.serve.pipeline import Caller, Pipeline
+from inhouse.serve.replies import Gathered
+from inhouse.serve.requests import Asked, Limits
+
+HELLO = Ask(Sampling(max_tokens=8), messages=[{"role": "user", "content": "Hello"}])
+
+
+def key(name: str) -> Key:
+    return cast(Key, SimpleNamespace(prefix=name, name=name, id=name))
+
+
+class FakeEngine:
+    """Says its number of runs, piece by piece, when it is let."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.closed = 0
+        self.go = asyncio.Event()
+        self.lost = 0
+
+    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+        self.runs += 1
+        run = self.runs
+        try:
+            yield [Delta(f"run {run}")]
+            await self.go.wait()
+            if self.lost:
+                self.lost -= 1
+                raise EngineLost
+            yield [Delta(" ends", finish="stop")]
+            yield [Delta(tokens=0, usage=Usage(3, 2))]
+        finally:
+            self.closed += 1
+
+
+class Seat:
+    """A client that keeps what it got."""
+
+    def __init__(self, streams: bool = True) -> None:
+        self.streams = streams
+        self.gathered = Gathered()
+        self.usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        return self.gathered.choices[0].text
+
+    @property
+    def sent(self) -> bool:
+        return self.streams and bool(self.gathered.choices)
+
+    def begin(self, asked: Asked, release: str) -> Seat:
+        return self
+
+    async def add(self, deltas: list[Delta]) -> None:
+        self.gathered.add(deltas)
+
+    async def finish(self, usage: Usage) -> None:
+        self.usage = usage
+
+    def reset(self) -> None:
+        self.gathered = Gathered()
+
+
+class House:
+    """A pipeline over the fake engine."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+
+        async def nothing() -> None:
+            return None
+
+        async def pick(ask: Ask) -> Any:
+            return SimpleNamespace(running=0, kill=nothing, lost=nothing), self.engine
+
+        target = SimpleNamespace(
+            release=SimpleNamespace(label="r:v1"),
+            limits=Limits(512, 2, 64, 0.0),
+            admission=Admission(4, 10),
+            pool=SimpleNamespace(pick=pick),
+        )
+        follow = SimpleNamespace(enter=lambda model: target, leave=lambda target: None)
+        metrics = Metrics(lambda: 0, lambda: 0, lambda: 0)
+        self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(), metrics)
+
+    async def ask(self, seat: Seat, tenant: str = "a", ask: Ask = HELLO, **given: Any) -> Caller:
+        async def prepare(limits: Limits) -> Asked:
+            return Asked("desk", ask)
+
+        caller = Caller(key(tenant), "1", **given)
+        await self.pipeline.run("desk", prepare, caller, seat)
+        return caller
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def settle() -> None:
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+def test_equal_request_is_answered_from_memory_for_the_same_key_only() -> None:
+    async def scene() -> None:
+        house = House()
+        house.engine.go.set()
+        first, again, other = Seat(), Seat(), Seat()
+        assert (b"x-cache", b"miss") in (await house.ask(first)).notes
+        assert (b"x-cache", b"hit") in (await house.ask(again)).notes
+        await house.ask(other, tenant="b")
+        assert [s.text for s in (first, again, other)] == ["run 1 ends", "run 1 ends", "run 2 ends"]
+        assert again.usage == Usage(3, 2) and again.gathered.choices[0].finish == "stop"
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    ("ask", "given"),
+    [(replace(HELLO, sampling=Sampling(8, temperature=0.5)), {}), (HELLO, {"fresh": True})],
+    ids=["sampled", "no-store"],
+)
+def test_sampled_and_unwilling_requests_are_not_kept(ask: Ask, given: dict[str, Any]) -> None:
+    async def scene() -> None:
+        house = House()
+        house.engine.go.set()
+        for _ in range(2):
+            caller = await house.ask(Seat(), ask=ask, **given)
+            assert caller.notes == []
+        assert house.engine.runs == 2
+
+    run(scene())
+
+
+def test_equal_requests_at_once_run_the_engine_once() -> None:
+    async def scene() -> None:
+        house = House()
+        seats = [Seat(), Seat(), Seat(streams=False)]
+        tasks = [asyncio.create_task(house.ask(seat)) for seat in seats]
+        await settle()
+        assert seats[1].text == "run 1"  # it is told while it goes on
+        house.engine.go.set()
+        callers = await asyncio.gather(*tasks)
+        assert house.engine.runs == 1 and {s.text for s in seats} == {"run 1 ends"}
+        assert [dict(c.notes)[b"x-cache"] for c in callers] == [b"miss", b"shared", b"shared"]
+
+    run(scene())
+
+
+def test_reader_along_of_a_request_that_fails_asks_for_itself() -> None:
+    async def scene() -> None:
+        house = House()
+        leader = asyncio.create_task(house.ask(Seat()))
+        await settle()
+        seat = Seat(streams=False)
+        follower = asyncio.create_task(house.ask(seat))
+        await settle()
+        leader.cancel()
+        await asyncio.gather(leader, return_exceptions=True)
+        house.engine.go.set()
+        await follower
+        assert seat.text == "run 2 ends" and house.pipeline.cache.flights == {}
+
+    run(scene())
+
+
+def test_reader_along_that_has_sent_something_is_told_that_the_request_failed() -> None:
+    async def scene() -> None:
+        house = House()
+        leader = asyncio.create_task(house.ask(Seat()))
+        await settle()
+        follower = asyncio.create_task(house.ask(Seat()))
+        await settle()
+        leader.cancel()
+        with pytest.raises(ApiError) as failed:
+            await follower
+        assert failed.value.status == 503
+
+    run(scene())
+
+
+def test_answer_goes_on_while_somebody_reads_along() -> None:
+    async def scene() -> None:
+        house = House()
+        caller = Caller(key("a"), "1")
+
+        async def prepare(limits: Limits) -> Asked:
+            return Asked("desk", HELLO)
+
+        leader = asyncio.create_task(house.pipeline.run("desk", prepare, caller, Seat()))
+        await settle()
+        assert not caller.wanted()
+        follower = asyncio.create_task(house.ask(Seat()))
+        await settle()
+        assert caller.wanted()
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        assert not caller.wanted()
+        leader.cancel()
+        await asyncio.gather(leader, return_exceptions=True)
+        assert house.engine.closed == 1
+
+    run(scene())
+
+
+def test_answer_begun_again_by_another_engine_is_kept_once() -> None:
+    async def scene() -> None:
+        house = House()
+        house.engine.lost = 1
+        house.engine.go.set()
+        seat, again = Seat(streams=False), Seat()
+        await house.ask(seat)
+        await house.ask(again)
+        assert seat.text == again.text == "run 2 ends"
+
+    run(scene())
+
+
+def test_kept_answers_end_with_their_time_and_stay_within_their_memory() -> None:
+    cache = AnswerCache(CacheParams(most_mb=0.01))
+    for n in range(100):
+        cache.keep(str(n), Kept((Delta("x" * 500, finish="stop"),), Usage(1, 1)))
+    assert cache.find("99") is not None and cache.find("0") is None
+    cache.keep("large", Kept((Delta("x" * 9000),), Usage(1, 1)))
+    assert cache.find("large") is None
+    cache.clear()
+    assert cache.find("99") is None
+
+
+def test_name_holds_everything_that_decides_the_answer_and_nothing_else() -> None:
+    names = [
+        request_name(HELLO, "a", "r:v1"),
+        request_name(replace(HELLO, whole=True), "a", "r:v1"),
+        request_name(HELLO, "b", "r:v1"),
+        request_name(HELLO, "a", "r:v2"),
+        request_name(replace(HELLO, sampling=Sampling(9)), "a", "r:v1"),
+        request_name(replace(HELLO, adapter="x"), "a", "r:v1"),
+        request_name(replace(HELLO, messages=[{"role": "user", "content": "Hell"}]), "a", "r:v1"),
+    ]
+    assert names[0] == names[1] and len(set(names)) == 6
+    swapped = replace(HELLO, messages=[{"content": "Hello", "role": "user"}])
+    assert request_name(swapped, "a", "r:v1") == names[0]
