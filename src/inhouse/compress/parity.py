@@ -127,13 +127,15 @@ def adapter_logits(base: Input, tuned: Input, rows: Sequence[Row]) -> list[torch
     None when there is no adapter, or one that belongs to the base in 4 bits.
     """
     from inhouse.engines.adapters import open_adapter
+    from inhouse.engines.rope import shaped_like
     from inhouse.engines.torch_chat import render
     from inhouse.engines.transformers import facts_of, load_model, load_tokenizer
 
     folder = facts_of(tuned).adapter
     if folder is None or facts_of(tuned).four_bit:
         return None
-    model = open_adapter(load_model(base, "fp32"), tuned.path / folder, None).eval()
+    shaped = shaped_like(load_model(base, "fp32"), tuned.path / facts_of(tuned).main)
+    model = open_adapter(shaped, tuned.path / folder, None).eval()
     tokenizer = load_tokenizer(tuned)
     return [_last_logits(model, render(tokenizer, row.prompt, answer_follows=True)) for row in rows]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -12,6 +14,10 @@ from inhouse.core.params import Params
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+SHAPE = (
+    "rope_parameters", "max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers",
+    "layer_types",
+)  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"  # transformers' names of how a layer attends
 
 
@@ -70,6 +76,14 @@ def longest_text(config: PreTrainedConfig) -> int | None:
     most: int | None = known.get("max_position_embeddings")
     scaling = known.get("rope_parameters") or {}
     return int(most * scaling.get("factor", 1)) if most and scaling.get("rope_type") == "dynamic" else most
+
+
+def shaped_like(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base as a model trained from it reads: positions and windows as `folder`'s config.json says."""
+    wanted = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = model.config.to_dict()
+    changes = {key: wanted[key] for key in SHAPE if key in wanted and wanted[key] != own.get(key)}
+    return rebuilt(model, changes) if changes else model
 
 
 def rebuilt(model: PreTrainedModel, changes: dict[str, Any]) -> PreTrainedModel:

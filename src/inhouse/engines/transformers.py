@@ -17,6 +17,7 @@ from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.rows import Message
 from inhouse.core.run import peak_memory
 from inhouse.core.settings import usable_cores
+from inhouse.engines.rope import longest_text
 from inhouse.engines.torch_files import unreadable
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ class TransformersEngine:
             yield Batch(places, prefix, tuple(tuple(ids[i][len(prefix) :]) for i in places))
 
     def _check_length(self, tokens: int, reserved: int) -> None:
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = longest_text(self.model.config)
         tokens += self.before.get_seq_length() if self.before is not None else 0
         if most is not None and tokens + reserved > most:
             raise UserError("torch.too_long", tokens=tokens + reserved, reserved=reserved, most=most, name=self.name)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from inhouse.core.params import Needs, OneOf, OnlyHow, Params
+from inhouse.engines.rope import RopeScaling
 from inhouse.train.batching import BatchingParams
 from inhouse.train.forgetting import ForgettingParams
 from inhouse.train.parallel.settings import Parallel
@@ -50,6 +51,12 @@ class TrainParams(WatchParams, BatchingParams):
     max_length: int = Field(1024, ge=8, description="tokens of a sample at most; documents are cut into windows")
     over_length: OverLength = Field(
         "drop", description="a longer conversation is left out, truncated, or split between questions; all are counted"
+    )
+    rope_scaling: RopeScaling | None = Field(
+        None, description="positions stretched over longer texts than the base was made for; kept in every export"
+    )
+    attention_window: int | None = Field(
+        None, ge=8, description="tokens back that each token sees, where the architecture has a sliding window"
     )
     turns: Literal["last", "all"] = Field("last", description="learn the last answer only, or every assistant turn")
     changes: tuple[Annotated[Params, OneOf("change")], ...] = Field(

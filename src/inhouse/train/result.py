@@ -292,6 +292,7 @@ def _header(origin: Origin, out: Path, left: Left) -> ModelFacts:
             "unmerged": left.unmerged,
             "four_bit": left.four_bit,
             "architecture": settings["model_type"],
+            "context_length": settings.get("max_position_embeddings", origin.facts.context_length),
             "tensor_types": types,
             "bytes": size,
             "chat_template": bool(origin.tokenizer.chat_template),

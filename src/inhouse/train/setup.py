@@ -15,6 +15,7 @@ from inhouse.core.rows import Row
 from inhouse.core.run import Events, release_memory
 from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
+from inhouse.engines.rope import longest_text, scale_rope, window_attention
 from inhouse.train.batches import Reading
 from inhouse.train.changes.applied import apply_changes
 from inhouse.train.checkpoint import Recipe
@@ -162,7 +163,7 @@ def _coding(
 
 def _longest(model: PreTrainedModel, params: TrainParams, events: Events) -> int:
     """`max_length`, but no more than the model has positions for, with the virtual tokens before a text."""
-    most: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = longest_text(model.config)
     virtual: int = params.method.model_dump().get("num_virtual_tokens", 0)
     if most is None or params.max_length <= most - virtual:
         return params.max_length
@@ -304,9 +305,10 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype, seed: int) -> 
     labels = Learning(params.objective).labels
     if labels:
         model, fresh = load_headed(base, labels, NAMES[str(kept)], seed)
+        model = _shaped(model, params)
         model.fresh_modules = fresh  # so that adapters are saved with them: no base has them
     else:
-        model, fresh = load_model(base, NAMES[str(kept)]), ()
+        model, fresh = _shaped(load_model(base, NAMES[str(kept)]), params), ()
     model.requires_grad_(False)
     # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
     model.name_or_path = model.config.name_or_path = ""
@@ -316,3 +318,10 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype, seed: int) -> 
     for parameter, _ in originals:  # not model.to(): it would round the rotary frequencies too
         parameter.data = parameter.data.to(compute)
     return model, originals
+
+
+def _shaped(model: PreTrainedModel, params: TrainParams) -> PreTrainedModel:
+    """The base with its positions stretched, or its attention cut to a window, where that is asked for."""
+    if params.rope_scaling is not None:
+        model = scale_rope(model, params.rope_scaling)
+    return model if params.attention_window is None else window_attention(model, params.attention_window)
