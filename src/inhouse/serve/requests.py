@@ -123,12 +123,12 @@ class Asked:
         return self.ask.messages is not None
 
 
-B = TypeVar("B", bound=Sampling)
+B = TypeVar("B", bound=Body)
 
 
 def read_chat(raw: bytes) -> ChatBody:
     """Check a chat body; raises ApiError 400 with the field at fault."""
-    body = _read(ChatBody, raw)
+    body = read_body(ChatBody, raw)
     _refuse_unsupported(body)
     if body.response_format is not None and body.response_format.type == "json_schema":
         raise unsupported("response_format")
@@ -139,7 +139,7 @@ def read_chat(raw: bytes) -> ChatBody:
 
 def read_completion(raw: bytes) -> CompletionBody:
     """Check a completion body; raises ApiError 400 with the field at fault."""
-    body = _read(CompletionBody, raw)
+    body = read_body(CompletionBody, raw)
     _refuse_unsupported(body)
     if body.logprobs is not None:
         raise unsupported("logprobs")
@@ -223,7 +223,8 @@ def _message(index: int, message: ChatMessage) -> dict[str, str]:
     return {"role": "system" if message.role == "developer" else message.role, "content": content}
 
 
-def _read(model: type[B], raw: bytes) -> B:
+def read_body(model: type[B], raw: bytes) -> B:
+    """Check a body against its model; raises ApiError 400 with the field at fault."""
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
