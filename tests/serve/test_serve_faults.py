@@ -25,7 +25,7 @@ LaunchOn = Callable[[Registry, ServeParams], Endpoint]
 
 def ask(endpoint: Endpoint, tokens: int = 4, content: str = "Say hi", timeout: float = 60) -> httpx.Response:
     body = {"model": "desk", "messages": [{"role": "user", "content": content}], "max_tokens": tokens}
-    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    headers = {"Authorization": f"Bearer {endpoint.key}", "Cache-Control": "no-store"}
     url = f"{endpoint.url}/v1/chat/completions"
     return httpx.post(url, json=body, headers=headers, timeout=timeout, trust_env=False)
 

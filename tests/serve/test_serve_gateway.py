@@ -21,18 +21,19 @@ from inhouse.core.rows import Message
 from inhouse.release.keys import create_key, revoke_key
 
 pytestmark = pytest.mark.real
+FRESH = {"Cache-Control": "no-store"}  # the engine answers, not the cache
 HELLO: Any = [{"role": "user", "content": "Write one short sentence about the sea."}]
 EMOJI: Any = [{"role": "user", "content": "Repeat after me: 😀 你好 😀"}]
 
 
 @pytest.fixture
 def client(endpoint: Endpoint) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=120, default_headers=FRESH)
 
 
 @pytest.fixture
 def http(endpoint: Endpoint) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    headers = {"Authorization": f"Bearer {endpoint.key}"} | FRESH
     with httpx.Client(base_url=endpoint.url, headers=headers, timeout=60, trust_env=False) as session:
         yield session
 
@@ -233,7 +234,7 @@ def test_more_requests_than_the_queue_holds_get_429_and_never_500(endpoint: Endp
 
     def ask() -> None:
         body = {"model": "desk", "messages": HELLO, "max_tokens": 6}
-        headers = {"Authorization": f"Bearer {endpoint.key}"}
+        headers = {"Authorization": f"Bearer {endpoint.key}"} | FRESH
         url = f"{endpoint.url}/v1/chat/completions"
         answers.append(httpx.post(url, json=body, headers=headers, timeout=120, trust_env=False))
 
@@ -246,6 +247,19 @@ def test_more_requests_than_the_queue_holds_get_429_and_never_500(endpoint: Endp
     assert set(codes) == {200, 429} and codes.count(200) >= 10
     assert {a.headers["retry-after"] for a in answers if a.status_code == 429} == {"1"}
     assert wait_for_idle(http, 5)
+
+
+def test_equal_request_is_answered_from_memory(http: httpx.Client) -> None:
+    body = {"model": "desk", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 6}
+    answers = [
+        http.post("/v1/chat/completions", json=body | {"stream": stream}, headers={"Cache-Control": ""})
+        for stream in (False, False, True)
+    ]
+    assert [a.headers["x-cache"] for a in answers] == ["miss", "hit", "hit"]
+    first, second = (a.json() for a in answers[:2])
+    assert first["choices"] == second["choices"] and first["usage"] == second["usage"] and first["id"] != second["id"]
+    assert first["choices"][0]["message"]["content"] in answers[2].text.replace('\\"', '"')
+    assert "x-cache" not in http.post("/v1/chat/completions", json=body).headers
 
 
 def test_chat_client_yields_the_answer_in_pieces(endpoint: Endpoint) -> None:
