@@ -36,6 +36,23 @@ class CacheParams(Params):
     )
 
 
+class FileParams(Params):
+    """Files that clients upload for batches."""
+
+    most_bytes: int = Field(100 * 2**20, ge=1024, description="larger files are refused with 413")
+    quota_bytes: int = Field(2**30, ge=1024, description="all files of one key together, results of batches too")
+
+
+class BatchParams(Params):
+    """Batches of requests, answered when nobody else waits."""
+
+    parallel: int = Field(1, ge=1, le=64, description="requests of batches that run at the same time")
+    most_requests: int = Field(50_000, ge=1, le=1_000_000, description="requests of one batch")
+    webhooks: tuple[str, ...] = Field(
+        (), description="hosts (or host:port) that may be told when a batch ends; empty: none"
+    )
+
+
 class ServeParams(Params):
     """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
 
@@ -54,6 +71,11 @@ class ServeParams(Params):
     )
     max_tokens: int = Field(512, ge=1, description="answer length when a request does not say")
     cache: CacheParams = CacheParams()
+    embeddings: bool = Field(
+        False, description="answer /v1/embeddings, /v1/rerank and /v1/score; loads the model a second time when first used"
+    )
+    files: FileParams = FileParams()
+    batches: BatchParams = BatchParams()
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="larger request bodies are refused with 413")
 
     def engine_settings(self) -> dict[str, Any]:

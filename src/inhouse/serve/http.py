@@ -71,6 +71,7 @@ class Call:
     most_bytes: int
     key: Key | None = None  # None only on routes that need none
     parts: dict[str, str] = field(default_factory=dict)
+    background: bool = False  # of a batch: only when nobody else waits
 
     @property
     def path(self) -> str:

@@ -32,6 +32,7 @@ class Target:
             threads=settings.threads,
             load_timeout_s=settings.load_timeout_s,
             silence_s=params.first_token_s,
+            embeddings=params.embeddings,
         )
         self.pool = Pool(release.label, lambda: start(path, engine, release.label))
         context = self.pool.context_length

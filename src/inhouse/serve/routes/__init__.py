@@ -50,7 +50,8 @@ class Services:
         """Who asks."""
         assert call.key is not None
         fresh = "no-store" in call.header("cache-control") or "no-cache" in call.header("cache-control")
-        return Caller(call.key, call.connection.request_id, user, call.headers, call.connection.headers, fresh)
+        notes = call.connection.headers
+        return Caller(call.key, call.connection.request_id, user, call.headers, notes, fresh, call.background)
 
 
 Handler = Callable[[Services, Call], Awaitable[None]]
