@@ -50,11 +50,13 @@ def whole_deltas(body: bytes) -> list[Delta]:
     try:
         answer = from_json(body)
         found = [_whole(choice) for choice in answer["choices"]]
+        if not found:
+            raise EngineLost
         if usage := answer.get("usage"):
             found[0].usage = _usage(usage, answer.get("timings"))
             found[0].tokens = found[0].usage.answer if len(found) == 1 else found[0].tokens
         return found
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineLost from error
 
 

@@ -206,7 +206,7 @@ def _field(answer: Mapping[str, Any], name: str) -> Any:
 
 def _vector(told: str | Sequence[float]) -> Sequence[float]:
     """Numbers, also from base64 of little-endian float32."""
-    return array("f", base64.b64decode(told)) if isinstance(told, str) else told
+    return array("f", base64.b64decode(told, validate=True)) if isinstance(told, str) else told
 
 
 def _unit(vector: Sequence[float]) -> list[float]:
