@@ -1,4 +1,4 @@
-"""Databases that several processes open at once: SQLite files, or servers by SQLAlchemy, and transactions on them.
+"""Databases that several processes open at once: SQLite files, or a PostgreSQL server, and transactions on them.
 
 Every SQLite file is in WAL mode, so that readers and the one writer do not wait for each other, and flushed at every
 commit, so that what was confirmed survives a power cut.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from inhouse.core.errors import UserError
+from inhouse.core.plugins import require
 from inhouse.core.store import disk_errors
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Busy: another process writes for longer than `wait_s`. Broken: the file is no database, or not the one expected.
 Explain = Callable[[Literal["busy", "broken"], str, str], UserError]  # (kind, path, what SQLite says)
+WRITERS = 0x696E686F757365  # 'inhouse': the advisory lock on a server that whoever writes holds
+POSTGRES = "postgresql"
+UNREACHABLE = ("08", "28", "3D", "53300", "57P")  # how SQLSTATE begins when a server does not let us in, or stops
 BROKEN = ("not a database", "malformed", "no such table", "no such column", "has no column")
 EXPLAIN = "inhouse_explain"
 READ_ONLY = "inhouse_read"
@@ -65,14 +69,33 @@ def connected(path: Path, wait_s: float) -> sqlite3.Connection:
 
 
 def engine_of(url: str, explain: Explain, wait_s: float) -> Engine:
-    """An SQLAlchemy engine on a URL, for `writing` and `reading`. A SQLite file is set up within `alone`."""
-    from sqlalchemy import create_engine, event
+    """An SQLAlchemy engine on a URL, for `writing` and `reading`. A SQLite file is set up within `alone`.
 
-    engine = create_engine(url, connect_args={"timeout": wait_s} if url.startswith("sqlite") else {})
-    engine.update_execution_options(**{EXPLAIN: explain})
-    if engine.dialect.name == "sqlite":
+    On a PostgreSQL server, writers take turns as they do on a file, so that what a transaction has read stays true
+    until it commits. Raises database.bad_url.
+    """
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        found = make_url(url)
+        kind = found.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise UserError("database.bad_url") from None
+    if kind == "sqlite":
+        engine = create_engine(found, connect_args={"timeout": wait_s})
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", _begin)
+    elif kind in (POSTGRES, "postgres"):
+        require("pg", "psycopg")
+        engine = create_engine(
+            found.set(drivername="postgresql+psycopg"), connect_args={"connect_timeout": 5}, pool_pre_ping=True
+        )
+        event.listen(engine, "begin", _begin_on_server(wait_s))
+    else:
+        raise UserError("database.bad_url")
+    engine.update_execution_options(**{EXPLAIN: explain})
     return engine
 
 
@@ -117,10 +140,38 @@ def _engine_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        where = engine.url.database or engine.url.render_as_string(hide_password=True)
-        if told := _told(str(error.orig), where, engine.get_execution_options()[EXPLAIN]):
+        explain = engine.get_execution_options()[EXPLAIN]
+        if engine.dialect.name == POSTGRES:
+            told = _told_by_server(error.orig, shown_url(engine), explain)
+        else:
+            told = _told(str(error.orig), engine.url.database or "", explain)
+        if told:
             raise told from error
         raise
+
+
+def shown_url(engine: Engine) -> str:
+    """Where a database is: the file, or the server's address without its password."""
+    if engine.dialect.name == "sqlite":
+        return engine.url.database or ""
+    return engine.url.set(query={}, password=None).render_as_string()
+
+
+def _told_by_server(problem: BaseException | None, where: str, explain: Explain) -> UserError | None:
+    """What PostgreSQL says, by its SQLSTATE: its words may be in any language."""
+    import psycopg
+
+    state = (problem.sqlstate if isinstance(problem, psycopg.Error) else None) or ""
+    said = next(iter(str(problem).splitlines()), "")
+    if state.startswith(UNREACHABLE) or (not state and isinstance(problem, psycopg.OperationalError)):
+        return UserError("database.unreachable", where=where, problem=said)
+    if state == "55P03":  # lock_not_available: see _begin_on_server
+        return explain("busy", where, said)
+    if state in ("42P01", "42703"):  # undefined table, column
+        return explain("broken", where, said)
+    if state in ("25006", "42501"):  # read-only, no privilege
+        return UserError("store.read_only", path=where)
+    return UserError("store.no_space", path=where, free_mb=0) if state == "53100" else None
 
 
 def _told(problem: str, where: str, explain: Explain) -> UserError | None:
@@ -146,3 +197,16 @@ def _begin(connection: Connection) -> None:
     # when another process wrote in between; SQLite's busy timeout helps only where the lock is asked for first.
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _begin_on_server(wait_s: float) -> Callable[[Connection], None]:
+    """What each transaction on a server begins with: one snapshot for readers, one writer at a time."""
+
+    def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get(READ_ONLY, False):
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(wait_s * 1000)}")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
+
+    return begin

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from release_workspace import Make
@@ -18,7 +19,9 @@ from inhouse.release import database
 from inhouse.release.database import connect
 from inhouse.release.keys import check_key, create_key, list_keys, revoke_key
 from inhouse.release.registry import Registry, open_registry
+from inhouse.release.rules import Rules
 
+FIRST_VERSION = Path(__file__).with_name("registry_0001.sql")  # as the first version wrote it
 FLIP = """
 import sys
 from pathlib import Path
@@ -135,7 +138,7 @@ def test_rollback_returns_to_the_release_before_and_twice_is_where_it_was(two: R
     assert two.rollback("desk", "ann").release.label == "routing:v2"
     entry = two.audit(1)[0]
     assert (entry.actor, entry.action, entry.subject) == ("ann", "rollback", "desk")
-    assert entry.detail == {"release": "routing:v2", "before": "routing:v1"}
+    assert (entry.detail["release"], entry.detail["before"]) == ("routing:v2", "routing:v1")
 
 
 def test_rollback_without_a_release_before_says_so(two: Registry) -> None:
@@ -205,21 +208,29 @@ def test_registry_of_a_newer_version_is_refused(store: Store) -> None:
     assert code_of(error) == "release.newer_registry"
 
 
-def test_registry_of_an_older_version_is_copied_aside_before_it_is_changed(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_registry(store)
+def test_registry_of_the_first_version_keeps_what_it_holds_and_is_copied_aside_first(store: Store) -> None:
     path = store.root / "registry.db"
-    with sqlite3.connect(path) as plain:  # a schema before the first one: no tables, an old number
-        for table in ("api_keys", "audit", "deployments", "releases"):
-            plain.execute(f"DROP TABLE {table}")
-        plain.execute("DELETE FROM alembic_version")
-    connect.cache_clear()
-    assert open_registry(store).list_releases() == []
-    monkeypatch.setattr(database, "REVISIONS", ("0001", "0002"))
-    connect.cache_clear()
-    open_registry(store)
-    assert path.with_name("registry.db.before-0002").exists()
+    with sqlite3.connect(path) as plain:
+        plain.executescript(FIRST_VERSION.read_text(encoding="utf-8"))
+    registry = open_registry(store)
+    desk, faq = registry.deployments()
+    assert [(a.release.label, a.weight, a.role, a.since) for a in desk.arms] == [
+        ("routing:v2", 1000, "live", "2026-01-05T00:00:00+00:00")
+    ]
+    assert desk.previous is not None and desk.previous.label == "routing:v1" and desk.generation == 4
+    assert desk.rules == Rules() and faq.previous is None and faq.release.label == "faq:v1"
+    assert [r.label for r in registry.list_releases()] == ["routing:v1", "routing:v2", "routing:v3", "faq:v1"]
+    key = check_key(registry.engine, "ih-aaaaaaaa-laptop")
+    assert key is not None and (key.id, key.name) == (1, "laptop")
+    assert key.allows("chat") and key.allows("files") and not key.allows("admin") and key.may_use("desk")
+    assert check_key(registry.engine, "ih-bbbbbbbb-gone") is None
+    assert [e.action for e in registry.audit()] == ["promote"]
+    with sqlite3.connect(path.with_name("registry.db.before-0002")) as copy:
+        assert copy.execute("SELECT name, release FROM deployments ORDER BY name").fetchall() == [
+            ("desk", 2),
+            ("faq", 4),
+        ]
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
 
 
 def test_registry_that_is_no_database_is_refused(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Serve deployments, talk to them, and manage the keys that open them."""
+"""Serve deployments, and talk to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from inhouse.core.settings import child_environment, settings
 from inhouse.core.store import Store
 from inhouse.release.keys import LOCAL_KEY
 from inhouse.release.keys import create_key as make_key
-from inhouse.release.keys import list_keys as all_keys
 from inhouse.release.keys import revoke_key as end_key
 from inhouse.release.registry import Registry, open_registry
 
@@ -54,42 +53,6 @@ class ChatRequest(Request):
     key: str | None = Field(None, description="API key")
     system: str | None = Field(None, description="system message")
     max_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
-
-
-class KeyLine(Frozen):
-    """What is known of a key."""
-
-    name: str
-    prefix: str
-    created: str
-    expires: str | None
-    revoked: str | None
-
-
-class Keys(Frozen):
-    """Every key, oldest first."""
-
-    keys: tuple[KeyLine, ...]
-
-
-class NewKey(Frozen):
-    """A key that was made now; the token is in no other place."""
-
-    name: str
-    token: str
-
-
-class CreateKeyRequest(Request):
-    """A new key."""
-
-    name: str = Field(description="who or what will use it", min_length=1, max_length=80)
-    expires_days: float | None = Field(None, gt=0, le=36500, description="days until it expires")
-
-
-class RevokeKeyRequest(Request):
-    """A key to revoke."""
-
-    name: str = Field(description="its name or prefix")
 
 
 @dataclass(frozen=True)
@@ -215,21 +178,3 @@ def _ready_url(line: bytes, log: Path) -> str:
     if "error" in said:
         raise from_dict(said["error"])
     return str(said["url"])
-
-
-def list_keys(request: Request) -> Keys:
-    """The keys of this workspace, without their secrets."""
-    return Keys(keys=tuple(KeyLine(**vars(k)) for k in all_keys(open_registry(request.store).engine)))
-
-
-def create_key(request: CreateKeyRequest) -> NewKey:
-    """Make a key; its token is shown once."""
-    expires = None if request.expires_days is None else timedelta(days=request.expires_days)
-    token, key = make_key(open_registry(request.store).engine, request.name, expires)
-    return NewKey(name=key.name, token=token)
-
-
-def revoke_key(request: RevokeKeyRequest) -> Keys:
-    """Revoke a key; running servers refuse it within a second."""
-    end_key(open_registry(request.store).engine, request.name)
-    return list_keys(Request(workspace=request.workspace, offline=request.offline))

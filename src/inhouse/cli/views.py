@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from inhouse.cli import compare_views, data_views, dataset_views, label_views, launch_views, token_views, train_views
+from inhouse.cli import (
+    compare_views,
+    data_views,
+    dataset_views,
+    key_views,
+    label_views,
+    launch_views,
+    token_views,
+    train_views,
+)
 from inhouse.cli.table import Mark, escape, size, table
 from inhouse.cli.watch import Lines, step_name
 from inhouse.core.messages import text
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from inhouse.api.reports import Report
     from inhouse.api.retune import RetuneResult
     from inhouse.api.run import RunResult, TableLine
-    from inhouse.api.serving import Keys, NewKey, ServeCommand
+    from inhouse.api.serving import ServeCommand
     from inhouse.core.gate import Verdict
     from inhouse.flow.jobs import Job
     from inhouse.select.doctor import Diagnosis
@@ -254,21 +263,6 @@ def report(result: Report, console: Console) -> None:
     console.print(f"{text('cell.report')} {result.page}")
 
 
-def keys(result: Keys, console: Console) -> None:
-    """Keys without their secrets."""
-    if not result.keys:
-        console.print(text("cell.no_keys"))
-        return
-    rows = [(k.name, f"{k.prefix}…", k.created, k.expires or "", k.revoked or "") for k in result.keys]
-    table(console, *(text(f"cell.{c}") for c in ("name", "key", "created_at", "expires", "revoked")), rows=rows)
-
-
-def new_key(result: NewKey, console: Console) -> None:
-    """The token, once."""
-    console.print(text("cell.new_key", name=result.name))
-    print(result.token)
-
-
 def served(result: ServeCommand) -> None:
     """Become the gateway: the same process id, so that signals reach it."""
     sys.stdout.flush()
@@ -292,8 +286,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "checked": dataset_views.checked,
     "retuned": retuned,
     "report": report,
-    "keys": keys,
-    "new_key": new_key,
+    **key_views.VIEWS,
     **data_views.VIEWS,
     **train_views.VIEWS,
     **compare_views.VIEWS,

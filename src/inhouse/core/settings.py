@@ -22,6 +22,7 @@ class Settings:
     hf_endpoint: str | None  # HF_ENDPOINT: a mirror of the hub
     hf_token: str | None
     ms_endpoint: str  # MODELSCOPE_ENDPOINT
+    database_url: str | None  # INHOUSE_DATABASE_URL: a PostgreSQL server that holds the registry of a team
     api_key: str | None  # INHOUSE_API_KEY: the key that `inhouse chat` sends
     pii_key: str | None  # INHOUSE_PII_KEY: the secret behind consistent replacements of personal data
     threads: int | None  # INHOUSE_THREADS: threads for training and engines, default all usable cores
@@ -51,6 +52,7 @@ def settings() -> Settings:
         hf_endpoint=env("HF_ENDPOINT") or None,
         hf_token=env("HF_TOKEN") or None,
         ms_endpoint=env("MODELSCOPE_ENDPOINT") or "https://modelscope.cn",
+        database_url=env("INHOUSE_DATABASE_URL") or None,
         api_key=env("INHOUSE_API_KEY") or None,
         pii_key=env("INHOUSE_PII_KEY") or None,
         threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,

@@ -33,13 +33,16 @@ def write_entry(connection: Connection, actor: str | None, action: str, subject:
     connection.execute(insert(audit).values({**values, "detail": json.dumps(detail, ensure_ascii=False)}))
 
 
-def read_entries(connection: Connection, limit: int) -> list[AuditEntry]:
-    """The latest entries, newest first."""
+def read_entries(connection: Connection, limit: int, deployment: str | None = None) -> list[AuditEntry]:
+    """The latest entries, newest first; of one deployment, or of everything."""
     from sqlalchemy import select
 
     from inhouse.release.tables import audit
 
-    rows = connection.execute(select(audit).order_by(audit.c.id.desc()).limit(limit)).all()
+    query = select(audit).order_by(audit.c.id.desc()).limit(limit)
+    if deployment is not None:  # a key may have the same name
+        query = query.where(audit.c.subject == deployment, audit.c.action.not_like("key.%"))
+    rows = connection.execute(query).all()
     return [AuditEntry(row.at, row.actor, row.action, row.subject, json.loads(row.detail)) for row in rows]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inhouse.core.errors import UserError
-from inhouse.database import alone, engine_of, reading, writing
+from inhouse.database import alone, engine_of, reading, shown_url, writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-REVISIONS = ("0001",)  # oldest first; the last one is what this code reads and writes
+REVISIONS = ("0001", "0002")  # oldest first; the last one is what this code reads and writes
 BUSY_S = 5.0
 
 
@@ -45,12 +45,15 @@ def _revision(engine: Engine) -> str | None:
             return None
         found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if found is not None and found not in REVISIONS:
-        raise UserError("release.newer_registry", path=engine.url.database or "", found=found, known=REVISIONS[-1])
+        raise UserError("release.newer_registry", path=shown_url(engine), found=found, known=REVISIONS[-1])
     return None if found is None else str(found)
 
 
 def _migrate(engine: Engine) -> None:
-    """Upgrade under a lock, in one transaction; an older SQLite file is copied aside first."""
+    """Upgrade under a lock, in one transaction; an older SQLite file is copied aside first.
+
+    On a server the write lock of the transaction is that lock, and a backup is the server's own work.
+    """
     if engine.dialect.name != "sqlite":
         _upgrade(engine)
         return

@@ -1,39 +1,77 @@
-"""API keys: made once, shown once, kept only as a hash."""
+"""API keys: made once, shown once, kept only as a hash; what each may do and use."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inhouse.core.errors import UserError
 from inhouse.database import reading, writing
 from inhouse.release.audit import write_entry
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine, Row
 
+Scope = Literal["chat", "embed", "files", "admin", "metrics"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+USUAL: tuple[Scope, ...] = ("chat", "embed", "files", "metrics")  # all but admin
 LOCAL_KEY = "chat"  # name of the keys that a conversation on this machine makes, and revokes at its end
 SHOWN = 11  # characters of a token that lists show: 'ih-' and 8 more
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a key may do. No models: every deployment; None: no limit."""
+
+    scopes: tuple[Scope, ...] = USUAL
+    models: tuple[str, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+
+
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
 class Key:
-    """What is known of a key; the token itself is not kept anywhere."""
+    """What is known of a key; the token itself is not kept anywhere. `id` is the tenant: a rotation keeps it."""
 
     name: str
     prefix: str
     created: str
     expires: str | None
     revoked: str | None
+    id: int = 0
+    limits: Limits = UNLIMITED
 
     def valid(self, now: datetime) -> bool:
         """Whether the key opens anything at this moment."""
         if self.revoked is not None:
             return False
         return self.expires is None or now < datetime.fromisoformat(self.expires)
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether it may do this; `admin` includes everything."""
+        return scope in self.limits.scopes or "admin" in self.limits.scopes
+
+    def may_use(self, deployment: str) -> bool:
+        """Whether it may ask this deployment."""
+        return not self.limits.models or deployment in self.limits.models
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a key used on one day (UTC)."""
+
+    key: int
+    requests: int
+    tokens: int
 
 
 def hash_token(token: str) -> str:
@@ -45,21 +83,29 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-def create_key(engine: Engine, name: str, expires_in: timedelta | None = None) -> tuple[str, Key]:
+def create_key(
+    engine: Engine, name: str, expires_in: timedelta | None = None, limits: Limits = UNLIMITED
+) -> tuple[str, Key]:
     """Make a key. The token in the answer is the only copy."""
     from sqlalchemy import insert
 
     from inhouse.release.tables import api_keys
 
     now = datetime.now(UTC)
-    token = "ih-" + secrets.token_urlsafe(32)
-    expires = None if expires_in is None else (now + expires_in).isoformat(timespec="seconds")
-    key = Key(name=name, prefix=token[:SHOWN], created=_text(now), expires=expires, revoked=None)
+    token = _new_token()
+    expires = None if expires_in is None else _text(now + expires_in)
+    values = {
+        "name": name, "prefix": token[:SHOWN], "created": _text(now), "expires": expires, "revoked": None,
+        "hash": hash_token(token), "scopes": json.dumps(limits.scopes), "models": json.dumps(limits.models),
+        "requests_per_minute": limits.requests_per_minute, "tokens_per_minute": limits.tokens_per_minute,
+        "tokens_per_day": limits.tokens_per_day,
+    }  # fmt: skip
     with writing(engine) as connection:
-        row = {**vars(key), "hash": hash_token(token)}
-        connection.execute(insert(api_keys).values(row))
-        write_entry(connection, None, "key.create", name, {"prefix": key.prefix, "expires": expires})
-    return token, key
+        made = connection.execute(insert(api_keys).values(values)).inserted_primary_key
+        assert made is not None
+        detail = {"prefix": token[:SHOWN], "expires": expires, "scopes": list(limits.scopes)}
+        write_entry(connection, None, "key.create", name, detail)
+    return token, Key(name, token[:SHOWN], _text(now), expires, None, made[0], limits)
 
 
 def check_key(engine: Engine, token: str) -> Key | None:
@@ -69,7 +115,7 @@ def check_key(engine: Engine, token: str) -> Key | None:
 
 
 def active_keys(engine: Engine) -> dict[str, Key]:
-    """Every key that is not revoked, by hash.
+    """Every key that is not revoked, by hash; a rotated one also by the hash of its old token, until that ends.
 
     Looked up by hash, so that the time of a lookup tells nothing of a token: to learn from it, one would have to
     choose sha256 values at will.
@@ -80,7 +126,9 @@ def active_keys(engine: Engine) -> dict[str, Key]:
 
     with reading(engine) as connection:
         rows = connection.execute(select(api_keys).where(api_keys.c.revoked.is_(None))).all()
-    return {row.hash: Key(row.name, row.prefix, row.created, row.expires, row.revoked) for row in rows}
+    found = {row.hash: _key(row) for row in rows}
+    ending = [row for row in rows if row.old_hash is not None and row.old_expires is not None]
+    return found | {row.old_hash: replace(_key(row), expires=_sooner(row.expires, row.old_expires)) for row in ending}
 
 
 def list_keys(engine: Engine) -> list[Key]:
@@ -91,25 +139,100 @@ def list_keys(engine: Engine) -> list[Key]:
 
     with reading(engine) as connection:
         rows = connection.execute(select(api_keys).order_by(api_keys.c.id)).all()
-    return [Key(row.name, row.prefix, row.created, row.expires, row.revoked) for row in rows]
+    return [_key(row) for row in rows]
 
 
 def revoke_key(engine: Engine, which: str) -> Key:
-    """Revoke the one active key with this name or prefix."""
-    from sqlalchemy import or_, select, update
+    """Revoke the one active key with this name or prefix, at once, also an old token of it."""
+    from sqlalchemy import update
+
+    from inhouse.release.tables import api_keys
+
+    now = _text(datetime.now(UTC))
+    with writing(engine) as connection:
+        row = _one(connection, which)
+        connection.execute(update(api_keys).where(api_keys.c.id == row.id).values(revoked=now))
+        write_entry(connection, None, "key.revoke", row.name, {"prefix": row.prefix})
+    return replace(_key(row), revoked=now)
+
+
+def rotate_key(engine: Engine, which: str, grace: timedelta = timedelta(0)) -> tuple[str, Key]:
+    """Give the one active key with this name or prefix a new token; the old one opens until `grace` has passed.
+
+    Limits, expiry and what is stored for the key stay. A second rotation ends the first one's grace.
+    """
+    from sqlalchemy import update
+
+    from inhouse.release.tables import api_keys
+
+    token = _new_token()
+    with writing(engine) as connection:
+        row = _one(connection, which)
+        values = {"hash": hash_token(token), "prefix": token[:SHOWN], "old_hash": None, "old_expires": None}
+        if grace > timedelta(0):
+            values |= {"old_hash": row.hash, "old_expires": _text(datetime.now(UTC) + grace)}
+        connection.execute(update(api_keys).where(api_keys.c.id == row.id).values(values))
+        write_entry(connection, None, "key.rotate", row.name, {"prefix": token[:SHOWN], "before": row.prefix})
+    return token, replace(_key(row), prefix=token[:SHOWN])
+
+
+def add_usage(engine: Engine, day: str, used: Iterable[Used]) -> None:
+    """Add what keys used on a day (`2026-01-31`, UTC), so that a daily quota survives a restart."""
+    from sqlalchemy import insert, select, update
+
+    from inhouse.release.tables import key_usage as table
+
+    with writing(engine) as connection:
+        for one in used:
+            mine = (table.c.key == one.key) & (table.c.day == day)
+            if connection.execute(select(table.c.key).where(mine)).first() is None:
+                values = {"key": one.key, "day": day, "requests": one.requests, "tokens": one.tokens}
+                connection.execute(insert(table).values(values))
+            else:
+                more = {"requests": table.c.requests + one.requests, "tokens": table.c.tokens + one.tokens}
+                connection.execute(update(table).where(mine).values(more))
+
+
+def usage_on(engine: Engine, day: str) -> dict[int, Used]:
+    """What every key used on a day, by key id."""
+    from sqlalchemy import select
+
+    from inhouse.release.tables import key_usage as table
+
+    with reading(engine) as connection:
+        rows = connection.execute(select(table).where(table.c.day == day)).all()
+    return {row.key: Used(row.key, row.requests, row.tokens) for row in rows}
+
+
+def _one(connection: Connection, which: str) -> Row[Any]:
+    from sqlalchemy import or_, select
 
     from inhouse.release.tables import api_keys
 
     matches = or_(api_keys.c.name == which, api_keys.c.prefix == which)
-    now = _text(datetime.now(UTC))
-    with writing(engine) as connection:
-        rows = connection.execute(select(api_keys).where(matches, api_keys.c.revoked.is_(None))).all()
-        if len(rows) != 1:
-            raise UserError("release.key_ambiguous" if rows else "release.key_unknown", key=which, found=len(rows))
-        row = rows[0]
-        connection.execute(update(api_keys).where(api_keys.c.id == row.id).values(revoked=now))
-        write_entry(connection, None, "key.revoke", row.name, {"prefix": row.prefix})
-    return Key(row.name, row.prefix, row.created, row.expires, now)
+    rows = connection.execute(select(api_keys).where(matches, api_keys.c.revoked.is_(None))).all()
+    if len(rows) != 1:
+        raise UserError("release.key_ambiguous" if rows else "release.key_unknown", key=which, found=len(rows))
+    return rows[0]
+
+
+def _key(row: Row[Any]) -> Key:
+    limits = Limits(
+        scopes=tuple(json.loads(row.scopes)),
+        models=tuple(json.loads(row.models)),
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        tokens_per_day=row.tokens_per_day,
+    )
+    return Key(row.name, row.prefix, row.created, row.expires, row.revoked, row.id, limits)
+
+
+def _new_token() -> str:
+    return "ih-" + secrets.token_urlsafe(32)
+
+
+def _sooner(one: str | None, other: str) -> str:
+    return other if one is None else min(one, other, key=datetime.fromisoformat)
 
 
 def _text(moment: datetime) -> str:

@@ -1,52 +1,52 @@
-"""The registry: which releases exist, which one each deployment points at, and who changed that when."""
+"""The registry: which releases exist, which ones answer for each deployment, and who changed that when."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import GateFailed, UserError
+from inhouse.core.settings import settings
 from inhouse.core.store import RECORD, Store
 from inhouse.database import reading, sqlite_url, writing
+from inhouse.release.arms import (
+    Arm,
+    Deployment,
+    Layout,
+    Release,
+    deployment_names,
+    find_release,
+    main_of,
+    read_before,
+    read_deployment,
+    read_layout,
+    release_of,
+    releases_by_id,
+    write_layout,
+)
 from inhouse.release.audit import AuditEntry, now, read_entries, write_entry
 from inhouse.release.database import connect
+from inhouse.release.rules import WHOLE, Rules, write_rules
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Row
+    from sqlalchemy import Connection, Engine
 
-REFERENCE = re.compile(r"(?P<name>[^:]+):v(?P<version>\d{1,9})")
+__all__ = ["Arm", "Deployment", "Registry", "Release", "model_path", "open_registry"]
 
-
-@dataclass(frozen=True)
-class Release:
-    """A row of the registry. `label` is what people type: `desk-routing:v3`."""
-
-    id: int
-    name: str
-    version: int
-    artifact: str
-    passed: bool
-    created: str
-
-    @property
-    def label(self) -> str:
-        """Name and version."""
-        return f"{self.name}:v{self.version}"
+URL_FILE = "registry.url"  # in a workspace: the database that its registry is in
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """A name that clients ask for, the release it points at and the one before. `generation` counts the changes."""
+class Deed:
+    """What is done, by whom, and what the audit says of it besides."""
 
-    name: str
-    release: Release
-    previous: Release | None
-    changed_at: str
-    generation: int
+    action: str
+    actor: str | None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -65,16 +65,16 @@ class Registry:
         same = select(releases).where(releases.c.name == name, releases.c.artifact == record.id)
         with reading(self.engine) as connection:
             if (known := connection.execute(same).first()) is not None:
-                return _release(known)
+                return release_of(known)
         passed = record.facts.get("passed") is True
         with writing(self.engine) as connection:
             if (known := connection.execute(same).first()) is not None:
-                return _release(known)
+                return release_of(known)
             last = connection.execute(select(func.max(releases.c.version)).where(releases.c.name == name)).scalar()
             version = (last or 0) + 1
             values = {"name": name, "version": version, "artifact": record.id, "passed": passed, "created": now()}
             connection.execute(insert(releases).values(values))
-            release = _release(connection.execute(same).one())
+            release = release_of(connection.execute(same).one())
             write_entry(connection, actor, "register", release.label, {"artifact": record.id, "passed": passed})
         return release
 
@@ -87,55 +87,160 @@ class Registry:
         query = select(releases).order_by(releases.c.id)
         with reading(self.engine) as connection:
             rows = connection.execute(query if name is None else query.where(releases.c.name == name)).all()
-        return [_release(row) for row in rows]
+        return [release_of(row) for row in rows]
 
     def show(self, reference: str) -> Release:
         """The release `name:v3`, or the one whose artifact id begins so."""
         with reading(self.engine) as connection:
-            return _find(connection, reference)
+            return find_release(connection, reference)
 
     def promote(self, deployment: str, reference: str, actor: str | None = None) -> Deployment:
-        """Point a deployment at a release.
+        """Let one release answer everything; a canary ends, a shadow stays.
 
         Raises GateFailed for a release that did not pass its gates, release.files_gone when it cannot be served.
         """
+        return self.split(deployment, {reference: WHOLE}, actor, action="promote")
+
+    def split(
+        self, deployment: str, weights: Mapping[str, int], actor: str | None = None, action: str = "split"
+    ) -> Deployment:
+        """Let several releases answer, each its part of a thousand requests; a canary ends, a shadow stays.
+
+        Raises release.weight, release.split_sum, release.split_twice, and what `promote` raises.
+        """
+        check_weights(weights)
         with writing(self.engine) as connection:
-            release = _find(connection, reference)
-            self._check_servable(release, deployment)
-            before = _deployment(connection, deployment)
-            if before is None or before.release.id != release.id:
-                previous = None if before is None else before.release.id
-                _point(connection, deployment, release.id, previous)
-                old = None if before is None else before.release.label
-                write_entry(connection, actor, "promote", deployment, {"release": release.label, "before": old})
-            return _known(connection, deployment)
+            found = {reference: find_release(connection, reference) for reference in weights}
+            live = {found[reference].id: weight for reference, weight in weights.items()}
+            if len(live) < len(weights):
+                raise UserError("release.split_twice", deployment=deployment)
+            for release in found.values():
+                self._check_servable(release, deployment)
+            old = read_layout(connection, deployment)
+            shadows = {r: w for r, w in (old.shadows if old else {}).items() if r not in live}
+            return self._change(connection, deployment, Layout(live, None, shadows), Deed(action, actor))
 
     def rollback(self, deployment: str, actor: str | None = None) -> Deployment:
-        """Point a deployment at the release before; doing it twice returns to where it was."""
+        """End the canary; without one, return to the live arms before. Doing that twice returns to where it was."""
         with writing(self.engine) as connection:
-            before = _known(connection, deployment)
-            if before.previous is None:
+            before = read_deployment(connection, deployment)
+            old = _layout(connection, deployment)
+            live = old.live if old.canary else read_before(connection, deployment)
+            if not live:
                 raise UserError("release.no_previous", deployment=deployment, release=before.release.label)
-            self._check_servable(before.previous, deployment)
-            _point(connection, deployment, before.previous.id, before.release.id)
-            change = {"release": before.previous.label, "before": before.release.label}
-            write_entry(connection, actor, "rollback", deployment, change)
-            return _known(connection, deployment)
+            if old.canary is None:
+                for release in releases_by_id(connection, set(live)).values():
+                    self._check_servable(release, deployment)
+            shadows = {r: w for r, w in old.shadows.items() if r not in live}
+            return self._change(connection, deployment, Layout(live, None, shadows), Deed("rollback", actor))
+
+    def start_canary(self, deployment: str, reference: str, weight: int, actor: str | None = None) -> Deployment:
+        """Give a release a part of the requests, on trial; the live arms share the rest.
+
+        For the release that is on trial already, only its weight changes. Raises release.weight,
+        release.already_live, release.canary_running, and what `promote` raises.
+        """
+        with writing(self.engine) as connection:
+            old = _layout(connection, deployment)
+            release = find_release(connection, reference)
+            _check_weight(release.label, weight, WHOLE - 1)
+            self._check_servable(release, deployment)
+            if release.id in old.live:
+                raise UserError("release.already_live", deployment=deployment, release=release.label)
+            if old.canary is not None and old.canary[0] != release.id:
+                running = releases_by_id(connection, {old.canary[0]})[old.canary[0]].label
+                raise UserError("release.canary_running", deployment=deployment, running=running)
+            shadows = {r: w for r, w in old.shadows.items() if r != release.id}
+            new = Layout(old.live, (release.id, weight), shadows)
+            return self._change(connection, deployment, new, Deed("canary", actor))
+
+    def advance_canary(self, deployment: str, canary: Arm, weight: int, actor: str | None = None) -> Deployment:
+        """Give the canary more requests; at 1000 it is promoted.
+
+        Nothing changes when it is not there any more with the weight that `canary` says: of several gateways that
+        decide at once, one wins.
+        """
+        with writing(self.engine) as connection:
+            old = _layout(connection, deployment)
+            if old.canary != (canary.release.id, canary.weight):
+                return read_deployment(connection, deployment)
+            new = (canary.release.id, weight)
+            if weight < WHOLE:
+                return self._change(connection, deployment, replace(old, canary=new), Deed("canary.advance", actor))
+            return self._change(connection, deployment, Layout(dict([new]), None, old.shadows), Deed("promote", actor))
+
+    def roll_back_canary(self, deployment: str, canary: Arm, reason: str, actor: str | None = None) -> Deployment:
+        """Take the canary back; `reason` goes into the audit. Nothing changes when it is gone already."""
+        with writing(self.engine) as connection:
+            old = _layout(connection, deployment)
+            if old.canary is None or old.canary[0] != canary.release.id:
+                return read_deployment(connection, deployment)
+            deed = Deed("canary.rollback", actor, {"canary": canary.release.label, "reason": reason})
+            return self._change(connection, deployment, replace(old, canary=None), deed)
+
+    def shadow(self, deployment: str, reference: str, weight: int, actor: str | None = None) -> Deployment:
+        """Send a release copies of a part of the requests, its answers to nobody; 0 ends that.
+
+        Raises release.weight, release.already_live, release.no_shadow.
+        """
+        with writing(self.engine) as connection:
+            old = _layout(connection, deployment)
+            release = find_release(connection, reference)
+            shadows = {r: w for r, w in old.shadows.items() if r != release.id}
+            if weight:
+                _check_weight(release.label, weight, WHOLE)
+                self._check_servable(release, deployment)
+                if release.id in old.live or (old.canary is not None and release.id == old.canary[0]):
+                    raise UserError("release.already_live", deployment=deployment, release=release.label)
+                shadows[release.id] = weight
+            elif release.id not in old.shadows:
+                raise UserError("release.no_shadow", deployment=deployment, release=release.label)
+            return self._change(connection, deployment, replace(old, shadows=shadows), Deed("shadow", actor))
+
+    def set_rules(self, deployment: str, rules: Rules, actor: str | None = None) -> Deployment:
+        """Replace the rules of a deployment."""
+        from sqlalchemy import update
+
+        from inhouse.release.tables import deployments
+
+        with writing(self.engine) as connection:
+            before = read_deployment(connection, deployment)
+            if before.rules == rules:
+                return before
+            values = {"rules": write_rules(rules), "generation": deployments.c.generation + 1, "changed_at": now()}
+            connection.execute(update(deployments).where(deployments.c.name == deployment).values(values))
+            write_entry(connection, actor, "rules", deployment, {"rules": json.loads(write_rules(rules))})
+            return read_deployment(connection, deployment)
+
+    def _change(self, connection: Connection, name: str, new: Layout, deed: Deed) -> Deployment:
+        """Write a new layout and its audit entry; the same as before is no change."""
+        old = read_layout(connection, name)
+        if old is not None and old.rows() == new.rows():
+            return read_deployment(connection, name)
+        before = None if old is None else releases_by_id(connection, {main_of(old.live)})[main_of(old.live)].label
+        write_layout(connection, name, new)
+        found = read_deployment(connection, name)
+        arms = [{"release": a.release.label, "weight": a.weight, "role": a.role} for a in found.arms]
+        detail = {"release": found.release.label, "before": before, "arms": arms, **deed.facts}
+        write_entry(connection, deed.actor, deed.action, name, detail)
+        return found
 
     def deployment(self, name: str) -> Deployment:
         """What a deployment points at; raises release.deployment_unknown."""
         with reading(self.engine) as connection:
-            return _known(connection, name)
+            return read_deployment(connection, name)
 
     def deployments(self) -> list[Deployment]:
         """Every deployment, by name."""
         with reading(self.engine) as connection:
-            return [_known(connection, name) for name in _names(connection)]
+            return [read_deployment(connection, name) for name in deployment_names(connection)]
 
-    def audit(self, limit: int = 100) -> list[AuditEntry]:
-        """The latest changes, newest first."""
+    def audit(self, limit: int = 100, deployment: str | None = None) -> list[AuditEntry]:
+        """The latest changes, newest first; of one deployment, or of everything."""
         with reading(self.engine) as connection:
-            return read_entries(connection, limit)
+            if deployment is not None:
+                read_deployment(connection, deployment)
+            return read_entries(connection, limit, deployment)
 
     def note(self, action: str, subject: str, actor: str | None, detail: dict[str, Any]) -> None:
         """Add to the audit what happened outside the registry, such as an engine that did not load."""
@@ -156,9 +261,20 @@ class Registry:
 
 
 def open_registry(store: Store, url: str | None = None) -> Registry:
-    """The registry of a workspace: `registry.db` in it, or the database at an SQLAlchemy URL."""
+    """The registry of a workspace: the database at an SQLAlchemy URL, else `registry.db` in the workspace.
+
+    The URL is the one given, else INHOUSE_DATABASE_URL, else what the workspace's file `registry.url` says.
+    """
     store.create()
+    url = url or settings().database_url or _noted_url(store)
     return Registry(store, connect(url or sqlite_url(store.root / "registry.db")))
+
+
+def _noted_url(store: Store) -> str | None:
+    try:
+        return (store.root / URL_FILE).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def model_path(store: Store, artifact: str) -> Path:
@@ -171,66 +287,22 @@ def model_path(store: Store, artifact: str) -> Path:
     return path
 
 
-def _release(row: Row[Any]) -> Release:
-    return Release(row.id, row.name, row.version, row.artifact, row.passed, row.created)
+def check_weights(weights: Mapping[str, int]) -> None:
+    """Weights of a split: each from 1 to 1000, together 1000."""
+    for label, weight in weights.items():
+        _check_weight(label, weight, WHOLE)
+    if sum(weights.values()) != WHOLE:
+        raise UserError("release.split_sum", found=f"{sum(weights.values()) / 10:g}")
 
 
-def _find(connection: Connection, reference: str) -> Release:
-    from sqlalchemy import select
-
-    from inhouse.release.tables import releases
-
-    query = select(releases).order_by(releases.c.id)
-    if match := REFERENCE.fullmatch(reference):
-        query = query.where(releases.c.name == match["name"], releases.c.version == int(match["version"]))
-    else:
-        query = query.where(releases.c.artifact.startswith(reference, autoescape=True))
-    rows = connection.execute(query).all() if reference else []
-    if len(rows) != 1:
-        raise UserError("release.ambiguous" if rows else "release.unknown", release=reference, found=len(rows))
-    return _release(rows[0])
+def _check_weight(label: str, weight: int, most: int) -> None:
+    if not 1 <= weight <= most:
+        raise UserError("release.weight", release=label, weight=f"{weight / 10:g}", most=f"{most / 10:g}")
 
 
-def _names(connection: Connection) -> list[str]:
-    from sqlalchemy import select
-
-    from inhouse.release.tables import deployments
-
-    return list(connection.execute(select(deployments.c.name).order_by(deployments.c.name)).scalars())
-
-
-def _deployment(connection: Connection, name: str) -> Deployment | None:
-    from sqlalchemy import select
-
-    from inhouse.release.tables import deployments, releases
-
-    row = connection.execute(select(deployments).where(deployments.c.name == name)).first()
-    if row is None:
-        return None
-    wanted = [i for i in (row.release, row.previous) if i is not None]
-    found = {r.id: _release(r) for r in connection.execute(select(releases).where(releases.c.id.in_(wanted)))}
-    return Deployment(row.name, found[row.release], found.get(row.previous), row.changed_at, row.generation)
-
-
-def _known(connection: Connection, name: str) -> Deployment:
-    found = _deployment(connection, name)
-    if found is None:
-        known = ", ".join(_names(connection)) or "-"
-        raise UserError("release.deployment_unknown", deployment=name, known=known)
+def _layout(connection: Connection, name: str) -> Layout:
+    """The layout of a deployment that is there; raises release.deployment_unknown."""
+    read_deployment(connection, name)
+    found = read_layout(connection, name)
+    assert found is not None  # a deployment has live arms from its first change on
     return found
-
-
-def _point(connection: Connection, name: str, release: int, previous: int | None) -> None:
-    """Write the deployment's row: update, then insert when there was none (both inside one write lock)."""
-    from sqlalchemy import insert, update
-
-    from inhouse.release.tables import deployments
-
-    values = {"release": release, "previous": previous, "changed_at": now()}
-    changed = connection.execute(
-        update(deployments)
-        .where(deployments.c.name == name)
-        .values({**values, "generation": deployments.c.generation + 1})
-    )
-    if changed.rowcount == 0:
-        connection.execute(insert(deployments).values({"name": name, **values, "generation": 1}))

@@ -1,0 +1,121 @@
+"""The keys that open a workspace's deployments: what each may do, and how much."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from inhouse.api.request import Request
+from inhouse.core.artifact import Frozen
+from inhouse.core.errors import UserError
+from inhouse.release.keys import USUAL, Key, Limits, Scope, list_keys, revoke_key, rotate_key
+from inhouse.release.keys import create_key as make_key
+from inhouse.release.registry import open_registry
+
+
+class KeyLine(Frozen):
+    """What is known of a key."""
+
+    id: int
+    name: str
+    prefix: str
+    scopes: tuple[Scope, ...]
+    models: tuple[str, ...]
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    tokens_per_day: int | None
+    created: str
+    expires: str | None
+    revoked: str | None
+
+
+class Keys(Frozen):
+    """Every key, oldest first."""
+
+    keys: tuple[KeyLine, ...]
+
+
+class NewKey(Frozen):
+    """A key that was made now; the token is in no other place."""
+
+    id: int
+    name: str
+    token: str
+
+
+class CreateKeyRequest(Request):
+    """A new key."""
+
+    name: str = Field(description="who or what will use it", min_length=1, max_length=64)
+    scopes: tuple[Scope, ...] = Field(USUAL, description="what it may do; all but admin when left out")
+    models: tuple[str, ...] = Field((), description="deployments that it may use; every one when left out")
+    requests_per_minute: int | None = Field(None, ge=1, le=10**7, description="requests a minute; no limit if absent")
+    tokens_per_minute: int | None = Field(None, ge=1, le=10**12, description="tokens a minute; no limit if absent")
+    tokens_per_day: int | None = Field(None, ge=1, le=10**15, description="tokens a day (UTC); no limit if absent")
+    expires_days: float | None = Field(None, gt=0, le=36500, description="days until it expires")
+
+
+class RevokeKeyRequest(Request):
+    """A key to revoke."""
+
+    name: str = Field(description="its name or prefix")
+
+
+class RotateKeyRequest(RevokeKeyRequest):
+    """A key that gets a new token."""
+
+    grace_hours: float = Field(0.0, ge=0, le=8784, description="hours that the old token opens still")
+
+
+def show_keys(request: Request) -> Keys:
+    """The keys of this workspace, without their secrets."""
+    return Keys(keys=tuple(_line(key) for key in list_keys(open_registry(request.store).engine)))
+
+
+def create_key(request: CreateKeyRequest) -> NewKey:
+    """Make a key; its token is shown once. Raises release.deployment_unknown for a model that is none."""
+    registry = open_registry(request.store)
+    for model in request.models:
+        registry.deployment(model)
+    limits = Limits(
+        scopes=tuple(dict.fromkeys(request.scopes)) or USUAL,
+        models=tuple(dict.fromkeys(request.models)),
+        requests_per_minute=request.requests_per_minute,
+        tokens_per_minute=request.tokens_per_minute,
+        tokens_per_day=request.tokens_per_day,
+    )
+    if not request.name.isprintable():
+        raise UserError("keys.bad_name")
+    expires = None if request.expires_days is None else timedelta(days=request.expires_days)
+    token, key = make_key(registry.engine, request.name, expires, limits)
+    return NewKey(id=key.id, name=key.name, token=token)
+
+
+def end_key(request: RevokeKeyRequest) -> Keys:
+    """Revoke a key; running servers refuse it within a second."""
+    revoke_key(open_registry(request.store).engine, request.name)
+    return show_keys(request)
+
+
+def renew_key(request: RotateKeyRequest) -> NewKey:
+    """Give a key a new token, shown once; its limits, files and batches stay."""
+    token, key = rotate_key(open_registry(request.store).engine, request.name, timedelta(hours=request.grace_hours))
+    return NewKey(id=key.id, name=key.name, token=token)
+
+
+def _line(key: Key) -> KeyLine:
+    limits = key.limits
+    return KeyLine(
+        id=key.id,
+        name=key.name,
+        prefix=key.prefix,
+        scopes=limits.scopes,
+        models=limits.models,
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        tokens_per_day=limits.tokens_per_day,
+        created=key.created,
+        expires=key.expires,
+        revoked=key.revoked,
+    )

@@ -1,0 +1,45 @@
+"""How keys look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from inhouse.cli.table import table
+from inhouse.core.messages import text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from inhouse.api.keys import KeyLine, Keys, NewKey
+
+
+def keys(result: Keys, console: Console) -> None:
+    """Keys without their secrets."""
+    if not result.keys:
+        console.print(text("cell.no_keys"))
+        return
+    columns = ("name", "key", "scopes", "models", "limits", "created_at", "expires", "revoked")
+    table(console, *(text(f"cell.{c}") for c in columns), rows=[_row(k) for k in result.keys])
+
+
+def new_key(result: NewKey, console: Console) -> None:
+    """The token, once."""
+    console.print(text("cell.new_key", name=result.name))
+    print(result.token)
+
+
+def _row(key: KeyLine) -> tuple[str, ...]:
+    """One key; limits as `60 req/min`."""
+    limits = {
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+        "tokens_per_day": key.tokens_per_day,
+    }
+    shown = ", ".join(text(f"cell.{name}", count=f"{count:,}") for name, count in limits.items() if count is not None)
+    models = ", ".join(key.models) or text("cell.all_models")
+    dates = (key.created[:10], (key.expires or "")[:16], (key.revoked or "")[:16])
+    return key.name, f"{key.prefix}…", ", ".join(key.scopes), models, shown, *dates
+
+
+VIEWS: dict[str, Callable[[Any, Console], None]] = {"keys": keys, "new_key": new_key}
