@@ -35,6 +35,7 @@ class Constraint:
 
     kind: Limit
     value: Any = None  # the schema, the expression, the grammar or the tuple of choices
+    lark: str | None = None  # the same in llguidance's notation, once it was compiled; llama.cpp takes it as `grammar`
 
 
 @dataclass(frozen=True, slots=True)
