@@ -53,11 +53,11 @@ def engine() -> Iterator[Engine]:
         server.server_close()
 
 
-def deltas_of(engine: RunningEngine, silence_s: float = 5.0) -> list[list[Delta]]:
-    async def collect() -> list[list[Delta]]:
+def deltas_of(engine: RunningEngine, silence_s: float = 5.0) -> list[Delta]:
+    async def collect() -> list[Delta]:
         serving = LlamaCppServing(engine, EngineSettings(silence_s=silence_s))
         try:
-            return [deltas async for deltas in serving.submit(ASK)]
+            return [delta async for deltas in serving.submit(ASK) for delta in deltas]
         finally:
             await serving.close()
 
@@ -73,9 +73,9 @@ def test_pieces_come_until_the_end_mark_and_comments_are_skipped(engine: Engine)
         b'data: [DONE]\n\ndata: {"never": 1}\n\n'
     )
     assert deltas_of(engine(200, events)) == [
-        [Delta(tokens=0)],
-        [Delta("Hi", index=1)],
-        [Delta(tokens=0, usage=Usage(5, 1, prefill_s=0.002))],
+        Delta(tokens=0),
+        Delta("Hi", index=1),
+        Delta(tokens=0, usage=Usage(5, 1, prefill_s=0.002)),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import re
 import threading
@@ -10,21 +11,19 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from inhouse.core.errors import InhouseError
-from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent
+from inhouse.core.serving import EngineLost, EngineRefused
 from inhouse.engines.backend import EngineSettings
+from inhouse.engines.http_stream import Origin
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
+from inhouse.engines.openai_deltas import refused
 from inhouse.engines.process import Child, Supervisor
-
-if TYPE_CHECKING:
-    import aiohttp
 
 TOGETHER = 32  # texts in one request to llama.cpp: those of other callers get their turn in between
 MOST_CONTEXT = 8192  # the whole text is one step, and the memory for a step grows with its length
 RETRY_S = 10.0  # a server that did not start is not tried again before
-CONNECT_S = 5.0
 NO_POOLING = 0  # llama.cpp's number in the file for a model that was not made for embeddings
 TOO_LONG = re.compile(rb"input \((\d+) tokens\) is (?:too large|larger)")  # llama.cpp has no code for it
 log = logging.getLogger("inhouse.engines")
@@ -90,9 +89,7 @@ def pooling(model: Path) -> Literal["mean", "model"]:
     return "mean" if told == NO_POOLING else "model"
 
 
-async def embed(
-    http: aiohttp.ClientSession, server: RunningEngine, texts: Sequence[str] | Sequence[Sequence[int]], silence_s: float
-) -> tuple[list[list[float]], int]:
+async def embed(origin: Origin, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
     """One vector of unit length a text, and the number of tokens read.
 
     Raises EngineLost, EngineSilent, EngineRefused.
@@ -100,40 +97,20 @@ async def embed(
     vectors: list[list[float]] = []
     tokens = 0
     for begin in range(0, len(texts), TOGETHER):
-        answer = await _post(http, server, texts[begin : begin + TOGETHER], silence_s)
+        # base64: a tenth of the time that JSON's numbers take
+        body = {"input": list(texts[begin : begin + TOGETHER]), "encoding_format": "base64"}
+        status, said = await origin.call("/v1/embeddings", json.dumps(body).encode())
+        if status != 200:
+            found = TOO_LONG.search(said)
+            raise EngineRefused("context", int(found[1])) if found else refused(status, said)
         try:
+            answer = json.loads(said)
             entries = sorted(answer["data"], key=lambda entry: entry["index"])
             vectors.extend(_floats(entry["embedding"]) for entry in entries)
             tokens += int(answer["usage"]["prompt_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             raise EngineLost from error
     return vectors, tokens
-
-
-async def _post(
-    http: aiohttp.ClientSession, server: RunningEngine, texts: Sequence[Any], silence_s: float
-) -> dict[str, Any]:
-    import aiohttp
-
-    from inhouse.engines.openai_deltas import refused
-
-    body = {"input": list(texts), "encoding_format": "base64"}  # a tenth of the time that JSON's numbers take
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
-    try:
-        async with http.post(
-            f"{server.url}/v1/embeddings", json=body, headers=server.headers, timeout=limits
-        ) as response:
-            if response.status != 200:
-                said = await response.read()
-                if found := TOO_LONG.search(said):
-                    raise EngineRefused("context", int(found[1]))
-                raise refused(response.status, said)
-            answer: dict[str, Any] = await response.json()
-            return answer
-    except aiohttp.SocketTimeoutError as error:
-        raise EngineSilent from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise EngineLost from error
 
 
 def _floats(encoded: str) -> list[float]:

@@ -5,32 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inhouse.core.serving import (
-    Ask,
-    Capabilities,
-    Constraint,
-    Delta,
-    EngineLost,
-    EngineRefused,
-    EngineSilent,
-    Sampling,
-    Stats,
-    Usage,
-)
+from inhouse.core.serving import Ask, Capabilities, Constraint, Delta, EngineLost, EngineRefused, Sampling, Stats
 from inhouse.engines.backend import EngineSettings
+from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.llamacpp_embedding import Embedder, embed
+from inhouse.engines.openai_deltas import refused, streamed
 from inhouse.engines.process import Child
 
-if TYPE_CHECKING:
-    import aiohttp
-
-LINE_BYTES = 2**20  # a chunk with 20 log-probabilities per token is about 4 KB
-CONNECT_S = 5.0
 SEEDS = 2**32 - 1  # 32 bits, and the largest value means 'random'
 # Neutral where a request says nothing: llama.cpp's own defaults (top_k 40, top_p 0.95, min_p 0.05) would make the
 # same request mean another distribution than on other engines.
@@ -89,48 +76,28 @@ class LlamaCppServing:
             prefix_cache=True,
             most_parallel=settings.parallel,
         )
-        self._silence_s = settings.silence_s
         self._embedder = embedder
-        self._session: aiohttp.ClientSession | None = None
+        self._patience = Patience(silence_s=settings.silence_s, most_idle=settings.parallel)
+        self._origin = Origin(server.url, server.headers, self._patience)
+        self._embedding: tuple[RunningEngine, Origin] | None = None
 
     async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
         """The answer as it is made; closing the generator closes the connection, which frees the slot."""
-        import aiohttp
-        from aiohttp.http_exceptions import HttpProcessingError  # a line that is too long is no ClientError
-
         # Always streamed: llama.cpp notices only in a stream that the client has gone.
         body = request_body(ask) | {"stream": True, "stream_options": {"include_usage": True}}
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._silence_s)
-        try:
-            async with self._http().post(
-                self.server.url + path, json=body, headers=self.server.headers, timeout=limits
-            ) as response:
-                if response.status != 200:
-                    raise _refusal(await response.read(), response.status)
-                async for line in response.content:
-                    if not line.startswith(b"data: "):
-                        continue
-                    if line.startswith(b"data: [DONE]"):
-                        return
-                    chunk = json.loads(line[6:])
-                    if isinstance(chunk, dict):  # llama.cpp sends a `null` first in some cases
-                        if "error" in chunk:
-                            raise _refusal(line[6:], 500)
-                        if deltas := deltas_of(chunk):
-                            yield deltas
-        except aiohttp.SocketTimeoutError as error:
-            raise EngineSilent from error
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-            raise EngineLost from error
-        raise EngineLost
+        async with aclosing(streamed(self._origin, path, _encoded(body))) as pieces:
+            async for deltas in pieces:
+                yield deltas
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         """One vector a text, from the second server that llama.cpp needs for them; the first call starts it."""
         if self._embedder is None:
             raise EngineRefused("unsupported")
         server = await asyncio.to_thread(self._embedder.running)
-        return await embed(self._http(), server, texts, self._silence_s)
+        if self._embedding is None or self._embedding[0] is not server:
+            self._embedding = (server, Origin(server.url, server.headers, self._patience))
+        return await embed(self._embedding[1], texts)
 
     async def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids."""
@@ -152,29 +119,23 @@ class LlamaCppServing:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    def _http(self) -> aiohttp.ClientSession:
-        import aiohttp
-
-        if self._session is None:
-            # llama.cpp closes a connection after a stream without saying so: a request that reuses it would fail.
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector, read_bufsize=LINE_BYTES, trust_env=False)
-        return self._session
+        await self._origin.close()
+        if self._embedding is not None:
+            await self._embedding[1].close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        import aiohttp
-
+        status, said = await self._origin.call(path, _encoded(body))
+        if status != 200:
+            raise refused(status, said)
         try:
-            async with self._http().post(self.server.url + path, json=body, headers=self.server.headers) as response:
-                if response.status != 200:
-                    raise _refusal(await response.read(), response.status)
-                found: dict[str, Any] = await response.json()
-                return found
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            found: dict[str, Any] = json.loads(said)
+        except ValueError as error:
             raise EngineLost from error
+        return found
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def request_body(ask: Ask) -> dict[str, Any]:
@@ -230,55 +191,3 @@ def _constraint(asked: Constraint) -> dict[str, Any]:
     if asked.kind == "choice":
         return {"grammar": "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in asked.value)}
     return {"json_schema": {"type": "string", "pattern": asked.value}}
-
-
-def deltas_of(chunk: Mapping[str, Any]) -> list[Delta]:
-    """One chunk of the stream as what each choice gained; the usage stands in a delta of its own."""
-    found = [_delta(raw) for raw in chunk.get("choices", ())]
-    usage = chunk.get("usage")
-    if usage:
-        timings = chunk.get("timings") or {}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-        spent = Usage(
-            prompt=int(usage["prompt_tokens"]),
-            answer=int(usage["completion_tokens"]),
-            cached=int(cached or timings.get("cache_n", 0)),
-            prefill_s=_seconds(timings.get("prompt_ms")),
-            decode_s=_seconds(timings.get("predicted_ms")),
-        )
-        found.append(Delta(tokens=0, usage=spent))
-    return found
-
-
-def _delta(raw: Mapping[str, Any]) -> Delta:
-    gained = raw.get("delta")
-    ends = raw.get("finish_reason")
-    logprobs = (raw.get("logprobs") or {}).get("content")
-    if gained is None:
-        return Delta(raw.get("text") or "", raw["index"], 1 if raw.get("text") else 0, ends, logprobs)
-    text = gained.get("content") or ""
-    return Delta(
-        text,
-        raw["index"],
-        0 if "role" in gained and not text else 1,
-        ends,
-        logprobs,
-        gained.get("tool_calls"),
-        gained.get("reasoning_content"),
-    )
-
-
-def _seconds(milliseconds: Any) -> float | None:
-    return milliseconds / 1000 if isinstance(milliseconds, int | float) else None
-
-
-def _refusal(body: bytes, status: int) -> EngineRefused:
-    """Our words for the engine's: its messages may name paths and addresses."""
-    try:
-        error = json.loads(body)["error"]
-        kind, tokens = error.get("type"), error.get("n_prompt_tokens")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        kind, tokens = None, None
-    if kind == "exceed_context_size_error":
-        return EngineRefused("context", tokens if isinstance(tokens, int) else None)
-    return EngineRefused("invalid" if status in (400, 413, 422) else "failed")
