@@ -81,10 +81,10 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
 
 
 def _adapt(parameters: Any, adapters: dict[str, str]) -> None:
-    """Load every adapter, and use none of them: each request says which."""
+    """Load every adapter with scale 0: each request says which it wants."""
     from xllamacpp import CommonAdapterLoraInfo
 
-    # Scale 0 here, for `lora_init_without_apply` leaves them on.
+    # `lora_init_without_apply` would leave them at 1 (llama.cpp issue 28674).
     parameters.lora_adapters = [CommonAdapterLoraInfo(path, 0.0) for path in adapters.values()]
 
 
