@@ -46,4 +46,4 @@ def endpoint(
 ) -> Endpoint:
     """The server that most tests share."""
     registry = workspace_with_two_releases(tmp_path_factory.mktemp("served"), smollm2_gguf)
-    return launch_on(registry, ServeParams(port=0, queue=8))
+    return launch_on(registry, ServeParams(port=0, queue=8, embeddings=True))

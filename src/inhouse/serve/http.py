@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,6 +20,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 READ_BODY_S = 30.0
+HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MOST_NAMES = 20  # of ignored fields, in a header
 STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
 
@@ -34,6 +38,13 @@ class Connection:
         self.request_id = request_id
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
+
+    def tell(self, release: str, ignored: Iterable[str]) -> None:
+        """Say in headers which release answers, and which fields of the body were not looked at."""
+        self.headers.append((b"x-inhouse-release", release.encode()))
+        names = [name if HEADER_NAME.fullmatch(name) else "?" for name in islice(ignored, MOST_NAMES)]
+        if names:
+            self.headers.append((b"x-inhouse-ignored-fields", ",".join(names).encode()))
 
     async def start(self, status: int, content_type: bytes, extra: Iterable[Header] = ()) -> None:
         """Send status and headers."""

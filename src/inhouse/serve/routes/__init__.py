@@ -16,7 +16,8 @@ from inhouse.serve.http import Call
 from inhouse.serve.metrics import Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
 
-FAMILIES = ("status", "models", "chat")  # modules of this package, each with a tuple ROUTES
+# Modules of this package, each with a tuple ROUTES.
+FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank")
 
 
 @dataclass

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from inhouse.serve.http import Call, Connection
 from inhouse.serve.replies import Reply, StreamReply, WholeReply
 from inhouse.serve.requests import Asked, ChatBody, CompletionBody, prepare, read_chat, read_completion
 from inhouse.serve.routes import Route, Services
-
-HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class OpenAiFace:
@@ -27,10 +24,7 @@ class OpenAiFace:
 
 def mark(connection: Connection, asked: Asked, release: str) -> None:
     """The headers that all faces over HTTP share."""
-    connection.headers.append((b"x-inhouse-release", release.encode()))
-    if asked.ignored:
-        names = [name if HEADER_NAME.fullmatch(name) else "?" for name in asked.ignored[:20]]
-        connection.headers.append((b"x-inhouse-ignored-fields", ",".join(names).encode()))
+    connection.tell(release, asked.ignored)
 
 
 async def chat(services: Services, call: Call) -> None:

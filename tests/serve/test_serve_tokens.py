@@ -1,0 +1,69 @@
+"""Token counts in vLLM's shapes: what a client counts is what it is charged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serve_endpoint import Endpoint
+
+pytestmark = pytest.mark.real
+TEXT = "The sea 海 is blue 😀."
+
+
+@pytest.fixture
+def http(endpoint: Endpoint) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    with httpx.Client(base_url=endpoint.url, headers=headers, timeout=60, trust_env=False) as session:
+        yield session
+
+
+def test_tokens_of_a_text_come_back_as_the_text(http: httpx.Client) -> None:
+    told = http.post("/tokenize", json={"model": "desk", "prompt": TEXT, "add_special_tokens": False}).json()
+    assert told["count"] == len(told["tokens"]) > 5 and told["max_model_len"] == 512
+    assert http.post("/detokenize", json={"model": "desk", "tokens": told["tokens"]}).json() == {"prompt": TEXT}
+
+
+def test_special_tokens_are_text_where_they_were_not_asked_for(http: httpx.Client) -> None:
+    end = "<|im_end|>"
+    special = http.post("/tokenize", json={"prompt": end}).json()
+    plain = http.post("/tokenize", json={"prompt": end, "add_special_tokens": False}).json()
+    assert special["count"] == 1 and plain["count"] > 1
+
+
+def test_count_of_a_conversation_is_the_one_that_the_answer_is_charged_for(http: httpx.Client) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": TEXT}]
+    told = http.post("/tokenize", json={"model": "desk", "messages": messages}).json()
+    answer = http.post("/v1/chat/completions", json={"model": "desk", "messages": messages, "max_tokens": 1}).json()
+    assert told["count"] == answer["usage"]["prompt_tokens"]
+
+
+def test_strings_of_the_tokens_join_to_the_text(http: httpx.Client) -> None:
+    told = http.post("/tokenize", json={"prompt": "The sea is blue.", "return_token_strs": True}).json()
+    assert "".join(told["token_strs"]) == "The sea is blue." and len(told["token_strs"]) == told["count"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}),
+        ("/tokenize", {"messages": [{"role": "root", "content": "a"}]}),
+        ("/tokenize", {"messages": [3]}),
+        ("/tokenize", {"prompt": 3}),
+        ("/detokenize", {"tokens": ["a"]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": [10**9]}),
+        ("/detokenize", {}),
+    ],
+)
+def test_request_that_cannot_be_counted_is_refused(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    reply = http.post(path, json=body)
+    assert reply.status_code == 400 and reply.json()["error"]["type"] == "invalid_request_error"
+    assert http.post("/tokenize", json={"prompt": "a"}).status_code == 200  # and the engine is alive
+
+
+def test_another_model_is_not_counted(http: httpx.Client) -> None:
+    assert http.post("/tokenize", json={"model": "nobody", "prompt": "a"}).status_code == 404
