@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from inhouse.api.deployments import DeploymentLine, line_of
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.store import Store
@@ -24,12 +25,6 @@ class PromoteRequest(ReleaseRequest):
     """A release, and the deployment it goes to."""
 
     deployment: str | None = Field(None, description="deployment to point at the release; its project's when left out")
-
-
-class RollbackRequest(Request):
-    """One deployment."""
-
-    deployment: str = Field(description="name that clients ask for")
 
 
 class ReleaseLine(Frozen):
@@ -56,15 +51,6 @@ class ReleaseDetail(Frozen):
     evidence_file: Path
 
 
-class Deployed(Frozen):
-    """What a deployment points at after a change."""
-
-    deployment: str
-    release: str
-    previous: str | None
-    changed_at: str
-
-
 def list_releases(request: Request) -> Releases:
     """The registry of this workspace."""
     registry = open_registry(request.store)
@@ -82,17 +68,12 @@ def show_release(request: ReleaseRequest) -> ReleaseDetail:
     return ReleaseDetail(line=line, evidence=evidence, evidence_file=folder / "evidence.md")
 
 
-def promote_release(request: PromoteRequest) -> Deployed:
+def promote_release(request: PromoteRequest) -> DeploymentLine:
     """Point a deployment at a release: one transaction, refused when its gates failed."""
     registry = open_registry(request.store)
     found = registry.show(request.release)
     name = request.deployment or _deployment_of(request.store, found)
-    return _deployed(registry.promote(name, found.label))
-
-
-def rollback_deployment(request: RollbackRequest) -> Deployed:
-    """Point a deployment back at the release before."""
-    return _deployed(open_registry(request.store).rollback(request.deployment))
+    return line_of(registry.promote(name, found.label))
 
 
 def _deployment_of(store: Store, release: Release) -> str:
@@ -107,10 +88,5 @@ def _line(release: Release, deployments: list[Deployment]) -> ReleaseLine:
         artifact=release.artifact,
         passed=release.passed,
         created=release.created,
-        deployments=tuple(d.name for d in deployments if d.release.id == release.id),
+        deployments=tuple(d.name for d in deployments if any(a.release.id == release.id for a in d.arms)),
     )
-
-
-def _deployed(found: Deployment) -> Deployed:
-    previous = found.previous.label if found.previous else None
-    return Deployed(deployment=found.name, release=found.release.label, previous=previous, changed_at=found.changed_at)

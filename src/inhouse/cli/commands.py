@@ -65,12 +65,27 @@ COMMANDS = (
     Command(("bench", "train"), "compare:bench_train", "bench_train", project=True, long=True),
     Command(("bench", "learning-curve"), "learning_curve:learning_curve", "learning_curve", project=True, long=True),
     Command(("bench", "ablation"), "ablation:ablation", "ablation", project=True, long=True),
+    Command(("bench", "long-context"), "long_context:bench_long_context", "long_context", project=True, long=True),
     _until("evaluate", "evaluate"),
     _until("compress", "compress"),
     Command(("release", "list"), "releases:list_releases", "releases"),
     Command(("release", "show"), "releases:show_release", "release", arguments=("release",)),
     Command(("release", "promote"), "releases:promote_release", "promoted", arguments=("release",)),
-    Command(("release", "rollback"), "releases:rollback_deployment", "promoted", arguments=("deployment",)),
+    Command(("release", "rollback"), "deployments:rollback_deployment", "promoted", arguments=("deployment",)),
+    Command(("deployments", "list"), "deployments:list_deployments", "deployments"),
+    Command(("deployments", "show"), "deployments:show_deployment", "deployment", arguments=("deployment",)),
+    Command(("deployments", "split"), "deployments:split_deployment", "promoted", arguments=("deployment", "shares")),
+    Command(("deployments", "canary"), "deployments:start_canary", "promoted", arguments=("deployment", "release")),
+    Command(
+        ("deployments", "shadow"), "deployments:shadow_deployment", "promoted", arguments=("deployment", "release")
+    ),
+    Command(
+        ("deployments", "promote"), "deployments:promote_deployment", "promoted", arguments=("deployment", "release")
+    ),
+    Command(("deployments", "rollback"), "deployments:rollback_deployment", "promoted", arguments=("deployment",)),
+    Command(("deployments", "report"), "deployments:report_deployment", "deployment_report", arguments=("deployment",)),
+    Command(("deployments", "rules"), "deployments:change_rules", "deployment", arguments=("deployment", "changes")),
+    Command(("deployments", "history"), "deployments:show_history", "deployment_history", arguments=("deployment",)),
     Command(("serve",), "serving:serve", "served", arguments=("deployment",)),
     Command(("chat",), "serving:open_chat", "", arguments=("message",), action="chat"),
     Command(("keys", "list"), "keys:show_keys", "keys"),

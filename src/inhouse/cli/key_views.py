@@ -19,7 +19,7 @@ def keys(result: Keys, console: Console) -> None:
     if not result.keys:
         console.print(text("cell.no_keys"))
         return
-    columns = ("name", "key", "scopes", "models", "limits", "created_at", "expires", "revoked")
+    columns = ("name", "key", "scopes", "models", "limits", "state")
     table(console, *(text(f"cell.{c}") for c in columns), rows=[_row(k) for k in result.keys])
 
 
@@ -30,7 +30,7 @@ def new_key(result: NewKey, console: Console) -> None:
 
 
 def _row(key: KeyLine) -> tuple[str, ...]:
-    """One key; limits as `60 req/min`."""
+    """One key; its limits as `60 req/min`."""
     limits = {
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,
@@ -38,8 +38,13 @@ def _row(key: KeyLine) -> tuple[str, ...]:
     }
     shown = ", ".join(text(f"cell.{name}", count=f"{count:,}") for name, count in limits.items() if count is not None)
     models = ", ".join(key.models) or text("cell.all_models")
-    dates = (key.created[:10], (key.expires or "")[:16], (key.revoked or "")[:16])
-    return key.name, f"{key.prefix}…", ", ".join(key.scopes), models, shown, *dates
+    return key.name, f"{key.prefix}…", ", ".join(key.scopes), models, shown, _state(key)
+
+
+def _state(key: KeyLine) -> str:
+    if key.revoked is not None:
+        return text("cell.key_revoked", moment=key.revoked[:10])
+    return "" if key.expires is None else text("cell.key_until", moment=key.expires[:16])
 
 
 VIEWS: dict[str, Callable[[Any, Console], None]] = {"keys": keys, "new_key": new_key}

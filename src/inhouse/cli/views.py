@@ -14,9 +14,11 @@ from inhouse.cli import (
     compare_views,
     data_views,
     dataset_views,
+    deployment_views,
     key_views,
     label_views,
     launch_views,
+    long_context_views,
     token_views,
     train_views,
 )
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from inhouse.api.lineage import Lineage
     from inhouse.api.models import Model, Models
     from inhouse.api.project import Created, Schema
-    from inhouse.api.releases import Deployed, ReleaseDetail, ReleaseLine, Releases
+    from inhouse.api.releases import ReleaseDetail, ReleaseLine, Releases
     from inhouse.api.reports import Report
     from inhouse.api.retune import RetuneResult
     from inhouse.api.run import RunResult, TableLine
@@ -174,13 +176,6 @@ def release(result: ReleaseDetail, console: Console) -> None:
     console.print(f"[dim]{result.evidence_file}[/]")
 
 
-def deployed(result: Deployed, console: Console) -> None:
-    """Where a deployment points now."""
-    console.print(
-        text("cell.deployed", deployment=result.deployment, release=result.release, previous=result.previous or "-")
-    )
-
-
 def jobs(result: Jobs, console: Console) -> None:
     """Jobs, newest first."""
     if not result.jobs:
@@ -276,7 +271,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "launched": launch_views.launched,
     "releases": releases,
     "release": release,
-    "promoted": deployed,
+    **deployment_views.VIEWS,
     "jobs": jobs,
     "job": job,
     "lineage": lineage,
@@ -290,6 +285,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     **data_views.VIEWS,
     **train_views.VIEWS,
     **compare_views.VIEWS,
+    **long_context_views.VIEWS,
     "tokens": token_views.tokens,
     "labelled": label_views.labelled,
     "label_errors": label_views.label_errors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from inhouse.release.arms import (
 from inhouse.release.audit import AuditEntry, now, read_entries, write_entry
 from inhouse.release.database import connect
 from inhouse.release.rules import WHOLE, Rules, write_rules
+from inhouse.release.settings import NAME
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -109,6 +111,8 @@ class Registry:
         Raises release.weight, release.split_sum, release.split_twice, and what `promote` raises.
         """
         check_weights(weights)
+        if not re.fullmatch(NAME, deployment):
+            raise UserError("release.bad_name", deployment=deployment[:64])
         with writing(self.engine) as connection:
             found = {reference: find_release(connection, reference) for reference in weights}
             live = {found[reference].id: weight for reference, weight in weights.items()}
@@ -134,11 +138,13 @@ class Registry:
             shadows = {r: w for r, w in old.shadows.items() if r not in live}
             return self._change(connection, deployment, Layout(live, None, shadows), Deed("rollback", actor))
 
-    def start_canary(self, deployment: str, reference: str, weight: int, actor: str | None = None) -> Deployment:
+    def start_canary(
+        self, deployment: str, reference: str, weight: int, actor: str | None = None, rules: Rules | None = None
+    ) -> Deployment:
         """Give a release a part of the requests, on trial; the live arms share the rest.
 
-        For the release that is on trial already, only its weight changes. Raises release.weight,
-        release.already_live, release.canary_running, and what `promote` raises.
+        For the release that is on trial already, only its weight changes. `rules` replace the deployment's. Raises
+        release.weight, release.already_live, release.canary_running, and what `promote` raises.
         """
         with writing(self.engine) as connection:
             old = _layout(connection, deployment)
@@ -150,6 +156,8 @@ class Registry:
             if old.canary is not None and old.canary[0] != release.id:
                 running = releases_by_id(connection, {old.canary[0]})[old.canary[0]].label
                 raise UserError("release.canary_running", deployment=deployment, running=running)
+            if rules is not None:
+                _put_rules(connection, deployment, rules, actor)
             shadows = {r: w for r, w in old.shadows.items() if r != release.id}
             new = Layout(old.live, (release.id, weight), shadows)
             return self._change(connection, deployment, new, Deed("canary", actor))
@@ -199,17 +207,8 @@ class Registry:
 
     def set_rules(self, deployment: str, rules: Rules, actor: str | None = None) -> Deployment:
         """Replace the rules of a deployment."""
-        from sqlalchemy import update
-
-        from inhouse.release.tables import deployments
-
         with writing(self.engine) as connection:
-            before = read_deployment(connection, deployment)
-            if before.rules == rules:
-                return before
-            values = {"rules": write_rules(rules), "generation": deployments.c.generation + 1, "changed_at": now()}
-            connection.execute(update(deployments).where(deployments.c.name == deployment).values(values))
-            write_entry(connection, actor, "rules", deployment, {"rules": json.loads(write_rules(rules))})
+            _put_rules(connection, deployment, rules, actor)
             return read_deployment(connection, deployment)
 
     def _change(self, connection: Connection, name: str, new: Layout, deed: Deed) -> Deployment:
@@ -306,3 +305,16 @@ def _layout(connection: Connection, name: str) -> Layout:
     found = read_layout(connection, name)
     assert found is not None  # a deployment has live arms from its first change on
     return found
+
+
+def _put_rules(connection: Connection, name: str, rules: Rules, actor: str | None) -> None:
+    from sqlalchemy import update
+
+    from inhouse.release.tables import deployments
+
+    if read_deployment(connection, name).rules == rules:
+        return
+    kept = write_rules(rules)
+    values = {"rules": kept, "generation": deployments.c.generation + 1, "changed_at": now()}
+    connection.execute(update(deployments).where(deployments.c.name == name).values(values))
+    write_entry(connection, actor, "rules", name, {"rules": json.loads(kept)})

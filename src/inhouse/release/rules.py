@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from inhouse.core.messages import text
 from inhouse.core.params import Params
 
-WHOLE = 1000  # weights are parts of a thousand
+STICKY = r"none|user|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+WHOLE = 1000  # weights are parts of a thousand; people say percent
+
+
+def weight_of(share: float) -> int | None:
+    """The weight of a share in percent: 0.1 to 100 in steps of 0.1; None for any other."""
+    weight = round(share * 10) if 0 < share <= 100 else 0
+    return weight if weight >= 1 and abs(weight - share * 10) < 1e-6 else None
 
 
 class CanaryRules(Params):
     """When a canary gets more requests, and when it is taken back."""
 
     max_error_rate: float = Field(
-        0.02,
+        0.05,
         ge=0,
         le=1,
         description="share of failures above which it is taken back, if the live arm has fewer",
@@ -29,19 +38,36 @@ class CanaryRules(Params):
     )
     min_requests: int = Field(50, ge=1, le=1_000_000, description="requests in the window before it is given more")
     window_s: float = Field(60.0, ge=1, le=86_400, description="seconds that each step lasts at least")
-    steps: tuple[int, ...] = Field(
-        (50, 250, 500, 1000),
+    steps: tuple[float, ...] = Field(
+        (5, 25, 50, 100),
         min_length=1,
         max_length=20,
-        description="weights in thousandths; 1000 promotes it",
+        description="its shares in percent, one after the other; 100 promotes it",
     )
 
     @field_validator("steps")
     @classmethod
-    def _rising(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        if list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] > WHOLE:
-            raise ValueError("weights that rise, from 1 to 1000")
+    def _rising(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        weights = [weight_of(step) for step in steps]
+        if None in weights or list(steps) != sorted(set(steps)):
+            raise ValueError(text("release.steps"))
         return steps
+
+    def after(self, weight: int) -> int | None:
+        """The weight of the step after the one with `weight`; None after the last."""
+        return next((step for share in self.steps if (step := weight_of(share) or 0) > weight), None)
+
+
+class ExperimentRules(Params):
+    """When a comparison of arms may stop."""
+
+    alpha: float = Field(0.05, gt=0, lt=1, description="chance of ever naming a winner where there is no difference")
+    min_score_difference: float = Field(
+        0.1, gt=0, le=2, description="mean scores (-1 to 1) that are surely closer than this count as equal"
+    )
+    min_error_difference: float = Field(
+        0.02, gt=0, le=1, description="error rates that are surely closer than this count as equal"
+    )
 
 
 class Overflow(Params):
@@ -60,11 +86,18 @@ class Rules(Params):
 
     sticky: str = Field(
         "none",
-        pattern=r"^(none|user|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64})$",
         description="who stays with one arm: none, user (the request's `user`, else its key), header:NAME",
     )
     canary: CanaryRules = Field(CanaryRules(), description="when a canary goes on or back")
+    experiment: ExperimentRules = Field(ExperimentRules(), description="when a comparison of arms may stop")
     overflow: Overflow | None = Field(None, description="where requests go when too many wait; absent: nowhere")
+
+    @field_validator("sticky")
+    @classmethod
+    def _known(cls, sticky: str) -> str:
+        if not re.fullmatch(STICKY, sticky):
+            raise ValueError(text("release.sticky"))
+        return sticky
 
     @property
     def sticky_header(self) -> str | None:
@@ -73,9 +106,9 @@ class Rules(Params):
         return name.lower() if kind == "header" else None
 
 
-def read_rules(text: str) -> Rules:
+def read_rules(kept: str) -> Rules:
     """Rules as the registry keeps them; what a row leaves out has its default."""
-    return Rules.model_validate(json.loads(text))
+    return Rules.model_validate(json.loads(kept))
 
 
 def write_rules(rules: Rules) -> str:
