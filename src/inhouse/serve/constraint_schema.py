@@ -21,7 +21,7 @@ MOST_ITEMS = 4096
 MOST_CHARS = 65_536
 
 TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
-FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
 ONE = ("items", "additionalProperties")
 MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -32,6 +32,7 @@ NOT_HELD = {
     *("unevaluatedProperties", "$dynamicRef", "$recursiveRef"),
 }
 DROPPED = ("$schema", "$id", "id", "$comment", "x-guidance")  # they change how references and grammars are read
+JOINS = {"$ref", "allOf", "anyOf", "oneOf"}
 COUNTS = {"minItems": MOST_ITEMS, "maxItems": MOST_ITEMS, "minLength": MOST_CHARS, "maxLength": MOST_CHARS}
 Node = dict[str, Any]
 Needs = dict[int, list[list[int]]]  # a node ends when of each of these groups one node ends
@@ -49,9 +50,11 @@ def check_schema(schema: Any, param: str, strict: bool) -> Node:
     if len(encoded.encode("utf-8", "surrogatepass")) > SCHEMA_BYTES:
         raise invalid(text("serve.schema_size", most=SCHEMA_BYTES), param)
     root: Node = json.loads(encoded)
-    needs = _Walk(root, param, strict).needs()
+    walk = _Walk(root, param, strict)
+    needs = walk.needs()
     if not _terminates(id(root), needs):
         raise invalid(text("serve.schema_endless"), param)
+    walk.close_objects()
     return root
 
 
@@ -80,6 +83,8 @@ class _Walk:
         self.param = param
         self.strict = strict
         self.found: Needs = {}
+        self._nodes: list[Node] = []
+        self._joined: list[Node] = []  # they hold together with others for the same value
 
     def needs(self) -> Needs:
         """Check every node, and say what each needs to come to an end."""
@@ -98,7 +103,28 @@ class _Walk:
             if "$ref" in node:
                 todo.append((self._resolve(node["$ref"]), 1))
             self.found[id(node)] = self._groups(node)
+            self._nodes.append(node)
+            self._joined += [child for child in _sequence(node, "allOf") if isinstance(child, dict)]
         return self.found
+
+    def close_objects(self) -> None:
+        """Let objects that name their properties have no others: a small model goes on inventing some until it is cut.
+
+        What matches then still matches the schema as it was. Left open: objects that other schemas add to.
+        """
+        open_ones: set[int] = set()
+        todo = [*self._joined, *(node for node in self._nodes if node.keys() & JOINS and "properties" in node)]
+        while todo:
+            node = todo.pop()
+            if id(node) not in open_ones:
+                open_ones.add(id(node))
+                target = [self._resolve(node["$ref"])] if "$ref" in node else []
+                parts = [part for key in ("allOf", "anyOf", "oneOf") for part in _sequence(node, key)]
+                todo += [part for part in [*target, *parts] if isinstance(part, dict)]
+        for node in self._nodes:
+            required, properties = _sequence(node, "required"), _mapping(node, "properties")
+            if properties and id(node) not in open_ones and all(name in properties for name in required):
+                node.setdefault("additionalProperties", "patternProperties" in node)
 
     def _check_node(self, node: Node) -> None:
         for key in DROPPED:

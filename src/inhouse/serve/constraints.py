@@ -33,9 +33,9 @@ KEPT = 256  # verdicts, refusals too: an attack that is repeated costs nothing
 KEPT_BYTES = 8 * 2**20
 WAITING = 16  # requests that wait for the worker
 REPLY_BYTES = 2**20
-# One space at most after a comma and a colon, and none elsewhere: small models otherwise write blank lines until the
-# answer is cut off ("[\n\n[\n\n[" was seen). Both are expressions.
-SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# One space after a comma and a colon, and none elsewhere: small models otherwise write blank lines until the answer is
+# cut off ("[\n\n[\n\n[" was seen).
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 FIELDS: dict[str, Limit] = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
 Verdict = Literal["lark", "invalid", "unmatched", "complex"]
