@@ -292,7 +292,7 @@ def _free(connection: Connection, batch: str, moment: int) -> None:
 
     held = (items.c.batch == batch) & (items.c.status == "running")
     workers = connection.execute(select(items.c.worker).where(held).distinct()).scalars().all()
-    dead = [worker for worker in workers if _is_dead(worker)]
+    dead = [worker for worker in workers if is_dead(worker)]
     _set_free(connection, held & or_(items.c.lease < moment, items.c.worker.in_(dead)))
 
 
@@ -305,7 +305,7 @@ def _set_free(connection: Connection, which: Any) -> int:
     return connection.execute(update(items).where(which, items.c.status == "running").values(values)).rowcount
 
 
-def _is_dead(worker: str) -> bool:
+def is_dead(worker: str) -> bool:
     """Whether a worker was a process of this machine that has ended."""
     host, _, rest = worker.partition("|")
     pid, _, mark = rest.partition("|")
