@@ -167,13 +167,14 @@ def _chat(body: ChatBody, limits: Limits) -> Ask:
     if body.response_format is not None and body.response_format.type == "json_object":
         constraint = Constraint("json_object")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return Ask(sampling_of(body, limits, logprobs), messages=messages, constraint=constraint)
+    chosen = sampling_of(body, limits, logprobs)
+    return Ask(chosen, messages=messages, constraint=constraint, whole=not body.stream)
 
 
 def _completion(body: CompletionBody, limits: Limits) -> Ask:
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
     _check_size(len(prompt.encode()), limits.context_length)
-    return Ask(sampling_of(body, limits, None), prompt=prompt)
+    return Ask(sampling_of(body, limits, None), prompt=prompt, whole=not body.stream)
 
 
 def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
