@@ -70,6 +70,8 @@ def workspace_with_two_releases(root: Path, gguf: Path) -> Registry:
 
 def start(registry: Registry, settings: ServeParams) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start a server process and read the line it prints when it is ready (or cannot be)."""
+    if settings.engine == "auto":  # a second engine that is measured beside a test would take its cores
+        settings = settings.model_copy(update={"engine": "llamacpp"})
     command = [sys.executable, "-c", SCRIPT, str(registry.store.root), settings.model_dump_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "INHOUSE_LANG": "en"})
     assert process.stdout is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,41 @@ class BatchParams(Params):
     )
 
 
+class ReplicaParams(Params):
+    """How many engines of this machine answer for a release. They share its threads."""
+
+    least: int = Field(1, ge=1, le=64, description="engines that always run")
+    most: int = Field(1, ge=1, le=64, description="engines under load; no more than least: the number stays")
+    scale_up_waiting: int = Field(4, ge=1, description="requests that wait for a second before another engine starts")
+    scale_down_idle_s: float = Field(60.0, gt=0, description="seconds that one fewer would have done before it stops")
+
+
+class RemoteParams(Params):
+    """An OpenAI-compatible endpoint that answers beside, or instead of, the engines of this machine."""
+
+    url: str = Field(pattern=r"^https?://", description="address of the API, usually up to /v1")
+    model: str = Field(min_length=1, description="name of the model there")
+    api_key_env: str | None = Field(
+        None, pattern=r"^INHOUSE_UPSTREAM_[A-Z0-9_]+$", description="environment variable that holds its key"
+    )
+    weight: float = Field(1.0, gt=0, description="requests it gets for each one that an engine here gets")
+    parallel: int = Field(64, ge=1, le=4096, description="requests sent there at the same time")
+    context_length: int | None = Field(None, ge=64, description="tokens of a request; absent: what the endpoint says")
+
+
+class LogParams(Params):
+    """The request log below the workspace: JSON lines without what was said."""
+
+    enabled: bool = Field(True, description="write a line for each request")
+    content: Literal["none", "redacted"] = Field(
+        "none", description="redacted: prompts and answers too, personal data masked; needs the extra `data`"
+    )
+    sample: float = Field(1.0, ge=0, le=1, description="share of the successful requests; failed ones always are")
+    keep_days: float = Field(30.0, gt=0, description="older files are removed")
+    keep_mb: float = Field(1024.0, gt=0, description="the oldest files are removed beyond this")
+    file_mb: float = Field(64.0, gt=0, description="a file of this size is closed and another begun")
+
+
 class ServeParams(Params):
     """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
 
@@ -61,6 +96,15 @@ class ServeParams(Params):
     context_length: int = Field(2048, ge=64, le=1_048_576, description="tokens of prompt and answer per request")
     parallel: int = Field(2, ge=1, le=256, description="requests that the engine answers at the same time")
     threads: int | None = Field(None, ge=1, le=1024, description="engine threads; absent: all usable cores")
+    engine: Literal["auto", "llamacpp", "openvino", "transformers"] = Field(
+        "auto",
+        description="auto: llama.cpp at once, OpenVINO where measuring shows it faster; transformers for folders",
+    )
+    calibrate: Literal["background", "off", "before"] = Field(
+        "background", description="when engine: auto measures: while nobody asks, never, or before the first request"
+    )
+    replicas: ReplicaParams = ReplicaParams()
+    remotes: tuple[RemoteParams, ...] = Field((), max_length=64, description="endpoints that answer beside")
     queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are refused with 429")
     deadline_s: float = Field(600.0, gt=0, description="a request is ended after this many seconds")
     load_timeout_s: float = Field(120.0, gt=0, description="a model that is not ready by then is not served")
@@ -71,11 +115,19 @@ class ServeParams(Params):
     )
     max_tokens: int = Field(512, ge=1, description="answer length when a request does not say")
     cache: CacheParams = CacheParams()
+    log: LogParams = LogParams()
+    tracing: bool = Field(False, description="send OpenTelemetry spans and metrics to where OTEL_* variables say")
+    vllm_metrics: bool = Field(False, description="tell metrics under vLLM's names too, for dashboards made for it")
+    price_per_hour: float | None = Field(
+        None, gt=0, description="price of an hour of this machine, in any currency; /metrics then tells it per answer"
+    )
     embeddings: bool = Field(
-        False, description="answer /v1/embeddings, /v1/rerank and /v1/score; loads the model a second time when first used"
+        False,
+        description="answer /v1/embeddings, /v1/rerank and /v1/score; loads the model a second time when first used",
     )
     files: FileParams = FileParams()
     batches: BatchParams = BatchParams()
+    responses_days: int = Field(30, ge=0, le=3650, description="/v1/responses are kept so long; 0: none is kept")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="larger request bodies are refused with 413")
 
     def engine_settings(self) -> dict[str, Any]:

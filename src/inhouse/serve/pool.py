@@ -4,62 +4,79 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from inhouse.core.serving import Ask, ServingEngine
-from inhouse.engines.backend import Backend
-from inhouse.engines.process import Supervisor
-from inhouse.serve.errors import unavailable
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, EngineSilent, ServingEngine
+from inhouse.serve.errors import unavailable, unsupported
+from inhouse.serve.needs import lacking
+from inhouse.serve.prefix import PrefixTable, blocks
+from inhouse.serve.replica import Replica
 
 RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
+OPEN_WAIT_S = 3.0  # and for a circuit to close; longer, and it is told at once
+BUSIER = 4  # requests that the holder of a prefix may have more than the least loaded
+Need = Literal["embeddings", "rerank"]
 log = logging.getLogger("inhouse.serve")
 
 
-class Replica:
-    """One engine process under supervision, and the connection to it."""
-
-    def __init__(self, name: str, start: Callable[[], Backend]) -> None:
-        self.name = name
-        self.running = 0
-        self.supervisor: Supervisor[Backend] = Supervisor(start)
-        self._opened: tuple[Backend, ServingEngine] | None = None
+class Receiver(Protocol):
+    """Who gets the pieces of an answer."""
 
     @property
-    def ready(self) -> bool:
-        """Whether it can answer now."""
-        return self.supervisor.current is not None
+    def sent(self) -> bool: ...
 
-    def engine(self) -> ServingEngine | None:
-        """The connection to the process that runs now; None while it is being started again."""
-        running = self.supervisor.current
-        if running is None:
-            return None
-        if self._opened is None or self._opened[0] is not running:
-            self._opened = (running, running.open())
-        return self._opened[1]
+    async def add(self, deltas: list[Delta]) -> None: ...
 
-    async def lost(self) -> None:
-        """Wait until the supervisor has noticed that the process is gone, so that nobody is sent to it again."""
-        until = time.monotonic() + RESTART_WAIT_S
-        gone = None if self._opened is None else self._opened[0]
-        while gone is not None and self.supervisor.current is gone and time.monotonic() < until:
-            await asyncio.sleep(0.05)
+    def reset(self) -> None: ...
 
-    def kill(self) -> None:
-        """End a process that no longer answers; the supervisor starts another."""
-        log.error("the engine of %s was silent for too long and is started again", self.name)
-        if (running := self.supervisor.current) is not None:
-            threading.Thread(target=running.process.stop, args=(0.0,), daemon=True).start()
+
+class Meter(Protocol):
+    """Who measures it."""
+
+    engine: str
+
+    def add(self, deltas: list[Delta]) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass
+class Crossover:
+    """Two engines on the same cores: one is faster for few requests, the other from `at` running requests on.
+
+    They would take the cores from each other. So new requests go to one kind at a time, and it changes back only when
+    half of the crossover is left: the other one drains meanwhile.
+    """
+
+    few: str
+    many: str
+    at: int
+    now: str = ""
+
+    def choose(self, running: int) -> str:
+        """The kind for a request that comes while so many run."""
+        if running + 1 >= self.at:
+            self.now = self.many
+        elif running + 1 <= max(1, self.at // 2) or not self.now:
+            self.now = self.few
+        return self.now
 
 
 class Pool:
     """The replicas of one release."""
 
-    def __init__(self, name: str, start: Callable[[], Backend]) -> None:
+    def __init__(self, name: str, replicas: Iterable[Replica]) -> None:
         self.name = name
-        self.replicas = [Replica(name, start)]
+        self.replicas = list(replicas)
+        self.crossover: Crossover | None = None
+        self.on_change: Callable[[], None] = lambda: None  # a replica came or went
+        self.loop: asyncio.AbstractEventLoop | None = None  # where requests are answered; known from the first one on
+        self._prefixes = PrefixTable()
+        self._restarts_gone = 0
 
     @property
     def ready(self) -> bool:
@@ -67,27 +84,195 @@ class Pool:
         return any(replica.ready for replica in self.replicas)
 
     @property
+    def running(self) -> int:
+        """Requests inside, of all replicas."""
+        return sum(replica.running for replica in self.replicas)
+
+    @property
     def restarts(self) -> int:
         """Times that processes were started again."""
-        return sum(replica.supervisor.restarts for replica in self.replicas)
+        return self._restarts_gone + sum(replica.keeper.restarts for replica in self.replicas)
 
     @property
     def context_length(self) -> int:
-        """Tokens of one request."""
-        return min(r.supervisor.current.context_length for r in self.replicas if r.supervisor.current)
+        """Tokens of one request, as the engine that holds the fewest takes them. At least one must be there."""
+        return min(running.context_length for r in self.replicas if (running := r.keeper.current) is not None)
 
-    async def pick(self, ask: Ask | None) -> tuple[Replica, ServingEngine]:
-        """The replica that answers this request; while none can, wait a little. Raises ApiError 503."""
+    @property
+    def parallel(self) -> int:
+        """Requests that run at the same time. Engines of two kinds share this machine's cores: the larger counts."""
+        kinds: dict[str, int] = {}
+        for replica in self.replicas:
+            if not replica.held:
+                kinds[replica.kind] = kinds.get(replica.kind, 0) + replica.parallel
+        elsewhere = kinds.pop("remote", 0)
+        return max(1, max(kinds.values(), default=0) + elsewhere)
+
+    def told(self) -> list[dict[str, str | int]]:
+        """Each replica for people: name, engine, state and requests inside."""
+        return [{"name": r.name, "engine": r.kind, "state": r.state, "running": r.running} for r in self.replicas]
+
+    async def relay(self, ask: Ask, reply: Receiver, seen: Meter) -> None:
+        """Pass the engine's pieces on. A lost engine's request is tried once more, at once and on another replica
+        where there is one, unless the client has seen something; a busy one is passed over.
+
+        Raises ApiError, EngineRefused, EngineSilent.
+        """
+        tried: list[Replica] = []
+        losses = 0
+        while True:
+            replica, engine = await self.pick(ask, tried)
+            seen.engine = engine.name
+            try:
+                await _through(replica, engine.submit(ask), reply, seen)
+                return
+            except EngineSilent:
+                replica.kill()
+                raise
+            except EngineLost:
+                losses += 1
+                if losses > 1 or reply.sent:
+                    raise unavailable() from None
+            except EngineRefused as refused:
+                if refused.reason not in ("busy", "failed") or reply.sent or not self._untried([*tried, replica]):
+                    raise
+            reply.reset()
+            seen.reset()
+            tried.append(replica)
+            if not self._untried(tried):
+                await replica.lost()
+                tried.clear()
+
+    async def pick(
+        self, ask: Ask | None, tried: Collection[Replica] = (), need: Need | None = None
+    ) -> tuple[Replica, ServingEngine]:
+        """The replica that answers this request; while none can, wait a little.
+
+        Raises ApiError 400 for a field that no engine here serves, 503 when none is there.
+        """
+        self.loop = self.loop or asyncio.get_running_loop()
         until = time.monotonic() + RESTART_WAIT_S
         while True:
-            for replica in sorted(self.replicas, key=lambda r: r.running):
-                if (engine := replica.engine()) is not None:
-                    return replica, engine
-            if time.monotonic() > until:
+            if found := self._best(ask, tried, need):
+                return found
+            waits = [replica.breaker.wait_s for replica in self.replicas if replica.ready]
+            if time.monotonic() > until or (waits and min(waits) > OPEN_WAIT_S):
                 raise unavailable()
             await asyncio.sleep(0.05)
+
+    def add(self, replica: Replica) -> None:
+        """One more."""
+        self.replicas = [*self.replicas, replica]
+        self.on_change()
+
+    def drain(self, replica: Replica, wait_s: float) -> None:
+        """Send nobody there any more, let its requests finish, and stop it. Blocks; not for the event loop."""
+        replica.held = "draining"
+        self.on_change()
+        until = time.monotonic() + wait_s
+        while replica.running and time.monotonic() < until:
+            time.sleep(0.02)
+        self._restarts_gone += replica.keeper.restarts
+        self.replicas = [other for other in self.replicas if other is not replica]
+        replica.close()
+
+    async def disconnect(self) -> None:
+        """Let go of every connection, as the event loop ends."""
+        for replica in self.replicas:
+            await replica.disconnect()
 
     def close(self) -> None:
         """Stop every process."""
         for replica in self.replicas:
-            replica.supervisor.close()
+            replica.close()
+
+    def _best(
+        self, ask: Ask | None, tried: Collection[Replica], need: Need | None
+    ) -> tuple[Replica, ServingEngine] | None:
+        able = self._able(ask, need)
+        free = [r for r in able if r not in tried and r.breaker.wait_s == 0]
+        if trusted := [r for r in free if not r.suspect]:
+            free = trusted
+        if not free:
+            return None
+        chosen = free[0]  # for a question without a request, the engine that came first: it can do the most
+        if ask is not None and len(free) > 1:
+            chosen = self._by_prefix(ask, self._of_kind(free))
+        engine = chosen.engine()
+        return None if engine is None else (chosen, engine)
+
+    def _untried(self, tried: Collection[Replica]) -> bool:
+        return any(r.ready and r not in tried and r.breaker.wait_s == 0 for r in self.replicas)
+
+    def _able(self, ask: Ask | None, need: Need | None) -> list[Replica]:
+        """The replicas that are there and serve what the request needs."""
+        missing: str | None = None
+        found = []
+        for replica in self.replicas:
+            if replica.held:
+                continue
+            engine = replica.engine()
+            lacks = _lacks(replica.capabilities, ask, need)
+            if lacks is not None:
+                missing = missing or lacks
+            elif engine is not None:
+                found.append(replica)
+            else:
+                missing = ""  # one that is being started may serve it
+        if not found and missing:
+            raise unsupported(missing)
+        return found
+
+    def _of_kind(self, free: Sequence[Replica]) -> Sequence[Replica]:
+        """Those of the kind that is faster for as many requests as run now."""
+        if self.crossover is None:
+            return free
+        kind = self.crossover.choose(self.running)
+        here = [r for r in free if r.kind in (kind, "remote")]
+        return here or free
+
+    def _by_prefix(self, ask: Ask, free: Sequence[Replica]) -> Replica:
+        """The one that has read the prompt's beginning, unless it is much busier than the least loaded."""
+        least = min(free, key=lambda r: r.load)
+        if len(free) < 2:
+            return least
+        chain = blocks(ask)
+        holder = self._prefixes.holder(chain)
+        chosen = next((r for r in free if r.name == holder and r.load <= least.load + BUSIER), least)
+        self._prefixes.served(chain, chosen.name)
+        return chosen
+
+
+async def _through(replica: Replica, answer: AsyncGenerator[list[Delta], None], reply: Receiver, seen: Meter) -> None:
+    """One try on one replica, its circuit kept."""
+    replica.running += 1
+    replica.breaker.begin()
+    heard = False
+    try:
+        async with aclosing(answer) as pieces:
+            async for deltas in pieces:
+                if not heard:
+                    heard = True
+                    replica.breaker.succeeded()
+                seen.add(deltas)
+                await reply.add(deltas)
+    except (EngineLost, EngineSilent):
+        replica.breaker.failed()
+        raise
+    except EngineRefused as refused:
+        if refused.reason in ("busy", "failed"):
+            replica.breaker.failed()
+        else:
+            replica.breaker.succeeded()
+        raise
+    finally:
+        replica.running -= 1
+
+
+def _lacks(able: Capabilities | None, ask: Ask | None, need: Need | None) -> str | None:
+    """What of the request a replica cannot serve; one whose capabilities are not known yet may serve all."""
+    if able is None:
+        return None
+    if need is not None and not getattr(able, need):
+        return need
+    return None if ask is None else lacking(ask, able)

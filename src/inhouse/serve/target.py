@@ -2,47 +2,106 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
 from inhouse.core.store import read_json
-from inhouse.engines.backend import EngineSettings
-from inhouse.engines.llamacpp_serving import start
+from inhouse.engines.backend import EngineSettings, Use
 from inhouse.release.registry import Registry, Release
 from inhouse.release.settings import ServeParams
+from inhouse.serve import calibrate
 from inhouse.serve.admission import Admission
+from inhouse.serve.auto import AutoChoice, Second
 from inhouse.serve.pool import Pool
+from inhouse.serve.replica import Replica
 from inhouse.serve.requests import Limits
+from inhouse.serve.scale import Scaler
+from inhouse.serve.starting import engine_settings, kinds_for, memory_of, remote, replica, versions
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served: the file or folder, its hash and its header, and how engines are to hold it."""
+
+    path: Path
+    sha256: str
+    facts: ModelFacts
+    engine: EngineSettings
 
 
 class Target:
-    """A release that is being served: its engine under supervision, and the requests inside."""
+    """A release that is being served: its engines under supervision, and the requests inside."""
 
     def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
         self.release = release
         path = registry.check_files(release)
-        served = read_json(registry.store.path(release.artifact) / "release.json")
+        served: Any = read_json(registry.store.path(release.artifact) / "release.json")
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
-        if path.suffix != ".gguf":
-            raise UserError("serve.not_gguf", release=release.label, path=path.name)
-        engine = EngineSettings(
-            context_length=settings.context_length,
-            parallel=settings.parallel,
-            threads=settings.threads,
-            load_timeout_s=settings.load_timeout_s,
-            silence_s=params.first_token_s,
-            embeddings=params.embeddings,
-        )
-        self.pool = Pool(release.label, lambda: start(path, engine, release.label))
-        context = self.pool.context_length
-        self.limits = Limits(context, settings.parallel, settings.max_tokens, settings.temperature)
-        self.admission = Admission(settings.parallel, params.queue)
+        facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
+        self.model = Model(path, served["model"]["sha256"], facts, engine_settings(settings, params))
+        self._numbers = itertools.count(1)
+        kinds = kinds_for(path, params.engine, release.label)
+        self.pool = Pool(release.label, self._first_replicas(kinds[0], params))
+        try:
+            context = self.pool.context_length
+            self.limits = Limits(context, settings.parallel, settings.max_tokens, settings.temperature)
+            self.admission = Admission(self.pool.parallel, params.queue)
+            self.pool.on_change = self._resize
+            needs = memory_of(path, self.model.engine, facts)
+            self.scaler = Scaler(self.pool, params.replicas, lambda: self.admission.waiting, self._make, needs)
+            self.choice = self._compare(kinds, registry.store.root, params, needs) if len(kinds) > 1 else None
+        except BaseException:  # also Ctrl-C: no engine is left behind
+            self.pool.close()
+            raise
         self.inside = 0
 
+    def told(self) -> dict[str, Any]:
+        """Its engines, and what measuring found, for people."""
+        found: dict[str, Any] = {"replicas": self.pool.told()}
+        return found if self.choice is None else found | {"calibration": self.choice.told()}
+
     def retire(self, wait_s: float) -> None:
-        """Let the requests inside finish, then stop the engine."""
+        """Let the requests inside finish, then stop the engines."""
+        self.scaler.close()
+        if self.choice is not None:
+            self.choice.close()
         until = time.monotonic() + wait_s
         while self.inside and time.monotonic() < until:
             time.sleep(0.05)
         self.pool.close()
+
+    def _first_replicas(self, kind: Use, params: ServeParams) -> list[Replica]:
+        made: list[Replica] = []
+        try:
+            for _ in range(params.replicas.least):
+                made.append(self._make(kind))
+        except BaseException:  # also Ctrl-C: those that run already are not left behind
+            for each in made:
+                each.close()
+            raise
+        return made + [remote(number, asked) for number, asked in enumerate(params.remotes, 1)]
+
+    def _make(self, kind: str) -> Replica:
+        return replica(kind, f"{self.release.label}#{next(self._numbers)}", self.model.path, self.model.engine)
+
+    def _resize(self) -> None:
+        """As many requests run as the engines take. Turns are the event loop's."""
+        if self.pool.loop is not None and self.pool.loop.is_running():
+            self.pool.loop.call_soon_threadsafe(self.admission.resize, self.pool.parallel)
+        else:
+            self.admission.resize(self.pool.parallel)
+
+    def _compare(self, kinds: tuple[Use, ...], root: Path, params: ServeParams, needs: int) -> AutoChoice:
+        from inhouse.select.hardware import processor
+
+        machine = (processor(Path("/proc/cpuinfo"))[0], str(self.model.engine.threads))
+        settings = self.model.engine.model_dump(mode="json", exclude={"load_timeout_s", "silence_s", "embeddings"})
+        name = calibrate.name_of(self.model.sha256, machine, versions(kinds), settings)
+        second = Second(partial(self._make, kinds[1]), needs, root / "serve" / "calibration" / f"{name}.json")
+        return AutoChoice(self.pool, second, params.calibrate)

@@ -1,0 +1,170 @@
+"""Which engine is faster for how many requests: measured on this machine with the model that is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from inhouse.core.artifact import Frozen
+from inhouse.core.fingerprint import hash_json
+from inhouse.core.serving import Ask, EngineLost, EngineRefused, EngineSilent, Sampling, ServingEngine
+from inhouse.core.store import write_durably
+
+FEW, MANY = 1, 8  # clients
+WINDOW_S = 1.5
+ANSWER_TOKENS = 48
+COMPARED_TOKENS = 24
+WARM_S = 0.5
+AGREE = 0.5  # of the compared text, on average; an engine that reads a model wrongly differs from the first words on
+GAIN = 1.05  # less is noise: one engine is simpler than two
+PROMPTS = (
+    "Name the largest planet of the solar system and say one thing about it.",
+    "List three colours of the rainbow.",
+    "Write one sentence about the sea in winter.",
+    "请用一句话介绍北京。",
+    "水在多少摄氏度时沸腾？",
+)
+T = TypeVar("T")
+
+
+class Disturbed(Exception):
+    """Somebody asks: measuring can wait."""
+
+
+class Calibration(Frozen):
+    """What was measured, and what follows: `few` answers below `crossover` running requests, `many` from it on."""
+
+    few: str
+    many: str
+    crossover: int | None = Field(None, description="running requests; absent: `few` is faster for any number")
+    agreement: float = Field(description="part of the compared greedy answers that both engines wrote alike")
+    tokens_per_s: dict[str, dict[int, float]] = Field({}, description="engine -> clients -> output tokens a second")
+
+
+def name_of(model_sha256: str, machine: Sequence[str], versions: Mapping[str, str], settings: Any) -> str:
+    """What a result is filed under: with another model, machine, version or setting it would be another one."""
+    return hash_json([model_sha256, list(machine), dict(versions), settings])[:32]
+
+
+def kept(path: Path) -> Calibration | None:
+    """A result of before; None where there is none, or none that can be read."""
+    try:
+        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def keep(path: Path, found: Calibration) -> None:
+    """Store a result for the next start."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+
+
+async def calibrate(
+    first: ServingEngine, second: ServingEngine, most: int, busy: Callable[[], bool], window_s: float = WINDOW_S
+) -> Calibration:
+    """Compare two engines over the same model; `most` = requests that they take at the same time.
+
+    Raises Disturbed as soon as `busy`, EngineLost, EngineSilent, EngineRefused.
+    """
+    share = await undisturbed(agreement(first, second), busy)
+    if share < AGREE:
+        return Calibration(few=first.name, many=first.name, agreement=share)
+    loads = sorted({FEW, min(MANY, most)})
+    rates: dict[str, dict[int, float]] = {first.name: {}, second.name: {}}
+    for engine in (first, second):
+        await undisturbed(rate(engine, loads[-1], WARM_S), busy)
+    for clients in loads:
+        for engine in (first, second):
+            rates[engine.name][clients] = round(await undisturbed(rate(engine, clients, window_s), busy), 1)
+    return concluded(first.name, second.name, rates, share)
+
+
+def concluded(first: str, second: str, rates: Mapping[str, Mapping[int, float]], share: float) -> Calibration:
+    """What the rates say. Between two loads, the ratio of the engines is taken as linear in the logarithms."""
+    ratios = {load: rates[second][load] / max(rates[first][load], 1e-9) for load in sorted(rates[first])}
+    told = {name: dict(own) for name, own in rates.items()}
+    low, high = min(ratios), max(ratios)
+    few = second if ratios[low] >= GAIN else first
+    many = second if ratios[high] >= GAIN else first
+    if few == many:
+        return Calibration(few=few, many=many, agreement=share, tokens_per_s=told)
+    slow, fast = math.log(max(ratios[low], 1e-9)), math.log(max(ratios[high], 1e-9))
+    part = min(1.0, max(0.0, -slow / (fast - slow)))
+    crossover = math.ceil(low * (high / low) ** part)
+    return Calibration(
+        few=few, many=many, crossover=min(max(crossover, low + 1), high), agreement=share, tokens_per_s=told
+    )
+
+
+async def agreement(first: ServingEngine, second: ServingEngine) -> float:
+    """How far two engines write the same greedy answers: the common beginning's part of the longer one, on average."""
+    shares = []
+    for prompt in PROMPTS:
+        one, other = [await _text(engine, prompt) for engine in (first, second)]
+        same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+        shares.append(same / max(len(one), len(other), 1) if one or other else 1.0)
+    return round(sum(shares) / len(shares), 3)
+
+
+async def rate(engine: ServingEngine, clients: int, window_s: float) -> float:
+    """Output tokens a second of so many clients that ask again and again."""
+    counted = 0
+
+    async def client(number: int) -> None:
+        nonlocal counted
+        for turn in range(10_000):
+            ask = _ask(f"{turn}.{number} {PROMPTS[(turn + number) % len(PROMPTS)]}", ANSWER_TOKENS, ignore_end=True)
+            async with aclosing(engine.submit(ask)) as pieces:
+                async for deltas in pieces:
+                    counted += sum(delta.tokens for delta in deltas)
+
+    began = time.perf_counter()
+    running = [asyncio.ensure_future(client(number)) for number in range(clients)]
+    try:
+        done, _ = await asyncio.wait(running, timeout=window_s, return_when=asyncio.FIRST_EXCEPTION)
+        taken = time.perf_counter() - began
+        for task in done:
+            task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return counted / taken
+
+
+async def undisturbed(work: Coroutine[Any, Any, T], busy: Callable[[], bool]) -> T:
+    """The result of work that ends, with Disturbed, as soon as somebody else needs the engines."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if busy():
+                raise Disturbed
+            await asyncio.wait({task}, timeout=0.02)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _text(engine: ServingEngine, prompt: str) -> str:
+    found = ""
+    async with aclosing(engine.submit(_ask(prompt, COMPARED_TOKENS))) as pieces:
+        async for deltas in pieces:
+            found += "".join(delta.text for delta in deltas)
+    return found
+
+
+def _ask(prompt: str, tokens: int, ignore_end: bool = False) -> Ask:
+    return Ask(Sampling(tokens, ignore_end=ignore_end), messages=[{"role": "user", "content": prompt}])
+
+
+FAILURES = (EngineLost, EngineSilent, EngineRefused)

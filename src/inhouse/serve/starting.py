@@ -1,0 +1,104 @@
+"""Which engine reads a release's model, how it is started, and what it needs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, cast
+
+from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
+from inhouse.core.settings import usable_cores
+from inhouse.engines.backend import Backend, EngineSettings, Use
+from inhouse.release.settings import RemoteParams, ServeParams
+from inhouse.serve.replica import Finder, Reached, Replica, local
+
+PACKAGES = {"llamacpp": "xllamacpp", "openvino": "openvino-genai", "transformers": "transformers"}
+READS_BY_OPENVINO = ("llama", "qwen2", "qwen3")  # architectures of its GGUF reader
+
+
+class Start(Protocol):
+    """`start` of an engine's module."""
+
+    def __call__(self, source: Path, settings: EngineSettings, name: str) -> Backend: ...
+
+
+def kinds_for(path: Path, asked: str, release: str) -> tuple[Use, ...]:
+    """The engines for a model file or folder: the one to start with and, for `auto`, the one to compare it with."""
+    gguf = path.suffix == ".gguf"
+    if asked == "auto":
+        second: tuple[Use, ...] = ("openvino",) if gguf and reads_openvino(path) else ()
+        return ("llamacpp" if gguf else "transformers", *second)
+    if asked != "transformers" and not gguf:
+        raise UserError("serve_pool.engine_reads", release=release, path=path.name, engine=asked)
+    return (cast(Use, asked),)
+
+
+def reads_openvino(path: Path) -> bool:
+    """Whether OpenVINO is installed and knows how to build this file's architecture."""
+    from inhouse.engines.gguf_header import read_header
+
+    return find_spec("openvino_genai") is not None and read_header(path).text("general.architecture") in (
+        READS_BY_OPENVINO
+    )
+
+
+def engine_settings(settings: ServeParams, params: ServeParams) -> EngineSettings:
+    """What each engine starts with; engines of one machine share its threads. `params` are this server's own."""
+    share = (settings.threads or usable_cores()) // max(params.replicas.least, params.replicas.most)
+    return EngineSettings(
+        context_length=settings.context_length,
+        parallel=settings.parallel,
+        threads=max(1, share) if params.replicas.most > 1 or params.replicas.least > 1 else settings.threads,
+        load_timeout_s=settings.load_timeout_s,
+        silence_s=params.first_token_s,
+        embeddings=params.embeddings,
+    )
+
+
+def replica(kind: str, name: str, source: Path, settings: EngineSettings) -> Replica:
+    """Start an engine in a child process. Raises what keeps it from loading."""
+    return local(name, kind, starter(kind, source, settings, name), settings.parallel)
+
+
+def starter(kind: str, source: Path, settings: EngineSettings, name: str) -> Callable[[], Backend]:
+    """What starts an engine, once and again."""
+    start: Start = importlib.import_module(f"inhouse.engines.{kind}_serving").start
+    return lambda: start(source, settings, name)
+
+
+def remote(number: int, asked: RemoteParams) -> Replica:
+    """An endpoint that others run; it is looked for until it is there."""
+    from inhouse.core.settings import settings
+    from inhouse.engines.remote_serving import RemoteSettings, start
+
+    told = RemoteSettings(**asked.model_dump(exclude={"weight"}))
+
+    def find() -> Reached:
+        return start(told, settings().offline)
+
+    return Replica(f"remote{number} {asked.url}", "remote", Finder(find), asked.parallel, asked.weight)
+
+
+def memory_of(source: Path, settings: EngineSettings, facts: ModelFacts) -> int:
+    """Bytes that an engine needs: the weights, and keys and values in 16 bits for every request's whole context."""
+    files = [source] if source.is_file() else [f for f in source.rglob("*.safetensors") if f.is_file()]
+    heads = facts.kv_heads or facts.heads or 0
+    width = (facts.hidden or 0) // (facts.heads or 1)
+    per_token = 2 * 2 * (facts.layers or 0) * heads * width
+    return sum(f.stat().st_size for f in files) + per_token * settings.context_length * settings.parallel
+
+
+def versions(kinds: tuple[str, ...]) -> Mapping[str, str]:
+    """The installed versions of the engines' packages."""
+    return {kind: _version(PACKAGES[kind]) for kind in kinds}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
