@@ -114,7 +114,7 @@ def test_unknown_field_is_named_in_the_header(http: httpx.Client) -> None:
 def test_documents_come_back_in_the_order_of_their_likeness_and_the_method_is_told(http: httpx.Client) -> None:
     body = {"model": "desk", "query": SEA, "documents": [TAX, {"text": OCEAN}, TAX], "top_n": 2}
     found = http.post("/v1/rerank", json=body).json()
-    assert [result["index"] for result in found["results"]][0] == 1 and len(found["results"]) == 2
+    assert found["results"][0]["index"] == 1 and len(found["results"]) == 2
     assert found["results"][0]["document"]["text"] == OCEAN
     assert found["results"][0]["relevance_score"] > found["results"][1]["relevance_score"]
     assert found["inhouse"]["method"] == "embedding_cosine"

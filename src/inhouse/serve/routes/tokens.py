@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from inhouse.core.messages import text
-from inhouse.core.serving import ServingEngine
+from inhouse.core.serving import EngineRefused, ServingEngine
 from inhouse.serve.direct import Borrowed, borrowed
 from inhouse.serve.errors import invalid
 from inhouse.serve.http import Call
@@ -59,7 +59,10 @@ async def detokenize(services: Services, call: Call) -> None:
     body = read_body(DetokenizeBody, await call.json_body())
     model = body.model or services.deployments.names()[0]
     async with borrowed(services, services.caller(call), model, turn=False) as lent:
-        prompt = await lent.engine.detokenize(body.tokens)
+        try:
+            prompt = await lent.engine.detokenize(body.tokens)
+        except EngineRefused:  # there is nothing else in such a request that could be wrong
+            raise invalid(text("serve.bad_tokens"), "tokens") from None
         call.connection.tell(lent.release, sorted(body.model_extra or {}))
     await call.reply({"prompt": prompt})
 
