@@ -17,16 +17,18 @@ from inhouse.serve.admission import Admission
 from inhouse.serve.cache import AnswerCache, Kept, request_name
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
-from inhouse.serve.metrics import Metrics
+from inhouse.serve.measured import Measured
+from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
-from inhouse.serve.replies import Gathered
+from inhouse.serve.replies import Gathered, Reply
 from inhouse.serve.requests import Asked, Limits
+from inhouse.serve.watchers import Watchers
 
 HELLO = Ask(Sampling(max_tokens=8), messages=[{"role": "user", "content": "Hello"}])
 
 
 def key(name: str) -> Key:
-    return cast(Key, SimpleNamespace(prefix=name, name=name, id=name))
+    return Key(name, name, "", None, None, id=ord(name))
 
 
 class FakeEngine:
@@ -90,21 +92,28 @@ class House:
     def __init__(self) -> None:
         self.engine = FakeEngine()
 
-        async def nothing() -> None:
-            return None
-
-        async def pick(ask: Ask) -> Any:
-            return SimpleNamespace(running=0, kill=nothing, lost=nothing), self.engine
+        async def relay(ask: Ask, reply: Reply, seen: Measured) -> None:
+            for last in (False, True):
+                try:
+                    async for deltas in self.engine.submit(ask):
+                        seen.add(deltas)
+                        await reply.add(deltas)
+                    return
+                except EngineLost:
+                    if last:
+                        raise
+                    reply.reset()
+                    seen.reset()
 
         target = SimpleNamespace(
             release=SimpleNamespace(label="r:v1"),
             limits=Limits(512, 2, 64, 0.0),
             admission=Admission(4, 10),
-            pool=SimpleNamespace(pick=pick),
+            pool=SimpleNamespace(relay=relay),
         )
         follow = SimpleNamespace(enter=lambda model: target, leave=lambda target: None)
-        metrics = Metrics(lambda: 0, lambda: 0, lambda: 0)
-        self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(), metrics)
+        watchers = Watchers(Metrics(Gauges(list)), None, None)
+        self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(), watchers)
 
     async def ask(self, seat: Seat, tenant: str = "a", ask: Ask = HELLO, **given: Any) -> Caller:
         async def prepare(limits: Limits) -> Asked:

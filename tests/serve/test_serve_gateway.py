@@ -28,7 +28,9 @@ EMOJI: Any = [{"role": "user", "content": "Repeat after me: 😀 你好 😀"}]
 
 @pytest.fixture
 def client(endpoint: Endpoint) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=120, default_headers=FRESH)
+    return openai.OpenAI(
+        base_url=f"{endpoint.url}/v1", api_key=endpoint.key, max_retries=0, timeout=120, default_headers=FRESH
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def metric(http: httpx.Client, name: str) -> float:
 def wait_for_idle(http: httpx.Client, seconds: float) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if metric(http, "inhouse:num_requests_running") == 0:
+        if metric(http, "inhouse_num_requests_running") == 0:
             return True
     return False
 
@@ -208,7 +210,7 @@ def test_headers_carry_the_request_id_the_release_and_what_was_ignored(http: htt
 
 
 def test_metrics_count_requests_and_tokens(http: httpx.Client) -> None:
-    names = ("inhouse:requests_total", "inhouse:generation_tokens_total", "inhouse:time_to_first_token_seconds_count")
+    names = ("inhouse_requests_total", "inhouse_generation_tokens_total", "inhouse_time_to_first_token_seconds_count")
     before = [metric(http, name) for name in names]
     body = {"model": "desk", "messages": HELLO, "max_tokens": 3}
     assert http.post("/v1/chat/completions", json=body).status_code == 200
@@ -224,7 +226,7 @@ def test_client_that_leaves_frees_its_turn(endpoint: Endpoint, http: httpx.Clien
     with socket.create_connection(("127.0.0.1", int(endpoint.url.rsplit(":", 1)[1])), 10) as raw:
         raw.sendall(request)
         until = time.monotonic() + 20
-        while metric(http, "inhouse:num_requests_running") == 0 and time.monotonic() < until:
+        while metric(http, "inhouse_num_requests_running") == 0 and time.monotonic() < until:
             pass
     assert wait_for_idle(http, 1.5)
 

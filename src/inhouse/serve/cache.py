@@ -78,22 +78,11 @@ class Flight:
             self.followers -= 1
 
 
-@dataclass
-class Counts:
-    """What the cache did."""
-
-    hits: int = 0
-    misses: int = 0
-    shared: int = 0
-    semantic: int = 0
-
-
 class AnswerCache:
     """Kept answers, and the requests in flight."""
 
     def __init__(self, params: CacheParams) -> None:
         self.params = params
-        self.counts = Counts()
         self.flights: dict[str, Flight] = {}
         self._kept: TTLCache[str, Kept] = TTLCache(
             maxsize=params.most_mb * 2**20, ttl=params.ttl_s, getsizeof=lambda kept: kept.bytes
@@ -107,10 +96,7 @@ class AnswerCache:
 
     def find(self, name: str) -> Kept | None:
         """The kept answer."""
-        found = self._kept.get(name)
-        if found is not None:
-            self.counts.hits += 1
-        return found
+        return self._kept.get(name)
 
     def keep(self, name: str, kept: Kept) -> None:
         """Keep an answer, unless it is larger than everything may be."""
@@ -154,6 +140,11 @@ class Whole:
             last.finish = delta.finish or last.finish
             if delta.logprobs:
                 last.logprobs = [*(last.logprobs or ()), *delta.logprobs]
+
+    @property
+    def text(self) -> str:
+        """What was said, every choice on lines of its own."""
+        return "\n".join("".join(pieces) for pieces in self.texts.values())
 
     def kept(self, usage: Usage) -> Kept | None:
         """The answer as one delta a choice; None when it is of a kind that is not kept."""

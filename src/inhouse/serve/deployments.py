@@ -66,6 +66,14 @@ class Deployments:
         """Model names that clients may ask for: the deployment, and the release it points at."""
         return [self.name, self.current.target.release.label]
 
+    def targets(self) -> list[Target]:
+        """Every release that is being served."""
+        return [self.current.target]
+
+    def deployment_of(self, model: str) -> str:
+        """The deployment that answers for a model name."""
+        return self.name
+
     def enter(self, model: str) -> Target:
         """The target that answers for `model`, with this request counted in; pair it with `leave`."""
         with self._lock:

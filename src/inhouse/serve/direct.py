@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from inhouse.core.messages import text
 from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent, ServingEngine, Usage
 from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
-from inhouse.serve.metrics import Measured
+from inhouse.serve.measured import Measured
 from inhouse.serve.pipeline import Caller, refusal
 from inhouse.serve.requests import Limits
 
@@ -40,34 +39,20 @@ async def borrowed(services: Services, caller: Caller, model: str, turn: bool) -
 
     Raises ApiError, also for what the engine raises inside.
     """
-    target = services.deployments.enter(model)
-    seen = Measured(model=target.release.label)
-    began = time.monotonic()
     seconds = services.settings.deadline_s
     admitted = False
-    try:
-        async with asyncio.timeout(seconds), AsyncExitStack() as held:
-            if turn:
-                await held.enter_async_context(target.admission.turn(caller.tenant, caller.background))
-            admitted = True
-            _, engine = await target.pool.pick(None)
-            seen.engine = engine.name
-            yield Borrowed(engine, target.limits, target.release.label, seen)
-        seen.status = 200
-    except ApiError as error:
-        seen.status = error.status
-        raise
-    except (TimeoutError, EngineLost, EngineSilent, EngineRefused) as error:
-        told = _told(error, admitted, seconds, target.limits.context_length)
-        seen.status = told.status
-        raise told from None
-    except asyncio.CancelledError:
-        seen.status = 499
-        raise
-    finally:
-        services.deployments.leave(target)
-        if turn:
-            services.metrics.observe(seen, time.monotonic() - began)
+    async with services.pipeline.attend(model, caller) as (target, seen):
+        try:
+            async with asyncio.timeout(seconds), AsyncExitStack() as held:
+                if turn:
+                    await held.enter_async_context(target.admission.turn(caller.tenant, caller.background))
+                admitted = True
+                seen.turn()
+                _, engine = await target.pool.pick(None)
+                seen.engine = engine.name
+                yield Borrowed(engine, target.limits, target.release.label, seen)
+        except (TimeoutError, EngineLost, EngineSilent, EngineRefused) as error:
+            raise _told(error, admitted, seconds, target.limits.context_length) from None
 
 
 def _told(error: Exception, admitted: bool, seconds: float, context: int) -> ApiError:

@@ -13,8 +13,11 @@ RETRY_AFTER_S = 1
 class ApiError(Exception):
     """A refusal that the client sees."""
 
-    def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str | None, message: str, param: str | None = None, retry_after_s: int = RETRY_AFTER_S
+    ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.code = code
         self.message = message
@@ -23,7 +26,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """SDKs try again by themselves on 429 and 503, after the pause that is named here."""
-        return [(b"retry-after", str(RETRY_AFTER_S).encode())] if self.status in (429, 503) else []
+        return [(b"retry-after", str(self.retry_after_s).encode())] if self.status in (429, 503) else []
 
     def body(self) -> bytes:
         """`{"error": {message, type, param, code}}`."""

@@ -56,6 +56,7 @@ class Gateway:
         try:
             await self._route(call)
         except ApiError as error:
+            self.services.metrics.refused.add((str(error.status), error.code or "invalid_request"))
             await connection.refuse(error)
         except Gone:
             return
@@ -68,6 +69,8 @@ class Gateway:
         if call.path != "/health":
             call.key = await self._authorise(call)
         route, call.parts = self.routes.find(call.scope["method"], call.path)
+        if call.key is not None and not call.key.allows(route.scope):
+            raise ApiError(403, "insufficient_scope", text("serve.scope", scope=route.scope))
         await route.handle(self.services, call)
 
     async def _authorise(self, call: Call) -> Key:

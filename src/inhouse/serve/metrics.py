@@ -1,103 +1,198 @@
-"""Counters and histograms of the gateway, under `inhouse:` with vLLM's names where the meaning is the same."""
+"""Numbers of the gateway for Prometheus, under vLLM's names where the meaning is the same.
+
+Recording is on the path of every request, so it is a few additions to plain lists (the client library's own counters
+take 2 µs each); prometheus_client writes them out when somebody looks.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from inhouse.core.serving import Delta, Usage
+from inhouse.serve.measured import Measured
 
-LABELS = ("model_name", "engine")
-FIRST_TOKEN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-WHOLE_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
-
-
-@dataclass
-class Measured:
-    """What becomes of one request; `add` follows it while it is answered."""
-
-    model: str = "-"
-    engine: str = "-"
-    status: int = 500
-    finish: str | None = None
-    began: float = field(default_factory=time.monotonic)
-    first_token_s: float | None = None
-    usages: list[Usage] = field(default_factory=list)
-
-    def add(self, deltas: list[Delta]) -> None:
-        """Follow what arrived."""
-        if self.first_token_s is None:
-            self.first_token_s = time.monotonic() - self.began
-        for delta in deltas:
-            if delta.finish is not None:
-                self.finish = delta.finish
-            if delta.usage is not None:
-                self.usages.append(delta.usage)
-
-    def from_memory(self) -> None:
-        """The answer was there already, or another request's: no engine has worked for it."""
-        self.engine, self.usages = "cache", []
-
-    def reset(self) -> None:
-        """Begin again with another engine."""
-        self.finish, self.first_token_s, self.usages = None, None, []
-
-    @property
-    def usage(self) -> Usage:
-        """Of all choices: they share the prompt."""
-        if not self.usages:
-            return Usage(0, 0)
-        first = self.usages[0]
-        answer = sum(usage.answer for usage in self.usages)
-        return Usage(first.prompt, answer, first.cached, first.prefill_s, first.decode_s)
+Labels = tuple[str, ...]
+WHO = ("model_name", "engine")
+FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+BETWEEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+STAGE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+CHOICES = (1, 2, 5, 10, 20)
+OURS, VLLM = "inhouse_", "vllm:"
 
 
-class Metrics:
-    """The numbers of one gateway. `running` and `waiting` are asked when somebody looks."""
+class Counts:
+    """A counter by labels."""
 
-    def __init__(self, running: Callable[[], int], waiting: Callable[[], int], restarts: Callable[[], int]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
-        self.registry = CollectorRegistry()
-        for name, says, read in (
-            ("inhouse:num_requests_running", "Requests in the engine.", running),
-            ("inhouse:num_requests_waiting", "Requests in the queue.", waiting),
-            ("inhouse:engine_restarts", "Times the engine in use was started again after a crash.", restarts),
-        ):
-            Gauge(name, says, registry=self.registry).set_function(read)
-        self.requests = self._counter("inhouse:requests", "Requests by HTTP status.", "status")
-        self.success = self._counter("inhouse:request_success", "Answers by the reason they ended.", "finished_reason")
-        self.prompt_tokens = self._counter("inhouse:prompt_tokens", "Prompt tokens processed.")
-        self.answer_tokens = self._counter("inhouse:generation_tokens", "Tokens generated.")
-        self.first_token = self._histogram(
-            "inhouse:time_to_first_token_seconds", "Until the first token.", FIRST_TOKEN_S
-        )
-        self.whole = self._histogram("inhouse:e2e_request_latency_seconds", "Until the last token.", WHOLE_S)
-        self.switches = Counter(
-            "inhouse:release_switches", "Changes of the served release.", ("result",), registry=self.registry
-        )
+    def __init__(self, name: str, says: str, labels: Labels) -> None:
+        self.name, self.says, self.labels = name, says, labels
+        self.values: dict[Labels, float] = {}
 
-    def observe(self, seen: Measured, seconds: float) -> None:
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        """Count."""
+        self.values[labels] = self.values.get(labels, 0) + amount
+
+    def family(self, prefix: str) -> Metric:
+        """As Prometheus gets it."""
+        family = CounterMetricFamily(prefix + self.name, self.says, labels=self.labels)
+        for labels, value in list(self.values.items()):
+            family.add_metric(labels, value)
+        return family
+
+
+class Spread:
+    """A histogram by labels: counts per bucket, and the sum."""
+
+    def __init__(self, name: str, says: str, bounds: tuple[float, ...], labels: Labels = WHO) -> None:
+        self.name, self.says, self.bounds, self.labels = name, says, bounds, labels
+        self.values: dict[Labels, list[float]] = {}
+
+    def add(self, labels: Labels, values: Iterable[float]) -> None:
+        """Sort these in."""
+        row = self.values.get(labels)
+        if row is None:
+            row = self.values[labels] = [0.0] * (len(self.bounds) + 2)
+        for value in values:
+            row[bisect_left(self.bounds, value)] += 1
+            row[-1] += value
+
+    def family(self, prefix: str) -> Metric:
+        """As Prometheus gets it."""
+        family = HistogramMetricFamily(prefix + self.name, self.says, labels=self.labels)
+        names = [str(float(bound)) for bound in self.bounds] + ["+Inf"]
+        for labels, row in list(self.values.items()):
+            seen, buckets = 0.0, []
+            for name, count in zip(names, row, strict=False):
+                seen += count
+                buckets.append((name, seen))
+            family.add_metric(labels, buckets, row[-1])
+        return family
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """What is asked when somebody looks: (name, what it says, {labels: value})."""
+
+    read: Callable[[], Iterable[tuple[str, str, dict[Labels, float]]]]
+
+
+class Metrics(Collector):
+    """The numbers of one gateway."""
+
+    def __init__(self, gauges: Gauges, vllm_names: bool = False, price_per_hour: float | None = None) -> None:
+        self._gauges = gauges
+        self._price = price_per_hour
+        self._prefixes = (OURS, VLLM) if vllm_names else (OURS,)
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+        self._inside = 0
+        self.answered = 0
+        self.requests = Counts("requests", "Requests by HTTP status and key.", (*WHO, "key", "status"))
+        self.success = Counts("request_success", "Answers by the reason they ended.", (*WHO, "finished_reason"))
+        self.prompt_tokens = Counts("prompt_tokens", "Prompt tokens processed.", (*WHO, "key"))
+        self.answer_tokens = Counts("generation_tokens", "Tokens generated.", (*WHO, "key"))
+        self.prefix_queries = Counts("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", WHO)
+        self.prefix_hits = Counts("prefix_cache_hits", "Prompt tokens found in the prefix cache.", WHO)
+        self.cache = Counts("answer_cache", "Requests by what the answer cache did.", ("model_name", "result"))
+        self.cancelled = Counts("request_cancelled", "Requests whose client left before the end.", WHO)
+        self.switches = Counts("release_switches", "Changes of the served release.", ("result",))
+        self.refused = Counts("requests_refused", "Requests refused before they had a release.", ("status", "code"))
+        self.first_token = Spread("time_to_first_token_seconds", "Until the first token.", FIRST_TOKEN_S)
+        self.between = Spread("inter_token_latency_seconds", "Between two pieces of an answer.", BETWEEN_S)
+        self.whole = Spread("e2e_request_latency_seconds", "Until the last token.", WHOLE_S)
+        self.queue = Spread("request_queue_time_seconds", "In the queue.", STAGE_S)
+        self.prefill = Spread("request_prefill_time_seconds", "From the turn to the first token.", STAGE_S)
+        self.decode = Spread("request_decode_time_seconds", "From the first token to the last.", STAGE_S)
+        self.prompts = Spread("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self.answers = Spread("request_generation_tokens", "Generated tokens of a request.", TOKENS)
+        self.choices = Spread("request_params_n", "Answers asked for.", CHOICES)
+        self.most = Spread("request_params_max_tokens", "Longest answer asked for.", TOKENS)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def enter(self) -> None:
+        """A request is being worked on: the machine is busy."""
+        if self._inside == 0:
+            self._busy_since = time.monotonic()
+        self._inside += 1
+
+    def leave(self) -> None:
+        """It is done."""
+        self._inside -= 1
+        if self._inside == 0 and self._busy_since is not None:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
+
+    def observe(self, seen: Measured) -> None:
         """Count one finished request."""
-        labels = (seen.model, seen.engine)
+        who = (seen.model, seen.engine)
+        self.requests.add((*who, seen.key, str(seen.status)))
+        if seen.cache != "-":
+            self.cache.add((seen.model, seen.cache))
+        if seen.status == 499:
+            self.cancelled.add(who)
+        if seen.status == 200:
+            self.answered += 1
+        if seen.first is None:
+            return
         usage = seen.usage
-        self.requests.labels(*labels, str(seen.status)).inc()
-        self.prompt_tokens.labels(*labels).inc(usage.prompt)
-        self.answer_tokens.labels(*labels).inc(usage.answer)
-        if seen.first_token_s is not None:
-            self.first_token.labels(*labels).observe(seen.first_token_s)
+        if usage.prompt or usage.answer:
+            self.prompt_tokens.add((*who, seen.key), usage.prompt)
+            self.answer_tokens.add((*who, seen.key), usage.answer)
+            self.prefix_queries.add(who, usage.prompt)
+            self.prefix_hits.add(who, usage.cached)
+            self.prompts.add(who, (usage.prompt,))
+            self.answers.add(who, (usage.answer,))
+        for spread, value in (
+            (self.first_token, seen.first_token_s),
+            (self.queue, seen.queue_s),
+            (self.prefill, seen.prefill_s),
+            (self.decode, seen.decode_s),
+            (self.choices, seen.choices),
+            (self.most, seen.asked_tokens),
+        ):
+            if value is not None:
+                spread.add(who, (value,))
+        self.between.add(who, seen.gaps)
         if seen.finish is not None:
-            self.success.labels(*labels, seen.finish).inc()
-            self.whole.labels(*labels).observe(seconds)
+            self.success.add((*who, seen.finish))
+            self.whole.add(who, (seen.total_s,))
+
+    def busy_s(self) -> float:
+        """Seconds in which at least one request was worked on."""
+        return self._busy_s + (0.0 if self._busy_since is None else time.monotonic() - self._busy_since)
+
+    def cost_per_1k(self) -> float | None:
+        """Price of 1,000 answers: busy hours at the stated price of this machine; None without a price or answers."""
+        if self._price is None or not self.answered:
+            return None
+        return self._price * self.busy_s() / 3600 / self.answered * 1000
 
     def text(self) -> bytes:
         """The numbers in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
-    def _counter(self, name: str, says: str, *labels: str) -> Counter:
-        return Counter(name, says, (*LABELS, *labels), registry=self.registry)
+    def collect(self) -> Iterator[Metric]:
+        """Everything, for prometheus_client."""
+        recorded = [each for each in vars(self).values() if isinstance(each, Counts | Spread)]
+        for prefix in self._prefixes:
+            for each in recorded:
+                yield each.family(prefix)
+            for name, says, values in (*self._gauges.read(), *self._own()):
+                family = GaugeMetricFamily(prefix + name, says, labels=WHO if any(values) else ())
+                for labels, value in values.items():
+                    family.add_metric(labels, value)
+                yield family
 
-    def _histogram(self, name: str, says: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, says, LABELS, registry=self.registry, buckets=buckets)
+    def _own(self) -> Iterator[tuple[str, str, dict[Labels, float]]]:
+        yield "busy_seconds", "Seconds in which at least one request was worked on.", {(): self.busy_s()}
+        if (cost := self.cost_per_1k()) is not None:
+            yield "cost_per_1k_requests", "Price of 1,000 answers at serve.price_per_hour.", {(): cost}

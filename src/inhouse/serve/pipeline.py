@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from inhouse.core.messages import text
-from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, EngineSilent, Usage
-from inhouse.release.keys import Key
+from inhouse.core.serving import Ask, Delta, EngineRefused, EngineSilent, Usage
+from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import AnswerCache, Flight, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
-from inhouse.serve.metrics import Measured, Metrics
+from inhouse.serve.measured import Measured
+from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import Asked, Limits
 from inhouse.serve.target import Target
+from inhouse.serve.watchers import Watchers
 
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
@@ -30,6 +31,7 @@ class Caller:
 
     key: Key
     request_id: str
+    route: str = "-"
     user: str | None = None
     headers: dict[bytes, bytes] = field(default_factory=dict)
     notes: list[tuple[bytes, bytes]] = field(default_factory=list)  # headers of the answer, sent with its first byte
@@ -40,7 +42,7 @@ class Caller:
     @property
     def tenant(self) -> str:
         """Whose request it is: what is kept for one tenant is never shown to another."""
-        return self.key.prefix
+        return str(self.key.id)
 
     def wanted(self) -> bool:
         """Whether others read along with its request: then it goes on when the caller has left."""
@@ -65,10 +67,11 @@ class Going:
 class Shared:
     """A reply that also tells those who read along, and keeps what it sends."""
 
-    def __init__(self, reply: Reply, flight: Flight) -> None:
+    def __init__(self, reply: Reply, flight: Flight | None, seen: Measured) -> None:
         self.reply = reply
-        self.flight = flight
+        self.flight = flight or Flight()
         self.whole = Whole()
+        self.seen = seen
 
     @property
     def sent(self) -> bool:
@@ -83,6 +86,8 @@ class Shared:
 
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""
+        if self.seen.ask is not None:
+            self.seen.said = self.whole.text
         await self.reply.finish(usage)
 
     def reset(self) -> None:
@@ -95,10 +100,11 @@ class Shared:
 class Pipeline:
     """What stands between a checked body and its answer."""
 
-    def __init__(self, deployments: Deployments, settings: ServeParams, metrics: Metrics) -> None:
+    def __init__(self, deployments: Deployments, settings: ServeParams, watchers: Watchers) -> None:
         self.deployments = deployments
         self.settings = settings
-        self.metrics = metrics
+        self.watchers = watchers
+        self.quotas = Quotas()
         self.cache = AnswerCache(settings.cache)
 
     async def run(self, model: str, prepare: Prepare, caller: Caller, face: Face) -> None:
@@ -106,32 +112,61 @@ class Pipeline:
 
         Raises ApiError; cancelling it lets the engine go.
         """
-        target = self.deployments.enter(model)
-        seen = Measured(model=target.release.label)
-        began = time.monotonic()
-        try:
+        async with self.attend(model, caller) as (target, seen):
+            going = Going(caller, face, seen)
             asked = await prepare(target.limits)
-            await self._answer(target, asked, Going(caller, face, seen))
+            seen.asked_tokens, seen.choices = asked.ask.sampling.max_tokens, asked.ask.sampling.n
+            if self.watchers.keeps_content:
+                seen.ask = asked.ask
+            await self._answer(target, asked, going)
+
+    @asynccontextmanager
+    async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Target, Measured]]:
+        """The release that answers for `model`, within what the key may; measured, and told to who watches."""
+        target = self.deployments.enter(model)
+        seen = Measured(
+            caller.request_id, caller.key.name, caller.tenant, target.release.label, model, route=caller.route
+        )
+        self.watchers.metrics.enter()
+        try:
+            await self._allowed(caller.key, model)
+            yield target, seen
             seen.status = 200
         except ApiError as error:
-            seen.status = error.status
+            seen.status, seen.error = error.status, error.code or "invalid_request"
             raise
         except asyncio.CancelledError:
-            seen.status = 499
+            seen.status, seen.error = 499, "client_closed"
             raise
         finally:
             self.deployments.leave(target)
-            self.metrics.observe(seen, time.monotonic() - began)
+            self.watchers.metrics.leave()
+            usage = seen.usage
+            if caller.key.limits is not UNLIMITED:
+                await self.quotas.spend(caller.key, usage.prompt + usage.answer)
+            self.watchers.finished(seen)
+
+    async def _allowed(self, key: Key, model: str) -> None:
+        """Raises ApiError 403 for a deployment that this key may not use, 429 when it has used up what it may."""
+        if key.limits is UNLIMITED:
+            return
+        if not key.may_use(self.deployments.deployment_of(model)):
+            raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=model[:100]), "model")
+        await self.quotas.enter(key)
 
     async def _answer(self, target: Target, asked: Asked, going: Going) -> None:
         """From memory, along with an equal request, or by the engine."""
         caller, label = going.caller, target.release.label
         name = None if caller.fresh else self.cache.name(asked.ask, caller.tenant, label)
         if name is None:
-            await self._within(target, asked.ask, going.face.begin(asked, label), going, None)
+            reply = going.face.begin(asked, label)
+            if self.watchers.keeps_content:
+                reply = Shared(reply, None, going.seen)
+            await self._within(target, asked.ask, reply, going, None)
             return
         if (kept := self.cache.find(name)) is not None:
             caller.notes.append((b"x-cache", b"hit"))
+            going.seen.cache = "hit"
             going.seen.from_memory()
             reply = going.face.begin(asked, label)
             await reply.add(list(kept.deltas))
@@ -139,18 +174,19 @@ class Pipeline:
             return
         if (flight := self.cache.flights.get(name)) is not None and not flight.failed:
             caller.notes.append((b"x-cache", b"shared"))
+            going.seen.cache = "shared"
             reply = going.face.begin(asked, label)
             if not await self._follow(flight, reply, going):
                 await self._within(target, asked.ask, reply, going, None)
             return
         caller.notes.append((b"x-cache", b"miss"))
-        self.cache.counts.misses += 1
+        going.seen.cache = "miss"
         await self._lead(name, target, asked, going)
 
     async def _lead(self, name: str, target: Target, asked: Asked, going: Going) -> None:
         """Answer, tell those who read along, and keep the answer."""
         flight = self.cache.flights[name] = Flight()
-        shared = Shared(going.face.begin(asked, target.release.label), flight)
+        shared = Shared(going.face.begin(asked, target.release.label), flight, going.seen)
         going.caller.flights.append(flight)
         try:
             await self._within(target, asked.ask, shared, going, flight)
@@ -163,7 +199,6 @@ class Pipeline:
 
     async def _follow(self, flight: Flight, reply: Reply, going: Going) -> bool:
         """Read along with an equal request. False when that one failed before anything was sent here."""
-        self.cache.counts.shared += 1
         async with aclosing(flight.follow()) as pieces:
             async for deltas in pieces:
                 going.seen.add(deltas)
@@ -184,6 +219,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(self.settings.deadline_s), turn:
                 admitted = True
+                going.seen.turn()
                 await self._relay(target, ask, reply, going.seen)
                 if flight is not None:
                     flight.end(going.seen.usage)
@@ -193,29 +229,12 @@ class Pipeline:
             raise refusal(refused, target.limits.context_length) from None
 
     async def _relay(self, target: Target, ask: Ask, reply: Reply, seen: Measured) -> None:
-        """Pass the engine's pieces on. A lost engine is tried once more, unless the client has seen something."""
-        for last in (False, True):
-            replica, engine = await target.pool.pick(ask)
-            seen.engine = engine.name
-            replica.running += 1
-            try:
-                async with aclosing(engine.submit(ask)) as pieces:
-                    async for deltas in pieces:
-                        seen.add(deltas)
-                        await reply.add(deltas)
-                await reply.finish(seen.usage)
-                return
-            except EngineSilent:
-                replica.kill()
-                raise too_late(self.settings.first_token_s) from None
-            except EngineLost:
-                if last or reply.sent:
-                    raise unavailable() from None
-                reply.reset()
-                seen.reset()
-                await replica.lost()
-            finally:
-                replica.running -= 1
+        """Pass the engine's pieces on."""
+        try:
+            await target.pool.relay(ask, reply, seen)
+        except EngineSilent:
+            raise too_late(self.settings.first_token_s) from None
+        await reply.finish(seen.usage)
 
 
 def refusal(refused: EngineRefused, context: int) -> ApiError:

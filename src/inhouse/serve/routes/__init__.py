@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from inhouse.core.messages import text
+from inhouse.release.keys import Scope
 from inhouse.release.settings import ServeParams
+from inhouse.serve.background import Background
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call
-from inhouse.serve.metrics import Metrics
+from inhouse.serve.kept_responses import KeptResponses
+from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
+from inhouse.serve.request_log import RequestLog
+from inhouse.serve.tracing import start_tracing
+from inhouse.serve.watchers import Watchers, gauges
 
 # Modules of this package, each with a tuple ROUTES.
-FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank")
+FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank", "responses")
 
 
 @dataclass
@@ -27,32 +35,44 @@ class Services:
     deployments: Deployments
     settings: ServeParams
     metrics: Metrics
+    watchers: Watchers
     pipeline: Pipeline
     started_at: int = field(default_factory=lambda: int(time.time()))
+    background: Background = field(default_factory=Background)
 
     @classmethod
     def over(cls, deployments: Deployments) -> Services:
         """The services over the deployments that are followed."""
-        metrics = Metrics(
-            running=lambda: deployments.current.target.admission.running,
-            waiting=lambda: deployments.current.target.admission.waiting,
-            restarts=lambda: deployments.current.target.pool.restarts,
-        )
-        deployments.on_switch = lambda result: metrics.switches.labels(result).inc()
-        return cls(deployments, deployments.params, metrics, Pipeline(deployments, deployments.params, metrics))
+        settings = deployments.params
+        metrics = Metrics(Gauges(lambda: gauges(deployments)), settings.vllm_metrics, settings.price_per_hour)
+        deployments.on_switch = lambda result: metrics.switches.add((result,))
+        log = RequestLog(deployments.registry.store.root / "logs", settings.log) if settings.log.enabled else None
+        watchers = Watchers(metrics, log, start_tracing() if settings.tracing else None)
+        return cls(deployments, settings, metrics, watchers, Pipeline(deployments, settings, watchers))
+
+    @cached_property
+    def responses(self) -> KeptResponses:
+        """Responses that clients may ask for again."""
+        return KeptResponses(self.deployments.registry.engine, self.settings.responses_days)
 
     async def start(self) -> None:
         """Called once inside the event loop, before the first request."""
+        self.background.start("tidy responses", self.responses.tidy())
 
     async def stop(self) -> None:
         """Called once inside the event loop, after the last request."""
+        await self.background.stop()
+        if self.watchers.log is not None:
+            await asyncio.to_thread(self.watchers.log.close)
 
     def caller(self, call: Call, user: str | None = None) -> Caller:
         """Who asks."""
         assert call.key is not None
         fresh = "no-store" in call.header("cache-control") or "no-cache" in call.header("cache-control")
         notes = call.connection.headers
-        return Caller(call.key, call.connection.request_id, user, call.headers, notes, fresh, call.background)
+        return Caller(
+            call.key, call.connection.request_id, call.path, user, call.headers, notes, fresh, call.background
+        )
 
 
 Handler = Callable[[Services, Call], Awaitable[None]]
@@ -65,7 +85,7 @@ class Route:
     verb: str
     path: str
     handle: Handler
-    scope: str = "chat"
+    scope: Scope = "chat"
 
     @property
     def pattern(self) -> re.Pattern[str]:

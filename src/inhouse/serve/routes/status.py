@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inhouse import __version__
-from inhouse.serve.errors import unavailable
+from inhouse.core.messages import text
+from inhouse.serve.errors import ApiError, unavailable
 from inhouse.serve.http import Call
 from inhouse.serve.routes import Route, Services
 
@@ -17,7 +18,8 @@ async def ready(services: Services, call: Call) -> None:
     """Whether the engine can answer now."""
     if not services.deployments.ready:
         raise unavailable()
-    await call.reply({"status": "ready", "release": services.deployments.current.target.release.label})
+    target = services.deployments.current.target
+    await call.reply({"status": "ready", "release": target.release.label, **target.told()})
 
 
 async def version(services: Services, call: Call) -> None:
@@ -30,7 +32,18 @@ async def metrics(services: Services, call: Call) -> None:
     await call.connection.reply(200, services.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
 
 
+async def stages(services: Services, call: Call) -> None:
+    """GET /inhouse/requests/{id}: how long each stage of a recent request took. Others' requests are not told."""
+    assert call.key is not None
+    tenant = None if call.key.allows("admin") else str(call.key.id)
+    found = services.watchers.recent(call.parts["id"], tenant)
+    if found is None:
+        raise ApiError(404, "request_not_found", text("serve.request_unknown"))
+    await call.reply(found.facts())
+
+
 ROUTES = (
+    Route("GET", "/inhouse/requests/{id}", stages, scope="metrics"),
     Route("GET", "/health", health),
     Route("GET", "/ready", ready),
     Route("GET", "/version", version),

@@ -1,0 +1,126 @@
+"""The request log: one JSON line a request, in files that are turned over by size and removed by age and size.
+
+No word of a prompt or an answer is in it unless `content: redacted` is set; then personal data is masked first.
+Lines are written by a thread: no request waits for the disk, and a full queue drops lines and counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from inhouse.release.settings import LogParams
+
+WAITING = 10_000  # lines
+LOOK_S = 60.0  # how often old files are looked for
+log = logging.getLogger("inhouse.serve")
+Record = dict[str, Any]
+
+
+class RequestLog:
+    """Writes records below a folder."""
+
+    def __init__(self, folder: Path, params: LogParams) -> None:
+        self.folder = folder
+        self.params = params
+        self.dropped = 0
+        self._lines: queue.Queue[Record | None] = queue.Queue(WAITING)
+        self._dice = random.Random()
+        self._thread = threading.Thread(target=self._write, name="request log", daemon=True)
+        self._thread.start()
+
+    def wants(self, failed: bool) -> bool:
+        """Whether this request is in the sample; failures always are."""
+        return self.params.enabled and (failed or self._dice.random() < self.params.sample)
+
+    def add(self, record: Record) -> None:
+        """Queue one record."""
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._lines.put(None)
+        self._thread.join(5.0)
+
+    def _write(self) -> None:
+        looked = 0.0
+        while (record := self._lines.get()) is not None:
+            together = [record]
+            while not self._lines.empty() and len(together) < 1000:
+                if (more := self._lines.get_nowait()) is None:
+                    self._lines.put(None)
+                    break
+                together.append(more)
+            try:
+                self._append(together)
+                if time.monotonic() - looked > LOOK_S:
+                    looked = time.monotonic()
+                    remove_old(self.folder, self.params)
+            except OSError as error:
+                self.dropped += len(together)
+                log.error("the request log cannot be written below %s: %s", self.folder, error)
+
+    def _append(self, records: list[Record]) -> None:
+        lines = "".join(json.dumps(_told(each), ensure_ascii=False) + "\n" for each in records)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._file().open("a", encoding="utf-8", errors="replace") as file:
+            file.write(lines)
+
+    def _file(self) -> Path:
+        """Today's file, the next one when it has its full size."""
+        day = datetime.now(UTC).strftime("%Y%m%d")
+        number = len(list(self.folder.glob(f"requests-{day}-*.jsonl")))
+        last = self.folder / f"requests-{day}-{max(1, number):04d}.jsonl"
+        if last.exists() and last.stat().st_size >= self.params.file_mb * 2**20:
+            return self.folder / f"requests-{day}-{number + 1:04d}.jsonl"
+        return last
+
+
+def _told(record: Record) -> Record:
+    """With personal data masked in what was said; done here, in the writer's thread."""
+    said = record.get("content")
+    return record if said is None else record | {"content": {name: redacted(words) for name, words in said.items()}}
+
+
+def redacted(words: str) -> str:
+    """A text with every piece of personal data replaced by its type."""
+    from inhouse.guard.pii import find
+
+    for span in sorted(find(words), key=lambda span: span.start, reverse=True):
+        words = f"{words[: span.start]}[{span.type}]{words[span.end :]}"
+    return words
+
+
+def remove_old(folder: Path, params: LogParams) -> None:
+    """Remove files beyond the age and the size that are kept, oldest first."""
+    files = sorted(folder.glob("requests-*.jsonl"))
+    oldest = time.time() - params.keep_days * 86_400
+    kept = sum(file.stat().st_size for file in files)
+    for file in files[:-1]:
+        size = file.stat().st_size
+        if file.stat().st_mtime < oldest or kept > params.keep_mb * 2**20:
+            file.unlink()
+            kept -= size
+
+
+def read_log(folder: Path) -> Iterator[Record]:
+    """Every record, newest first; a line that a crash cut is left out."""
+    for file in sorted(folder.glob("requests-*.jsonl"), reverse=True):
+        for line in reversed(file.read_text(encoding="utf-8", errors="replace").splitlines()):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found

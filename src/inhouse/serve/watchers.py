@@ -1,0 +1,77 @@
+"""Who is told of every finished request: metrics, the recent ones by id, the request log, tracing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from inhouse.core.serving import Ask
+from inhouse.serve.deployments import Deployments
+from inhouse.serve.measured import Measured
+from inhouse.serve.metrics import Labels, Metrics
+from inhouse.serve.request_log import RequestLog
+
+RECENT = 4096  # requests whose stages can be asked for by id
+CONTENT_CHARS = 20_000
+Trace = Callable[[Measured], None]
+Reading = tuple[str, str, dict[Labels, float]]
+
+
+class Watchers:
+    """Tells everybody."""
+
+    def __init__(self, metrics: Metrics, log: RequestLog | None, trace: Trace | None) -> None:
+        self.metrics = metrics
+        self.log = log
+        self.trace = trace
+        self._recent: OrderedDict[str, Measured] = OrderedDict()
+
+    def finished(self, seen: Measured) -> None:
+        """One request is over."""
+        seen.end()
+        self.metrics.observe(seen)
+        self._recent[seen.request_id] = seen
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        if self.trace is not None:
+            self.trace(seen)
+        if self.log is not None and self.log.wants(seen.status != 200):
+            record: dict[str, Any] = seen.facts()
+            if seen.ask is not None:
+                record["content"] = {"prompt": _prompt(seen.ask)[:CONTENT_CHARS], "answer": seen.said[:CONTENT_CHARS]}
+            self.log.add(record)
+        seen.ask = None  # recent requests are kept without what was said
+
+    @property
+    def keeps_content(self) -> bool:
+        """Whether answers are put together for the log."""
+        return self.log is not None and self.log.params.content == "redacted"
+
+    def recent(self, request_id: str, tenant: str | None) -> Measured | None:
+        """A recent request of this tenant; None asks for everybody's."""
+        found = self._recent.get(request_id)
+        return found if found is not None and tenant in (None, found.tenant) else None
+
+
+def gauges(deployments: Deployments) -> list[Reading]:
+    """What is asked of the engines when somebody looks at the metrics."""
+    running: dict[Labels, float] = {}
+    waiting: dict[Labels, float] = {}
+    restarts: dict[Labels, float] = {}
+    for target in deployments.targets():
+        who = (target.release.label, "-")
+        running[who] = target.admission.running
+        waiting[who] = target.admission.waiting
+        restarts[who] = target.pool.restarts
+    return [
+        ("num_requests_running", "Requests in the engines.", running),
+        ("num_requests_waiting", "Requests in the queue.", waiting),
+        ("engine_restarts", "Times that engines were started again after a crash.", restarts),
+    ]
+
+
+def _prompt(ask: Ask) -> str:
+    if ask.messages is None:
+        return ask.prompt if isinstance(ask.prompt, str) else " ".join(map(str, ask.prompt or ()))
+    return "\n".join(f"{message.get('role')}: {message.get('content') or ''}" for message in ask.messages)

@@ -1,0 +1,254 @@
+"""What is told of requests: metrics, stages by id, the request log, quotas, OpenTelemetry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from inhouse.core.serving import Ask, Delta, Sampling, Usage
+from inhouse.release.keys import Key, Limits
+from inhouse.release.settings import LogParams
+from inhouse.serve.errors import ApiError
+from inhouse.serve.measured import Measured
+from inhouse.serve.metrics import Gauges, Metrics
+from inhouse.serve.quotas import Quotas
+from inhouse.serve.request_log import RequestLog, read_log, redacted, remove_old
+from inhouse.serve.watchers import RECENT, Watchers
+
+
+def answered(request_id: str = "r1", tenant: str = "1") -> Measured:
+    """A request of 5 prompt and 3 answer tokens, 2 s in the queue, 1 s until the first token, 0.5 s after it."""
+    seen = Measured(request_id, "ann", tenant, "desk:v1", "desk", "llamacpp", "/v1/chat/completions", "miss", 200)
+    seen.add([Delta("a")])
+    seen.add([Delta("b", finish="stop"), Delta(tokens=0, usage=Usage(5, 3, cached=2))])
+    seen.admitted, seen.first, seen.last = seen.began + 2, seen.began + 3, seen.began + 3.5
+    seen.gaps, seen.ended, seen.asked_tokens = [0.5], seen.began + 3.6, 64
+    return seen
+
+
+def no_gauges() -> Metrics:
+    return Metrics(Gauges(list))
+
+
+def samples(text: bytes) -> dict[str, float]:
+    return {
+        sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_hold_every_figure_of_a_request_under_its_labels() -> None:
+    metrics = no_gauges()
+    metrics.observe(answered())
+    found = samples(metrics.text())
+    who = {"engine": "llamacpp", "model_name": "desk:v1"}
+
+    def of(name: str, **labels: str) -> float:
+        return found["inhouse_" + name + json.dumps(who | labels, sort_keys=True)]
+
+    assert of("requests_total", key="ann", status="200") == 1
+    assert of("prompt_tokens_total", key="ann") == 5 and of("generation_tokens_total", key="ann") == 3
+    assert (of("prefix_cache_queries_total"), of("prefix_cache_hits_total")) == (5, 2)
+    assert of("request_success_total", finished_reason="stop") == 1
+    assert of("time_to_first_token_seconds_sum") == pytest.approx(3)
+    assert of("request_queue_time_seconds_sum") == pytest.approx(2)
+    assert of("request_prefill_time_seconds_sum") == pytest.approx(1)
+    assert of("request_decode_time_seconds_sum") == pytest.approx(0.5)
+    assert of("inter_token_latency_seconds_bucket", le="0.4") == 0
+    assert of("inter_token_latency_seconds_bucket", le="0.5") == 1
+    assert of("e2e_request_latency_seconds_bucket", le="+Inf") == 1
+    assert of("request_params_max_tokens_sum") == 64
+    assert found['inhouse_answer_cache_total{"model_name": "desk:v1", "result": "miss"}'] == 1
+
+
+def test_metrics_come_under_vllms_names_too_where_it_is_asked_for() -> None:
+    metrics = Metrics(Gauges(lambda: [("num_requests_running", "Running.", {("desk:v1", "-"): 2.0})]), vllm_names=True)
+    metrics.observe(answered())
+    text = metrics.text().decode()
+    assert 'vllm:num_requests_running{engine="-",model_name="desk:v1"} 2.0' in text
+    assert "vllm:time_to_first_token_seconds_bucket" in text and "vllm:request_success_total" in text
+    assert "vllm:" not in no_gauges().text().decode()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_metrics_please_promtool() -> None:
+    metrics = Metrics(Gauges(lambda: [("num_requests_running", "Running.", {("m", "e"): 1.0})]), price_per_hour=2.0)
+    metrics.enter()
+    metrics.leave()
+    metrics.observe(answered())
+    checked = subprocess.run(["promtool", "check", "metrics"], input=metrics.text(), capture_output=True, check=False)
+    assert (checked.returncode, checked.stderr + checked.stdout) == (0, b"")
+
+
+def test_requests_that_get_no_answer_count_by_status_and_not_as_tokens() -> None:
+    metrics = no_gauges()
+    seen = Measured(model="desk:v1", status=499, key="ann")
+    metrics.observe(seen)
+    found = samples(metrics.text())
+    assert found['inhouse_request_cancelled_total{"engine": "-", "model_name": "desk:v1"}'] == 1
+    assert not any("tokens" in name for name in found)
+
+
+def test_cost_is_the_busy_time_at_the_stated_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    metrics = Metrics(Gauges(list), price_per_hour=3.6)
+    assert metrics.cost_per_1k() is None
+    metrics.enter()
+    metrics.enter()  # two at once: the machine is busy once
+    now[0] += 10
+    metrics.leave()
+    metrics.leave()
+    now[0] += 50  # idle time is not the requests'
+    metrics.answered = 4
+    assert metrics.busy_s() == 10
+    assert metrics.cost_per_1k() == pytest.approx(3.6 / 3600 * 10 / 4 * 1000)
+
+
+def test_stages_of_a_recent_request_are_told_to_its_key_only() -> None:
+    watchers = Watchers(no_gauges(), None, None)
+    watchers.finished(answered("r1", "1"))
+    found = watchers.recent("r1", "1")
+    assert found is not None and found.stages()["prefill_s"] == 1.0
+    assert watchers.recent("r1", "2") is None and watchers.recent("r1", None) is found
+    for number in range(RECENT):
+        watchers.finished(answered(f"x{number}"))
+    assert watchers.recent("r1", "1") is None
+
+
+def test_log_holds_a_line_a_request_and_nothing_that_was_said(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "logs", LogParams())
+    watchers = Watchers(no_gauges(), log, None)
+    for number in range(3):
+        watchers.finished(answered(f"r{number}"))
+    log.close()
+    records = list(read_log(tmp_path / "logs"))
+    assert [r["request_id"] for r in records] == ["r2", "r1", "r0"]
+    assert records[0]["key"] == "ann" and records[0]["answer_tokens"] == 3 and records[0]["queue_s"] == 2.0
+    assert "content" not in records[0]
+
+
+def test_log_with_content_masks_personal_data(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, LogParams(content="redacted"))
+    watchers = Watchers(no_gauges(), log, None)
+    seen = answered()
+    seen.ask = Ask(Sampling(8), messages=[{"role": "user", "content": "Write to ann.lee@example.org"}])
+    seen.said = "Call 13812345678 now"
+    watchers.finished(seen)
+    log.close()
+    assert watchers.keeps_content and seen.ask is None
+    content = next(read_log(tmp_path))["content"]
+    assert content == {"prompt": "user: Write to [email]", "answer": "Call [phone] now"}
+    assert redacted("nothing here") == "nothing here"
+
+
+def test_log_samples_successes_and_keeps_every_failure(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, LogParams(sample=0))
+    assert log.wants(failed=True) and not log.wants(failed=False)
+    log.close()
+    off = RequestLog(tmp_path, LogParams(enabled=False))
+    assert not off.wants(failed=True)
+    off.close()
+
+
+def test_log_begins_another_file_when_one_is_full_and_removes_the_oldest(tmp_path: Path) -> None:
+    params = LogParams(file_mb=1e-6)
+    for _ in range(3):
+        log = RequestLog(tmp_path, params)
+        log.add(answered().facts())
+        log.close()
+    files = sorted(tmp_path.iterdir())
+    assert [f.name[-10:] for f in files] == ["0001.jsonl", "0002.jsonl", "0003.jsonl"]
+    old = time.time() - 40 * 86_400
+    os.utime(files[0], (old, old))
+    remove_old(tmp_path, LogParams(keep_days=30))
+    assert sorted(tmp_path.iterdir()) == files[1:]
+    remove_old(tmp_path, LogParams(keep_mb=1e-6))
+    assert sorted(tmp_path.iterdir()) == files[2:]
+
+
+def test_log_survives_a_cut_line_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "requests-20260101-0001.jsonl").write_text('{"request_id": "a"}\n{"reque')
+    assert [r["request_id"] for r in read_log(tmp_path)] == ["a"]
+    (tmp_path / "file").write_text("")
+    log = RequestLog(tmp_path / "file" / "logs", LogParams())
+    log.add({"request_id": "b"})
+    log.close()
+    assert log.dropped == 1
+
+
+def key(**limits: int) -> Key:
+    return Key("ann", "ih-1", "", None, None, 7, Limits(**limits))
+
+
+def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait() -> None:
+    async def scene() -> None:
+        quotas = Quotas()
+        for _ in range(2):
+            await quotas.enter(key(requests_per_minute=2))
+        with pytest.raises(ApiError) as refused:
+            await quotas.enter(key(requests_per_minute=2))
+        assert refused.value.status == 429 and "requests_per_minute" in refused.value.message
+        assert 1 <= int(dict(refused.value.headers)[b"retry-after"]) <= 60
+        await quotas.enter(Key("bob", "ih-2", "", None, None, 8, Limits(requests_per_minute=2)))
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("name", ["tokens_per_minute", "tokens_per_day"])
+def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(name: str) -> None:
+    async def scene() -> None:
+        quotas = Quotas()
+        mine = key(**{name: 100})
+        await quotas.enter(mine)
+        await quotas.spend(mine, 60)
+        await quotas.enter(mine)
+        await quotas.spend(mine, 60)
+        with pytest.raises(ApiError) as refused:
+            await quotas.enter(mine)
+        assert name in refused.value.message
+
+    asyncio.run(scene())
+
+
+def test_spans_and_metrics_carry_the_conventions_names_and_no_content() -> None:
+    trace_sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from inhouse.serve.tracing import Tracing
+
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    provider = trace_sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing = Tracing(provider.get_tracer("t"), MeterProvider([reader]).get_meter("t"))
+    failed = answered()
+    failed.status, failed.error, failed.finish = 503, "engine_unavailable", None
+    for seen in (answered(), failed):
+        tracing(seen)
+    good, bad = spans.get_finished_spans()
+    assert good.name == "chat desk" and good.attributes["gen_ai.response.model"] == "desk:v1"
+    assert good.attributes["gen_ai.usage.input_tokens"] == 5 and good.attributes["gen_ai.usage.output_tokens"] == 3
+    assert good.attributes["gen_ai.response.finish_reasons"] == ("stop",) and good.attributes["inhouse.queue_s"] == 2.0
+    assert good.end_time - good.start_time == pytest.approx(3.6e9, rel=0.01)
+    assert bad.attributes["error.type"] == "engine_unavailable" and not bad.status.is_ok
+    data = reader.get_metrics_data()
+    names = {m.name for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
+    assert names == {
+        "gen_ai.server.request.duration",
+        "gen_ai.client.operation.duration",
+        "gen_ai.server.time_to_first_token",
+        "gen_ai.server.time_per_output_token",
+        "gen_ai.client.token.usage",
+    }
