@@ -1,0 +1,251 @@
+"""Every strategy at every length: a control without the needle, a curve of perplexity, needles at every depth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from inhouse.core.errors import Cancelled, InhouseError, UserError
+from inhouse.core.run import Events
+from inhouse.evaluate.long_context.haystack import (
+    CHOICES,
+    DIGITS,
+    Haystack,
+    Needle,
+    Prompt,
+    found_in,
+    needle,
+    scored_places,
+)
+from inhouse.evaluate.long_context.pace import Pace
+from inhouse.evaluate.long_context.reader import Read, Reader
+from inhouse.evaluate.long_context.result import Group, Point, Trial
+from inhouse.evaluate.long_context.strategies import Strategy, StrategyName
+from inhouse.evaluate.stats import BootstrapParams, Measure, difference, figure
+
+BOOTSTRAP = BootstrapParams()
+LEAST_CALIBRATION = 128  # tokens of the shorter text that tells how fast a strategy reads
+Open = Callable[[Strategy, int], Reader]
+Blocks = list[list[tuple[float, int]]]  # for each part of the text, each block: summed loss, and tokens
+
+
+class Grid(NamedTuple):
+    """What is measured."""
+
+    strategies: Sequence[Strategy]
+    lengths: Sequence[int]
+    depths: Sequence[float]
+    trials: int
+    seed: int
+
+
+@dataclass
+class Bench:
+    """A run over the grid, short lengths first; what the time is too short for is refused."""
+
+    grid: Grid
+    hay: Haystack
+    open: Open
+    events: Events
+    deadline: float
+    controls: dict[StrategyName, Pace] = field(default_factory=dict)  # scoring a curve takes long beside reading
+    paces: dict[StrategyName, Pace] = field(default_factory=dict)
+    blocks: dict[tuple[StrategyName, int], Blocks] = field(default_factory=dict)
+    per_token: dict[StrategyName, tuple[float | None, int]] = field(default_factory=dict)
+
+    def run(self) -> list[Group]:
+        """Every length and strategy in turn; says first how long all would take."""
+        self._calibrate()
+        plan = [(length, one) for length in sorted(self.grid.lengths) for one in self.grid.strategies]
+        costs = [self._cost(one, length) for length, one in plan]
+        left = self.deadline - time.monotonic()
+        fits = sum(cost for cost, total in zip(costs, _running(costs), strict=True) if total <= left)
+        self.events.note(
+            "long_context.estimate", all=_minutes(sum(costs)), budget=_minutes(left), runs=_minutes(min(fits, left))
+        )
+        groups, done, total = [], 0.0, sum(costs) or 1.0
+        for (length, one), cost in zip(plan, costs, strict=True):
+            self.events.progress(round(100 * done / total), 100, "%", step=f"{length}")
+            groups.append(self._guarded(one, length))
+            done += cost
+        self.events.progress(100, 100, "%", step="")
+        return [self._beside_full(group) for group in groups]
+
+    def _calibrate(self) -> None:
+        """Read two short texts with each strategy; one that cannot be opened is refused later, with its reason."""
+        short = min(self.grid.lengths)
+        sizes = sorted({min(short, LEAST_CALIBRATION), min(short, 4 * LEAST_CALIBRATION)})
+        for number, one in enumerate(self.grid.strategies):
+            self.events.progress(number, len(self.grid.strategies), "", step="calibrate")
+            control, pace = (kind.setdefault(one.name, Pace()) for kind in (self.controls, self.paces))
+            try:
+                reader = self.open(one, sizes[-1])
+            except UserError:  # told with its group
+                continue
+            try:
+                choices = [[at] * DIGITS for at in range(1, 1 + CHOICES)]
+                reader.read(self.hay.ids[:8], [], choices)  # the first read makes kernels and is not counted
+                for size in sizes:
+                    control.add(size, _spent(lambda size=size: self._read(reader, size, choices, scored=True)))
+                    pace.add(size, _spent(lambda size=size: self._read(reader, size, choices, scored=False)))
+            finally:
+                reader.close()
+
+    def _read(self, reader: Reader, size: int, choices: list[list[int]], scored: bool) -> None:
+        places = [place for part in scored_places(size) for block in part for place in block] if scored else []
+        reader.read(self.hay.ids[:size], places, choices)
+
+    def _cost(self, one: Strategy, length: int, needles: bool = True) -> float:
+        reads = len(self.grid.depths) * self.grid.trials * needles
+        return self.controls[one.name].seconds(length) + reads * self.paces[one.name].seconds(length)
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _guarded(self, one: Strategy, length: int) -> Group:
+        needles = self._cost(one, length) <= self._left()
+        if not needles and self._cost(one, length, needles=False) > self._left():
+            minutes = _minutes(self._cost(one, length, needles=False))
+            error = UserError("long_context.no_time", minutes=minutes)
+            return Group(strategy=one.name, length=length, refused=str(error))
+        try:
+            reader = self.open(one, length)
+        except Cancelled:
+            raise
+        except InhouseError as error:
+            return Group(strategy=one.name, length=length, refused=str(error))
+        try:
+            return self._group(reader, one, length)
+        finally:
+            reader.close()
+
+    def _group(self, reader: Reader, one: Strategy, length: int) -> Group:
+        hidden = needle(self.grid.seed, length, -1)
+        prompt = self.hay.prompt(length, hidden, None)
+        parts = scored_places(len(prompt.ids))
+        places = [place for part in parts for block in part for place in block]
+        began = time.perf_counter()
+        read = reader.read(prompt.ids, places, prompt.choices)
+        self.controls[one.name].add(length, time.perf_counter() - began)
+        self.per_token[one.name] = (reader.bytes_per_token(), length)
+        blocks = summed(parts, read.scored)
+        self.blocks[one.name, length] = blocks
+        needles, skipped = self._needles(reader, one, length)
+        return Group(
+            strategy=one.name,
+            length=length,
+            curve=tuple(_points(parts, blocks)),
+            perplexity=figure(_measure([block for part in blocks for block in part]), BOOTSTRAP),
+            control=self._trial(None, prompt, read),
+            needles=tuple(needles),
+            skipped=skipped,
+            seconds=round(read.seconds, 3),
+        )
+
+    def _needles(self, reader: Reader, one: Strategy, length: int) -> tuple[list[Trial], int]:
+        """A needle for each depth and trial, as far as time allows: the depths in turn, so that none is left out."""
+        wanted = [(trial, place) for trial in range(self.grid.trials) for place in range(len(self.grid.depths))]
+        found: list[Trial] = []
+        pace = self.paces[one.name]
+        for trial, place in wanted:
+            if self._left() < pace.seconds(length):
+                break
+            self.events.check()
+            depth = self.grid.depths[place]
+            prompt = self.hay.prompt(length, self._hidden(length, trial, place), depth)
+            began = time.perf_counter()
+            found.append(self._trial(depth, prompt, reader.read(prompt.ids, [], prompt.choices)))
+            pace.add(length, time.perf_counter() - began)
+        return sorted(found, key=lambda one: one.depth or 0.0), len(wanted) - len(found)
+
+    def _hidden(self, length: int, trial: int, place: int) -> Needle:
+        return needle(self.grid.seed, length, trial * len(self.grid.depths) + place)
+
+    def _trial(self, depth: float | None, prompt: Prompt, read: Read) -> Trial:
+        right, *others = read.chosen
+        return Trial(
+            depth=depth,
+            exact=found_in(self.hay.coder.decode(read.answer), prompt.wanted),
+            likeliest=right > max(others),
+            logprob=round(right, 4),
+            margin=round(right - max(others), 4),
+        )
+
+    def _beside_full(self, group: Group) -> Group:
+        """Paired with `full` on the same tokens, so that what is hard for both cancels out."""
+        own, other = (self.blocks.get((name, group.length)) for name in (group.strategy, "full"))
+        if own is None or other is None or group.strategy == "full":
+            return group
+        pairs = [
+            (one, two) for mine, theirs in zip(own, other, strict=True) for one, two in zip(mine, theirs, strict=True)
+        ]
+        kept = [(one, two) for one, two in pairs if one[1] == two[1] and one[1]]
+        if not kept:
+            return group
+        left, right = ([pair[side] for pair in kept] for side in (0, 1))
+        return group.model_copy(
+            update={"versus_full": difference(_measure(left, True), _measure(right, True), BOOTSTRAP)}
+        )
+
+
+def _spent(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def summed(parts: Sequence[Sequence[Sequence[int]]], scored: Sequence[float | None]) -> Blocks:
+    """Loss and tokens of every block, from log-probabilities in the order of their places, unknown ones left out."""
+    values = iter(scored)
+    blocks = []
+    for part in parts:
+        own = []
+        for block in part:
+            known = [value for value in (next(values) for _ in block) if value is not None]
+            own.append((-math.fsum(known), len(known)))
+        blocks.append(own)
+    return blocks
+
+
+def _points(parts: Sequence[Sequence[Sequence[int]]], blocks: Blocks) -> Iterator[Point]:
+    for part, own in zip(parts, blocks, strict=True):
+        found = figure(_measure(own), BOOTSTRAP)
+        if found is not None:
+            stop = part[-1][-1] + 1
+            yield Point(start=part[0][0], stop=stop, perplexity=found)
+
+
+def _measure(blocks: Sequence[tuple[float, int]], log: bool = False) -> Measure:
+    import numpy as np
+
+    columns = np.array(blocks, dtype=np.float64)
+    statistic = _mean_loss if log else _perplexity
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        value = float(statistic(columns))
+    return Measure(value, columns, statistic, unit="nats" if log else "")
+
+
+def _mean_loss(drawn: Any) -> Any:
+    total = drawn.sum(axis=-2)
+    return total[..., 0] / total[..., 1]
+
+
+def _perplexity(drawn: Any) -> Any:
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return np.exp(_mean_loss(drawn))
+
+
+def _running(costs: Sequence[float]) -> Iterator[float]:
+    total = 0.0
+    for cost in costs:
+        total += cost
+        yield total
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(0.0, seconds) / 60:.1f}"
