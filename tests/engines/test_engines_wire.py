@@ -165,6 +165,7 @@ def test_a_request_arrives_at_the_child_as_it_was_sent(echo: WireBackend) -> Non
         tools=({"type": "function", "function": {"name": "f"}},),
         tool_choice={"type": "function", "function": {"name": "f"}},
         parallel_tool_calls=False,
+        whole=True,
     )
     assert to_ask(json.loads(json.dumps(from_ask(whole)))) == whole
     assert within(echo, lambda engine: engine.render(whole)) == repr(whole)

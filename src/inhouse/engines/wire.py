@@ -357,19 +357,12 @@ def from_delta(id: int, delta: Delta) -> list[Any]:
 
 def from_ask(ask: Ask) -> dict[str, Any]:
     """A request as the wire carries it."""
+    carried = {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
     sampling = {name: getattr(ask.sampling, name) for name in Sampling.__dataclass_fields__}
     sampling["logit_bias"] = list(ask.sampling.logit_bias.items())  # JSON has no numbers for keys
-    limit = ask.constraint
-    return {
-        "sampling": sampling,
-        "messages": None if ask.messages is None else [dict(message) for message in ask.messages],
-        "prompt": ask.prompt if ask.prompt is None or isinstance(ask.prompt, str) else list(ask.prompt),
-        "constraint": None if limit is None else [limit.kind, limit.value],
-        "tools": [dict(tool) for tool in ask.tools],
-        "tool_choice": ask.tool_choice if isinstance(ask.tool_choice, str) else dict(ask.tool_choice),
-        "parallel_tool_calls": ask.parallel_tool_calls,
-        "adapter": ask.adapter,
-    }
+    if (limit := ask.constraint) is not None:
+        carried["constraint"] = {name: getattr(limit, name) for name in Constraint.__dataclass_fields__}
+    return carried | {"sampling": sampling}
 
 
 def to_ask(carried: Mapping[str, Any]) -> Ask:
@@ -378,13 +371,12 @@ def to_ask(carried: Mapping[str, Any]) -> Ask:
     sampling["stop"] = tuple(sampling["stop"])
     sampling["logit_bias"] = {token: bias for token, bias in sampling["logit_bias"]}
     limit = carried["constraint"]
-    rest = {name: carried[name] for name in ("messages", "prompt", "tool_choice", "parallel_tool_calls", "adapter")}
-    return Ask(
-        sampling=Sampling(**sampling),
-        constraint=None if limit is None else Constraint(*limit),
-        tools=tuple(carried["tools"]),
-        **rest,
-    )
+    rest = {
+        "sampling": Sampling(**sampling),
+        "constraint": None if limit is None else Constraint(**limit),
+        "tools": tuple(carried["tools"]),
+    }
+    return Ask(**{**carried, **rest})
 
 
 def from_capabilities(capabilities: Capabilities) -> dict[str, Any]:
