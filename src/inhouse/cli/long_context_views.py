@@ -47,7 +47,7 @@ def long_context(result: LongContext, console: Console) -> None:
 def _groups(groups: Sequence[Group], console: Console) -> None:
     """Numbers found, then perplexity: two tables, for one would not go beside itself on a narrow terminal."""
     columns = (text("cell.long.strategy"), f">{text('cell.long.length')}")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             group.strategy, f"{group.length:,}", _needles(group.needles), _share(group.needles, "exact"),
             _share(group.needles, "likeliest"), _control(group.control),
@@ -56,15 +56,15 @@ def _groups(groups: Sequence[Group], console: Console) -> None:
     ]  # fmt: skip
     names = ("found", "exact", "likeliest", "control")
     table(console, *columns, *(text(f"cell.long.{name}") for name in names), rows=rows)
-    rows = [
+    beside: list[tuple[str, ...]] = [
         (
             group.strategy, f"{group.length:,}", interval(group.perplexity), interval(group.versus_full, signed=True),
             f"{group.seconds:.1f} s" if group.seconds else NONE,
         )
         for group in groups
     ]  # fmt: skip
-    names = ("perplexity", "versus", "seconds")
-    table(console, *columns, *(f">{text(f'cell.long.{name}')}" for name in names), rows=rows)
+    shown = (f">{text(f'cell.long.{name}')}" for name in ("perplexity", "versus", "seconds"))
+    table(console, *columns, *shown, rows=beside)
 
 
 def _needles(found: Sequence[Trial]) -> Mark:

@@ -89,14 +89,16 @@ class Bench:
                 choices = [[at] * DIGITS for at in range(1, 1 + CHOICES)]
                 reader.read(self.hay.ids[:8], [], choices)  # the first read makes kernels and is not counted
                 for size in sizes:
-                    control.add(size, _spent(lambda size=size: self._read(reader, size, choices, scored=True)))
-                    pace.add(size, _spent(lambda size=size: self._read(reader, size, choices, scored=False)))
+                    control.add(size, self._spent(reader, size, choices, scored=True))
+                    pace.add(size, self._spent(reader, size, choices, scored=False))
             finally:
                 reader.close()
 
-    def _read(self, reader: Reader, size: int, choices: list[list[int]], scored: bool) -> None:
+    def _spent(self, reader: Reader, size: int, choices: list[list[int]], scored: bool) -> float:
         places = [place for part in scored_places(size) for block in part for place in block] if scored else []
+        began = time.perf_counter()
         reader.read(self.hay.ids[:size], places, choices)
+        return time.perf_counter() - began
 
     def _cost(self, one: Strategy, length: int, needles: bool = True) -> float:
         reads = len(self.grid.depths) * self.grid.trials * needles
@@ -189,12 +191,6 @@ class Bench:
         return group.model_copy(
             update={"versus_full": difference(_measure(left, True), _measure(right, True), BOOTSTRAP)}
         )
-
-
-def _spent(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def summed(parts: Sequence[Sequence[Sequence[int]]], scored: Sequence[float | None]) -> Blocks:
