@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import installed, server
 from release_workspace import Make, make_model, make_report, run_stage
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.gate import Gate
 from inhouse.core.store import Store
+from inhouse.database import sqlite_url, writing
+from inhouse.release.database import connect
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.settings import ReleaseNode, ReleaseParams, ServeParams
+from inhouse.release.tables import metadata
 
 
 @pytest.fixture
@@ -21,9 +26,49 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server that runs for these tests."""
+    if not installed():
+        pytest.skip("PostgreSQL is not installed")
+    with server() as url:
+        yield url
+        connect(url).dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, store: Store) -> str:
+    """Each kind of database in turn, empty."""
+    if request.param == "sqlite":
+        return sqlite_url(store.root / "registry.db")
+    url = str(request.getfixturevalue("postgres"))
+    names = ", ".join(table.name for table in metadata.sorted_tables)
+    with writing(connect(url)) as connection:
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+    return url
+
+
 @pytest.fixture
-def registry(store: Store) -> Registry:
-    return open_registry(store)
+def registry(store: Store, database_url: str) -> Registry:
+    """The registry of a workspace, in each kind of database in turn."""
+    return open_registry(store, database_url)
+
+
+@pytest.fixture
+def two(registry: Registry, make_release: Make) -> Registry:
+    """Two releases that passed, neither promoted."""
+    registry.register("routing", make_release(context=2048))
+    registry.register("routing", make_release(context=1024))
+    return registry
+
+
+@pytest.fixture
+def four(two: Registry, make_release: Make) -> Registry:
+    """Three releases that passed and one that did not, the first one promoted as 'desk'."""
+    two.register("routing", make_release(context=512))
+    two.register("routing", make_release(at_least=0.99))
+    two.promote("desk", "routing:v1", "ann")
+    return two
 
 
 @pytest.fixture

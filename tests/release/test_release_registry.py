@@ -1,61 +1,31 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from release_workspace import Make
+from release_writers import KEYS, change_for_ever, make_keys, started
 
 from inhouse.core.errors import GateFailed, UserError
 from inhouse.core.store import Store
-from inhouse.database import sqlite_url
+from inhouse.database import reading, writing
 from inhouse.release import database
+from inhouse.release.arms import read_deployment
 from inhouse.release.database import connect
-from inhouse.release.keys import check_key, create_key, list_keys, revoke_key
+from inhouse.release.keys import check_key, list_keys
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.rules import Rules
+from inhouse.release.tables import metadata
 
 FIRST_VERSION = Path(__file__).with_name("registry_0001.sql")  # as the first version wrote it
-FLIP = """
-import sys
-from pathlib import Path
-from inhouse.core.store import Store
-from inhouse.release.registry import open_registry
-registry = open_registry(Store(Path(sys.argv[1])))
-print("ready", flush=True)
-for turn in range(int(sys.argv[2])):
-    registry.promote("desk", f"routing:v{turn % 2 + 1}", f"p{turn}")
-"""
-
-KEYS = """
-import sys
-from pathlib import Path
-from inhouse.core.store import Store
-from inhouse.release.keys import create_key
-from inhouse.release.registry import open_registry
-registry = open_registry(Store(Path(sys.argv[1])))
-for turn in range(20):
-    create_key(registry.engine, f"key{turn}")
-"""
-
-
-def flip(store: Store, turns: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FLIP, str(store.root), str(turns)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture
-def two(registry: Registry, make_release: Make) -> Registry:
-    """Two releases that passed, neither promoted."""
-    registry.register("routing", make_release(context=2048))
-    registry.register("routing", make_release(context=1024))
-    return registry
 
 
 def code_of(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -164,37 +134,41 @@ def test_promote_and_rollback_take_less_than_a_second(two: Registry) -> None:
     assert time.monotonic() - began < 1.0
 
 
-def test_promote_killed_at_any_moment_leaves_old_or_new(two: Registry) -> None:
-    """kill -9 at 20 random moments: the row is whole, the audit agrees with it, and the file is sound."""
+def test_changes_killed_at_any_moment_leave_old_or_new(four: Registry, database_url: str) -> None:
+    """kill -9 at random moments: row, arms and audit agree, so no state is mixed of two."""
     chance = random.Random(5)
-    for _ in range(20):
-        process = flip(two.store, 100_000)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.0, 0.05))
+    changes = ("promote", "split", "canary", "rollback", "canary.advance", "rules")
+    four.promote("desk", "routing:v2")
+    for _ in range(6):
+        ours, theirs = multiprocessing.Pipe()
+        process = started(change_for_ever, four.store.root, database_url, theirs)
+        assert ours.recv()
+        process.join(chance.uniform(0.0, 0.1))
+        assert process.is_alive()
         process.kill()
-        process.communicate()
-        entries = [e for e in two.audit(1_000_000) if e.action == "promote"]
-        if not entries:
-            assert two.deployments() == []
-            continue
-        found = two.deployment("desk")
+        process.join()
+        entries = [e for e in four.audit(1_000_000) if e.action in changes]
+        found = four.deployment("desk")
         assert found.generation == len(entries)
-        assert entries[0].detail["release"] == found.release.label
-        assert found.previous is None or found.previous.id != found.release.id
-    with sqlite3.connect(two.store.root / "registry.db") as plain:
-        assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert len([e for e in two.audit(1_000_000) if e.action == "promote"]) > 20
+        last = next(e for e in entries if e.action != "rules")
+        told = [(arm["release"], arm["weight"], arm["role"]) for arm in last.detail["arms"]]
+        assert told == [(arm.release.label, arm.weight, arm.role) for arm in found.arms]
+        assert found.release == found.arms[0].release and sum(arm.weight for arm in found.arms) == 1000
+    assert len(entries) > 10
+    if database_url.startswith("sqlite"):
+        with sqlite3.connect(four.store.root / "registry.db") as plain:
+            assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_eight_processes_make_and_change_a_new_registry_at_once_without_a_lock_error(store: Store) -> None:
-    processes = [
-        subprocess.Popen([sys.executable, "-c", KEYS, str(store.root)], stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    assert [p.communicate(timeout=60)[1] for p in processes] == [""] * 8
-    assert len(list_keys(open_registry(store).engine)) == 8 * 20
+def test_eight_processes_make_and_change_a_new_registry_at_once_without_a_lock_error(
+    store: Store, database_url: str
+) -> None:
+    problems = multiprocessing.get_context("forkserver").Queue()
+    processes = [started(make_keys, store.root, database_url, problems) for _ in range(8)]
+    for process in processes:
+        process.join(60)
+    assert problems.empty() and [process.exitcode for process in processes] == [0] * 8
+    assert len(list_keys(open_registry(store, database_url).engine)) == 8 * KEYS
 
 
 def test_registry_of_a_newer_version_is_refused(store: Store) -> None:
@@ -240,48 +214,35 @@ def test_registry_that_is_no_database_is_refused(store: Store) -> None:
     assert code_of(error) == "release.bad_registry"
 
 
-def test_registry_locked_by_another_program_is_reported(two: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registry_locked_by_another_program_is_reported(
+    two: Registry, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database, "BUSY_S", 0.1)
     connect.cache_clear()
-    registry = Registry(two.store, connect(sqlite_url(two.store.root / "registry.db")))
-    holder = sqlite3.connect(two.store.root / "registry.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    try:
+    registry = Registry(two.store, connect(database_url))
+    with writing(two.engine):
         with pytest.raises(UserError) as error:
             registry.promote("desk", "routing:v1")
         assert code_of(error) == "release.busy"
         assert registry.list_releases()  # readers are not kept waiting
-    finally:
-        holder.close()
+    registry.engine.dispose()
 
 
-def test_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(registry: Registry) -> None:
-    token, key = create_key(registry.engine, "laptop")
-    assert check_key(registry.engine, token) == key
-    assert check_key(registry.engine, token + "x") is None
-    for file in registry.store.root.glob("registry.db*"):
-        assert token.encode() not in file.read_bytes()
-    assert revoke_key(registry.engine, "laptop").revoked is not None
-    assert check_key(registry.engine, token) is None
-    assert [k.revoked is not None for k in list_keys(registry.engine)] == [True]
+def test_readers_see_one_state_while_another_program_writes(two: Registry) -> None:
+    two.promote("desk", "routing:v1")
+    with reading(two.engine) as connection:
+        before = read_deployment(connection, "desk")
+        Registry(two.store, two.engine).split("desk", {"routing:v1": 500, "routing:v2": 500})
+        assert read_deployment(connection, "desk") == before
+    assert len(two.deployment("desk").arms) == 2
 
 
-def test_key_expires(registry: Registry) -> None:
-    token, key = create_key(registry.engine, "short", timedelta(hours=1))
-    assert check_key(registry.engine, token) == key
-    assert not key.valid(datetime.now(UTC) + timedelta(hours=2))
-    old, _ = create_key(registry.engine, "old", timedelta(seconds=-1))
-    assert check_key(registry.engine, old) is None
+def test_tables_are_those_that_the_migrations_make(registry: Registry) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
 
-
-def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> None:
-    create_key(registry.engine, "twin")
-    _, key = create_key(registry.engine, "twin")
-    for which, code in (("nobody", "release.key_unknown"), ("twin", "release.key_ambiguous")):
-        with pytest.raises(UserError) as error:
-            revoke_key(registry.engine, which)
-        assert code_of(error) == code
-    assert revoke_key(registry.engine, key.prefix).prefix == key.prefix
+    with reading(registry.engine) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
 def test_importing_the_release_room_loads_no_database_library() -> None:
@@ -292,6 +253,12 @@ def test_importing_the_release_room_loads_no_database_library() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_opening_a_current_registry_does_not_load_alembic(registry: Registry) -> None:
-    code = FLIP.split("print")[0] + "print('alembic' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code, str(registry.store.root)], text=True).strip() == "False"
+def test_opening_a_current_registry_does_not_load_alembic(registry: Registry, database_url: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from inhouse.core.store import Store;"
+        "from inhouse.release.registry import open_registry; open_registry(Store(Path(sys.argv[1])));"
+        "print('alembic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(registry.store.root)]
+    environment = {**os.environ, "INHOUSE_DATABASE_URL": database_url}
+    assert subprocess.check_output(command, text=True, env=environment) == "False\n"

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from inhouse.core.errors import UserError
+from inhouse.database import reading
+from inhouse.release.keys import (
+    Limits,
+    Used,
+    add_usage,
+    check_key,
+    create_key,
+    list_keys,
+    revoke_key,
+    rotate_key,
+    usage_on,
+)
+from inhouse.release.registry import Registry
+from inhouse.release.tables import api_keys
+
+
+def test_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(registry: Registry) -> None:
+    token, key = create_key(registry.engine, "laptop")
+    assert check_key(registry.engine, token) == key
+    assert check_key(registry.engine, token + "x") is None
+    with reading(registry.engine) as connection:
+        assert token[12:] not in str(connection.execute(select(api_keys)).all())
+    assert revoke_key(registry.engine, "laptop").revoked is not None
+    assert check_key(registry.engine, token) is None
+    assert [k.revoked is not None for k in list_keys(registry.engine)] == [True]
+
+
+def test_key_expires(registry: Registry) -> None:
+    token, key = create_key(registry.engine, "short", timedelta(hours=1))
+    assert check_key(registry.engine, token) == key
+    assert not key.valid(datetime.now(UTC) + timedelta(hours=2))
+    old, _ = create_key(registry.engine, "old", timedelta(seconds=-1))
+    assert check_key(registry.engine, old) is None
+
+
+def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> None:
+    create_key(registry.engine, "twin")
+    _, key = create_key(registry.engine, "twin")
+    for which, code in (("nobody", "release.key_unknown"), ("twin", "release.key_ambiguous")):
+        with pytest.raises(UserError) as error:
+            revoke_key(registry.engine, which)
+        assert error.value.code == code and str(error.value)
+    assert revoke_key(registry.engine, key.prefix).prefix == key.prefix
+
+
+def test_key_does_what_its_scopes_say_on_the_deployments_that_it_names(registry: Registry) -> None:
+    limits = Limits(scopes=("chat", "embed"), models=("desk",), requests_per_minute=60, tokens_per_day=10**12)
+    token, made = create_key(registry.engine, "laptop", limits=limits)
+    found = check_key(registry.engine, token)
+    assert found == made and found is not None and found.limits == limits
+    assert [found.allows(s) for s in ("chat", "embed", "files", "metrics", "admin")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert found.may_use("desk") and not found.may_use("disk")
+
+
+def test_key_without_words_does_all_but_admin_and_admin_does_all(registry: Registry) -> None:
+    _, usual = create_key(registry.engine, "usual")
+    _, admin = create_key(registry.engine, "admin", limits=Limits(scopes=("admin",)))
+    assert [usual.allows(s) for s in ("chat", "files", "metrics", "admin")] == [True, True, True, False]
+    assert admin.allows("chat") and admin.allows("admin") and usual.may_use("anything")
+    assert usual.id != admin.id
+
+
+def test_rotated_key_stays_the_same_tenant_and_its_old_token_ends_with_the_grace(registry: Registry) -> None:
+    old, key = create_key(registry.engine, "laptop", timedelta(days=2), Limits(models=("desk",)))
+    new, rotated = rotate_key(registry.engine, "laptop", timedelta(hours=1))
+    assert new != old and rotated.id == key.id and rotated.limits == key.limits
+    before, after = check_key(registry.engine, old), check_key(registry.engine, new)
+    assert before is not None and after is not None and before.id == after.id == key.id
+    assert not before.valid(datetime.now(UTC) + timedelta(hours=2)) and after.valid(
+        datetime.now(UTC) + timedelta(hours=2)
+    )
+    rotate_key(registry.engine, rotated.prefix)
+    assert check_key(registry.engine, old) is None and check_key(registry.engine, new) is None
+    assert len(list_keys(registry.engine)) == 1
+
+
+def test_revoking_a_rotated_key_ends_its_old_token_too(registry: Registry) -> None:
+    old, _ = create_key(registry.engine, "laptop")
+    new, _ = rotate_key(registry.engine, "laptop", timedelta(hours=1))
+    revoke_key(registry.engine, "laptop")
+    assert check_key(registry.engine, old) is None and check_key(registry.engine, new) is None
+    with pytest.raises(UserError) as error:
+        rotate_key(registry.engine, "laptop")
+    assert error.value.code == "release.key_unknown"
+
+
+def test_usage_of_a_day_adds_up_by_key(registry: Registry) -> None:
+    _, one = create_key(registry.engine, "one")
+    _, two = create_key(registry.engine, "two")
+    add_usage(registry.engine, "2026-01-31", [Used(one.id, 2, 100), Used(two.id, 1, 7)])
+    add_usage(registry.engine, "2026-01-31", [Used(one.id, 1, 50)])
+    add_usage(registry.engine, "2026-02-01", [Used(one.id, 9, 9)])
+    assert usage_on(registry.engine, "2026-01-31") == {one.id: Used(one.id, 3, 150), two.id: Used(two.id, 1, 7)}
+    assert usage_on(registry.engine, "2026-03-01") == {}
