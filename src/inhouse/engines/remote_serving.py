@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import logging
 import math
 from array import array
@@ -12,17 +11,21 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
+from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.openai_deltas import refused, streamed, whole_deltas
-from inhouse.engines.remote_discovery import discover, headers_for, reached
+from inhouse.engines.remote_discovery import discover, headers_for, looking, reached
 from inhouse.engines.remote_kinds import Found, Tools, request_body
+
+if TYPE_CHECKING:
+    import httpx
 
 STATS = {  # what each kind calls it in its Prometheus metrics
     "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
@@ -61,7 +64,8 @@ class RemoteBackend:
 
     def healthy(self) -> bool:
         """Whether it still lists its models; called from a thread."""
-        return reached(self.found, headers_for(self.settings.url, self.settings.api_key_env, self.settings.headers))
+        with _looking(self.settings) as client:
+            return reached(self.found, client)
 
     def open(self) -> RemoteServing:
         """A connection for the running event loop."""
@@ -70,10 +74,17 @@ class RemoteBackend:
 
 def start(settings: RemoteSettings, offline: bool = False) -> RemoteBackend:
     """Find out what an endpoint is. Raises remote.offline, remote.unreachable, remote.refused, remote_serving.*."""
-    headers = headers_for(settings.url, settings.api_key_env, settings.headers)
-    found = discover(settings.url, settings.model, headers, offline, settings.context_length)
+    if offline:
+        raise UserError("remote.offline", url=settings.url)
+    with _looking(settings) as client:
+        found = discover(settings.url, settings.model, client, settings.context_length)
     assert found.context_length is not None
     return RemoteBackend(settings, found, found.context_length)
+
+
+def _looking(settings: RemoteSettings) -> httpx.Client:
+    headers = headers_for(settings.url, settings.api_key_env, settings.headers)
+    return looking(headers, settings.certificates)
 
 
 class RemoteServing:
@@ -195,7 +206,7 @@ class RemoteServing:
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    return to_json(body)
 
 
 def _field(answer: Mapping[str, Any], name: str) -> Any:
