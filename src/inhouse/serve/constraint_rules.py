@@ -53,13 +53,25 @@ def check_choices(choices: Any, param: str) -> tuple[str, ...]:
 
 
 # What both notations share: atoms, groups, alternatives and repeats. Everything else counts as an atom.
-CLASS = r"\[\^?\]?(?:\\.|[^\\\]])*\]?"
+CLASS = r"\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\\\]])*\]?"
+ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)"
 REPEAT = r"[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\}"
-REGEX_TOKEN = re.compile(rf"(?P<repeat>{REPEAT})|(?P<open>\((?:\?(?:P?<[^>]*>|[a-z-]*:?))?)|[)|]|\\.|{CLASS}|.", re.S)
+REGEX_TOKEN = re.compile(
+    rf"(?P<repeat>{REPEAT})|(?P<open>\((?:\?(?:P?<[^>]*>|[a-z-]*:?))?)|[)|]|{ESCAPE}|{CLASS}|.", re.S
+)
 GRAMMAR_TOKEN = re.compile(
     rf"(?P<repeat>{REPEAT})|(?P<open>\()|[)|]|#[^\n]*|\"(?:\\.|[^\\\"])*\"?|\[(?:\\.|[^\\\]])*\]?|::=|[\w-]+|\s+|.",
     re.S,
 )
+
+
+# What JSON writes with a backslash, as an atom of its own: " \\ and control characters.
+QUOTED = re.compile(r'\[?(?:"|\\["\\nrtfva0]|\\x(?:[01].|22|5[cC])|\\u00(?:[01].|22|5[cC])|[\x00-\x1f])\]?', re.S)
+
+
+def has_quoted(pattern: str) -> bool:
+    """Whether a pattern of a JSON text has an atom that JSON must escape: llama.cpp loses what follows such a one."""
+    return any(QUOTED.fullmatch(found[0]) for found in REGEX_TOKEN.finditer(pattern))
 
 
 @dataclass
@@ -98,7 +110,7 @@ def _check_repeats(token: re.Pattern[str], source: str, param: str) -> None:
         elif not symbol.isspace() and symbol[0] != "#":
             _add(group, 1, 1)
         if open_groups[-1].weight > MOST_WEIGHT or alternatives > ALTERNATIVES or len(open_groups) > MOST_GROUPS:
-            raise invalid(text("serve.too_complex", seconds=1), param)
+            raise invalid(text("serve.too_complex", seconds="0.8"), param)
 
 
 def _add(group: _Group, weight: int, count: int) -> None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
 from inhouse.core.messages import text
-from inhouse.serve.constraint_rules import check_regex
+from inhouse.serve.constraint_rules import check_regex, has_quoted
 from inhouse.serve.errors import invalid
 
 SCHEMA_BYTES = 64 * 1024
 SCHEMA_DEPTH = 32
 JSON_DEPTH = 128  # a level of a schema is up to three of JSON: properties, a name, items
+MOST_PROPERTIES = 1000  # in all objects together: each is a state of its own while an answer is written
 MOST_ITEMS = 4096
 MOST_CHARS = 65_536
 
@@ -59,20 +61,20 @@ def check_schema(schema: Any, param: str, strict: bool) -> Node:
 
 
 def _check_depth(value: Any, param: str) -> None:
-    level, seen = [value], 0
+    level, left = [value], SCHEMA_BYTES // 2  # each part takes two bytes at least
     for _ in range(JSON_DEPTH):
-        level = [child for node in level for child in _children(node)]
-        seen += len(level)
+        level = list(islice((child for node in level for child in _children(node)), left + 1))
+        left -= len(level)
+        if left < 0:
+            raise invalid(text("serve.schema_size", most=SCHEMA_BYTES), param)
         if not level:
             return
-        if seen > SCHEMA_BYTES:  # each is at least two bytes
-            raise invalid(text("serve.schema_size", most=SCHEMA_BYTES), param)
     raise invalid(text("serve.schema_depth", most=SCHEMA_DEPTH), param)
 
 
-def _children(node: Any) -> list[Any]:
+def _children(node: Any) -> Iterator[Any]:
     found = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [child for child in found if isinstance(child, dict | list)]
+    return (child for child in found if isinstance(child, dict | list))
 
 
 class _Walk:
@@ -83,6 +85,7 @@ class _Walk:
         self.param = param
         self.strict = strict
         self.found: Needs = {}
+        self._properties = 0
         self._nodes: list[Node] = []
         self._joined: list[Node] = []  # they hold together with others for the same value
 
@@ -137,6 +140,9 @@ class _Walk:
         for kind in _listed(node.get("type", [])):
             if not isinstance(kind, str) or kind not in TYPES:
                 raise invalid(text("serve.schema_type", type=str(kind)[:64]), self.param)
+        self._properties += len(_mapping(node, "properties"))
+        if self._properties > MOST_PROPERTIES:
+            raise invalid(text("serve.schema_properties", most=MOST_PROPERTIES), self.param)
         self._check_values(node)
 
     def _check_values(self, node: Node) -> None:
@@ -146,7 +152,8 @@ class _Walk:
             if key in node and not (_is_count(node[key]) and node[key] <= most):
                 raise invalid(text("serve.schema_count", keyword=key, most=most), self.param)
         for pattern in [*_listed(node.get("pattern", [])), *_mapping(node, "patternProperties")]:
-            check_regex(pattern, self.param)
+            if has_quoted(check_regex(pattern, self.param)) and self.strict:
+                raise invalid(text("serve.schema_pattern"), self.param)
 
     def _resolve(self, ref: Any) -> Any:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):

@@ -135,7 +135,7 @@ def gbnf_to_lark(source: str) -> str:
     """
     from llguidance.gbnf_to_lark import GrammarParser, RuleNode, RuleRefNode, SequenceNode, resolve
 
-    rules = GrammarParser().parse(_plain_escapes(source))
+    rules = GrammarParser().parse(_hide_escapes(source))
     if "root" in rules and "inhouse-top" not in rules:
         # As a rule beside others the top would be read lexeme by lexeme, each as long as it can be: [a-z]* "x" would
         # never match. A rule below the top that does not recurse becomes one regular expression, which is exact.
@@ -148,7 +148,7 @@ def gbnf_to_lark(source: str) -> str:
     for rule in rules.values():
         rule.alternatives = _bracketed(rule.alternatives)
         rule.comment = ""
-    return "\n".join(str(rule) for rule in sorted(rules.values(), key=lambda rule: rule.order))
+    return _show_escapes("\n".join(str(rule) for rule in sorted(rules.values(), key=lambda rule: rule.order)))
 
 
 def _rename(top: ASTNode, rules: dict[str, Any]) -> None:
@@ -176,21 +176,29 @@ def _bracketed(node: ASTNode) -> ASTNode:
     return node
 
 
-ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.S)
+ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([\[\]])|.)|[&~]", re.S)
+HIDDEN = 0xF0000  # characters of private use stand for those that the reader would spoil, until it has read them
 
 
-def _plain_escapes(source: str) -> str:
+def _hide_escapes(source: str) -> str:
     """Numbered characters as themselves where that is safe: the reader loses the zeros of \\u00e9."""
 
-    def plain(found: re.Match[str]) -> str:
-        if found[4]:
-            return found[0]
-        character = chr(int(found[1] or found[2] or found[3], 16))
+    def hide(found: re.Match[str]) -> str:
+        number = found[1] or found[2] or found[3]
+        if not number and not found[4]:
+            # && and ~~ in a class mean something in regular expressions, and nothing in GBNF.
+            return found[0] if found[0][0] == "\\" else chr(HIDDEN + ord(found[0]))
+        character = chr(int(number, 16)) if number else found[4]
         if "\ud800" <= character <= "\udfff":
             raise ValueError("half a character")
-        return character if character.isalnum() or ord(character) > 0x7F else f"\\x{ord(character):02x}"
+        return character if character.isalnum() or ord(character) > 0x7F else chr(HIDDEN + ord(character))
 
-    return ESCAPE.sub(plain, source)
+    return ESCAPE.sub(hide, source)
+
+
+def _show_escapes(lark: str) -> str:
+    """The hidden ones in a notation that stands in texts and in classes alike."""
+    return re.sub("[\U000f0000-\U000f007f]", lambda found: f"\\u{ord(found[0]) - HIDDEN:04x}", lark)
 
 
 def _limit_memory() -> None:

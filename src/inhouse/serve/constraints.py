@@ -26,7 +26,7 @@ from inhouse.serve.constraint_rules import check_choices, check_grammar, check_r
 from inhouse.serve.constraint_schema import check_schema
 from inhouse.serve.errors import ApiError, invalid, unsupported
 
-COMPILE_S = 1.0
+COMPILE_S = 0.8  # a refusal within a second
 TRY_AGAIN_S = 30.0  # what took too long is refused at once for so long
 START_S = 20.0  # a busy machine needs seconds to start a Python
 KEPT = 256  # verdicts, refusals too: an attack that is repeated costs nothing
