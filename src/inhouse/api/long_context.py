@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,9 @@ class LongContextRequest(Request):
     trials: int = Field(1, ge=1, le=100, description="numbers hidden at each depth")
     text: Path | None = Field(None, description="a file to read in; absent: Python's own documentation")
     minutes: float = Field(10, gt=0, le=7 * 24 * 60, description="nothing begins that would end after so many minutes")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of transformers; auto: bf16 if fast here"
+    )
     seed: int = Field(0, ge=0, description="seed of the numbers")
 
 
@@ -69,7 +72,7 @@ def bench_long_context(request: LongContextRequest, events: Events) -> LongConte
     events.stage = "long-context"
     torch.set_num_threads(usable_cores())
     tokenizer = load_tokenizer(source)
-    model = load_model(source).eval()
+    model = load_model(source, request.precision).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
     bench = _bench(request, (source, model, tokenizer), events, deadline)
