@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
 from inhouse.serve.errors import ApiError
 
@@ -27,6 +28,18 @@ class Background:
             raise ApiError(429, "rate_limit_exceeded", text("serve.overloaded"))
         task = self._tasks[name] = asyncio.create_task(work, name=name)
         task.add_done_callback(self._done)
+
+    def every(self, name: str, seconds: float, work: Callable[[], object]) -> None:
+        """Do something now and again and again, in a thread; a registry that is busy is asked the next time."""
+        self.start(name, self._again(name, seconds, work))
+
+    async def _again(self, name: str, seconds: float, work: Callable[[], object]) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(work)
+            except (InhouseError, OSError) as error:
+                log.warning("%s: %s", name, error)
+            await asyncio.sleep(seconds)
 
     def cancel(self, name: str) -> bool:
         """End a task; whether there was one."""

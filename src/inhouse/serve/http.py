@@ -42,6 +42,10 @@ class Connection:
     def tell(self, release: str, ignored: Iterable[str]) -> None:
         """Say in headers which release answers, and which fields of the body were not looked at."""
         self.headers.append((b"x-inhouse-release", release.encode()))
+        self.ignore(ignored)
+
+    def ignore(self, ignored: Iterable[str]) -> None:
+        """Name in a header the fields that were not looked at."""
         names = [name if HEADER_NAME.fullmatch(name) else "?" for name in islice(ignored, MOST_NAMES)]
         if names:
             self.headers.append((b"x-inhouse-ignored-fields", ",".join(names).encode()))

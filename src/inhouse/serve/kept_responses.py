@@ -19,7 +19,6 @@ Json = dict[str, Any]
 MOST_TURNS = 200  # that one conversation goes back
 OPEN = ("queued", "in_progress")
 DAY_S = 86_400
-TIDY_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,9 @@ class KeptResponses:
             following = found.previous
         return [item for turn in reversed(turns) for item in turn]
 
-    async def tidy(self) -> None:
-        """Forget those whose time is over, now and every hour."""
-        while True:
-            await asyncio.to_thread(drop_expired_responses, self.engine, int(time.time()))
-            await asyncio.sleep(TIDY_S)
+    def tidy(self) -> None:
+        """Forget those whose time is over."""
+        drop_expired_responses(self.engine, int(time.time()))
 
     async def _find(self, key: int, response: str) -> StoredResponse | None:
         return await asyncio.to_thread(get_response, self.engine, key, response, int(time.time()))

@@ -88,4 +88,4 @@ def _encoded(vector: list[float], encoding: str | None) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-ROUTES = (Route("POST", "/v1/embeddings", embeddings),)
+ROUTES = (Route("POST", "/v1/embeddings", embeddings, scope="embed"),)

@@ -110,4 +110,4 @@ def similarity(one: list[float], other: list[float]) -> float:
     return math.fsum(x * y for x, y in zip(one, other, strict=True))
 
 
-ROUTES = (Route("POST", "/v1/rerank", rerank), Route("POST", "/v1/score", score))
+ROUTES = (Route("POST", "/v1/rerank", rerank, scope="embed"), Route("POST", "/v1/score", score, scope="embed"))
