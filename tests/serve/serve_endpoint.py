@@ -29,7 +29,7 @@ from inhouse.serve.app import serve
 
 root, settings = Path(sys.argv[1]), ServeParams.model_validate_json(sys.argv[2])
 try:
-    serve(open_registry(Store(root)), "desk", settings, lambda s: print(json.dumps(vars(s)), flush=True))
+    serve(open_registry(Store(root)), ["desk"], settings, lambda s: print(json.dumps(vars(s)), flush=True))
 except InhouseError as error:
     print(json.dumps({"error": error.to_dict()}), flush=True)
     sys.exit(error.exit_code)

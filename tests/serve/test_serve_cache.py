@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
+from inhouse.release.arms import Arm, Release
 from inhouse.release.keys import Key
 from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
@@ -22,6 +23,8 @@ from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
 from inhouse.serve.replies import Gathered, Reply
 from inhouse.serve.requests import Asked, Limits
+from inhouse.serve.router import Serving, Way
+from inhouse.serve.target import Target
 from inhouse.serve.watchers import Watchers
 
 HELLO = Ask(Sampling(max_tokens=8), messages=[{"role": "user", "content": "Hello"}])
@@ -111,7 +114,11 @@ class House:
             admission=Admission(4, 10),
             pool=SimpleNamespace(relay=relay),
         )
-        follow = SimpleNamespace(enter=lambda model: target, leave=lambda target: None)
+        arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
+        serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,)))
+        way = Way(cast(Serving, serving), arm, cast(Target, target))
+        trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
+        follow = SimpleNamespace(enter=lambda model, who: way, leave=lambda target: None, trials=trials)
         watchers = Watchers(Metrics(Gauges(list)), None, None)
         self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(), watchers)
 

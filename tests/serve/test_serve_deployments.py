@@ -1,4 +1,4 @@
-"""How a server follows its deployment: with engines that only pretend, so that loads take and fail as told."""
+"""How a server follows its deployments: with engines that only pretend, so that loads take and fail as told."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 
 from inhouse.core.store import Store
+from inhouse.release.arms import Arm, Role
 from inhouse.release.keys import create_key, hash_token
 from inhouse.release.registry import Deployment, Registry, Release, open_registry
+from inhouse.release.rules import Rules
 from inhouse.release.settings import ServeParams
 from inhouse.serve import deployments
 from inhouse.serve.deployments import Deployments
+from inhouse.serve.errors import ApiError
+from inhouse.serve.router import Way, choose, point_of
 
-V1, V2 = (Release(id=n, name="r", version=n, artifact="a", passed=True, created="") for n in (1, 2))
+V1, V2, V3 = (Release(id=n, name="r", version=n, artifact="a", passed=True, created="") for n in (1, 2, 3))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -30,15 +34,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def arm(release: Release, weight: int = 1000, role: Role = "live") -> Arm:
+    return Arm(release, weight, role, "")
+
+
 class Fake:
     """A deployment that the test moves, and what loading a release does."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.deployment = Deployment("desk", V1, None, datetime.now(UTC).isoformat(), 1)
+        self.deployment = Deployment("desk", V1, None, datetime.now(UTC).isoformat(), 1, (arm(V1),))
         self.faults: list[Exception] = []
+        self.bad: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
+        self.retired: list[str] = []
 
     def look(self, name: str) -> Deployment:
         if self.faults and isinstance(self.faults[0], RuntimeError):
@@ -49,11 +59,23 @@ class Fake:
         self.gate.wait(10)
         if self.faults:
             raise self.faults.pop(0)
-        nothing = lambda *_: None  # noqa: E731
-        return SimpleNamespace(release=release, inside=0, retire=nothing, pool=SimpleNamespace(close=nothing))
+        if release.id in self.bad:
+            raise OSError("broken")
+        return SimpleNamespace(
+            release=release,
+            inside=0,
+            adapters=("legal",),
+            retire=lambda wait_s: self.retired.append(release.label),
+            pool=SimpleNamespace(close=lambda: self.retired.append(release.label), ready=True),
+        )
 
     def promote(self, release: Release) -> None:
-        self.deployment = replace(self.deployment, release=release, generation=self.deployment.generation + 1)
+        self.arrange(arm(release))
+
+    def arrange(self, *arms: Arm, rules: Rules | None = None) -> None:
+        main = max((a for a in arms if a.role == "live"), key=lambda a: a.weight).release
+        changed = replace(self.deployment, release=main, arms=arms, rules=rules or self.deployment.rules)
+        self.deployment = replace(changed, generation=self.deployment.generation + 1)
 
 
 @pytest.fixture
@@ -68,10 +90,18 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def served(fake: Fake) -> Iterator[Deployments]:
-    made = Deployments(fake.registry, "desk", ServeParams(port=0))
+    made = Deployments(fake.registry, ["desk"], ServeParams(port=0))
     yield made
     fake.gate.set()
     made.close(0.0)
+
+
+def nobody(deployment: Deployment) -> None:
+    return None
+
+
+def answers(served: Deployments) -> Release:
+    return served.serving["desk"].main.release
 
 
 def test_keys_are_read_while_a_release_loads(fake: Fake, served: Deployments) -> None:
@@ -79,9 +109,9 @@ def test_keys_are_read_while_a_release_loads(fake: Fake, served: Deployments) ->
     fake.promote(V2)
     wait_for(lambda: served._loading is not None)
     token, _ = create_key(fake.registry.engine, "new")
-    wait_for(lambda: hash_token(token) in served.keys)
+    wait_for(lambda: hash_token(token) in served.keys.keys)
     fake.gate.set()
-    wait_for(lambda: served.current.target.release is V2)
+    wait_for(lambda: answers(served) is V2)
 
 
 def test_release_that_failed_to_load_is_tried_again_and_told_once(fake: Fake, served: Deployments) -> None:
@@ -89,7 +119,7 @@ def test_release_that_failed_to_load_is_tried_again_and_told_once(fake: Fake, se
     served.on_switch = told.append
     fake.faults = [OSError("busy"), OSError("busy"), KeyError("odd")]
     fake.promote(V2)
-    wait_for(lambda: served.current.target.release is V2)
+    wait_for(lambda: answers(served) is V2)
     wait_for(lambda: told == ["failed", "done"])
     assert [e.action for e in fake.registry.audit(5)].count("switch_failed") == 1
 
@@ -99,15 +129,96 @@ def test_release_that_is_no_longer_wanted_when_it_has_loaded_is_not_taken(fake: 
     fake.promote(V2)
     wait_for(lambda: served._loading is not None)
     fake.promote(V1)
-    wait_for(lambda: served._seen == 3)
+    wait_for(lambda: served._wanted["desk"].generation == 3)
     fake.gate.set()
-    assert served._loading is not None
-    served._loading.join(10)
-    assert served.current.target.release is V1
+    wait_for(lambda: fake.retired == ["r:v2"])
+    assert answers(served) is V1
+
+
+def test_release_that_nobody_asks_for_any_more_is_let_go(fake: Fake, served: Deployments) -> None:
+    fake.promote(V2)
+    wait_for(lambda: answers(served) is V2)
+    wait_for(lambda: fake.retired == ["r:v1"])
+    assert [t.release for t in served.targets()] == [V2]
 
 
 def test_following_survives_what_nobody_expects(fake: Fake, served: Deployments) -> None:
     fake.faults = [RuntimeError("unforeseen")]
     wait_for(lambda: not fake.faults)
     fake.promote(V2)
-    wait_for(lambda: served.current.target.release is V2)
+    wait_for(lambda: answers(served) is V2)
+
+
+def test_split_answers_by_weight_and_its_releases_can_be_asked_by_name(fake: Fake, served: Deployments) -> None:
+    fake.arrange(arm(V1, 700), arm(V2, 300))
+    wait_for(lambda: len(served.targets()) == 2)
+    ways = [served.enter("desk", nobody) for _ in range(1000)]
+    second = sum(way.target.release is V2 for way in ways)
+    assert 220 < second < 380  # 5 standard deviations of a binomial around 300
+    assert served.enter("r:v2", nobody).target.release is V2
+    assert served.names() == ["desk", "desk:legal", "r:v1", "r:v2"]
+
+
+def test_person_stays_with_an_arm_and_a_growing_canary_takes_nobody_back() -> None:
+    people = [f"person {n}" for n in range(400)]
+    small = [arm(V1, 900), arm(V2, 100, "canary")]
+    large = [arm(V1, 500), arm(V2, 500, "canary")]
+    first = {who: choose(small, point_of("desk", who)).release for who in people}
+    later = {who: choose(large, point_of("desk", who)).release for who in people}
+    assert first == {who: choose(small, point_of("desk", who)).release for who in people}
+    on_trial = {who for who, release in first.items() if release is V2}
+    assert 15 < len(on_trial) < 70 and all(later[who] is V2 for who in on_trial)
+    assert 150 < sum(release is V2 for release in later.values()) < 250
+
+
+def test_rules_are_asked_who_stays(fake: Fake, served: Deployments) -> None:
+    fake.arrange(arm(V1, 500), arm(V2, 500), rules=Rules(sticky="user"))
+    wait_for(lambda: len(served.targets()) == 2)
+    asked: list[str] = []
+
+    def who(deployment: Deployment) -> str:
+        asked.append(deployment.rules.sticky)
+        return "ann"
+
+    ways = {served.enter("desk", who).target.release for _ in range(50)}
+    assert len(ways) == 1 and asked == ["user"] * 50
+
+
+def test_shadow_gets_copies_and_no_requests(fake: Fake, served: Deployments) -> None:
+    fake.arrange(arm(V1), arm(V2, 1000, "shadow"))
+    wait_for(lambda: len(served.targets()) == 2)
+    way = served.enter("desk", nobody)
+    assert way.target.release is V1 and [t.release for t in way.shadows()] == [V2]
+    with pytest.raises(ApiError):
+        served.enter("r:v2", nobody)
+    shadow = way.shadows()[0]
+    assert served.copy_to(shadow) and shadow.inside == 1
+    fake.promote(V1)
+    wait_for(lambda: len(served.targets()) == 1)
+    assert not served.copy_to(shadow)
+
+
+def test_shadow_that_does_not_load_keeps_nothing_back(fake: Fake, served: Deployments) -> None:
+    fake.bad.add(V3.id)
+    fake.arrange(arm(V2), arm(V3, 1000, "shadow"))
+    wait_for(lambda: answers(served) is V2)
+    assert served.enter("desk", nobody).shadows() == []
+    wait_for(lambda: [e.action for e in fake.registry.audit(5)].count("switch_failed") == 1)
+
+
+def test_arm_that_does_not_load_keeps_the_split_back(fake: Fake, served: Deployments) -> None:
+    fake.bad.add(V3.id)
+    fake.arrange(arm(V2, 500), arm(V3, 500))
+    wait_for(lambda: [e.action for e in fake.registry.audit(5)].count("switch_failed") == 1)
+    assert answers(served) is V1
+    fake.bad.clear()
+    wait_for(lambda: answers(served) is V2)
+
+
+def test_adapter_is_asked_for_by_the_deployments_name_and_its_own(served: Deployments) -> None:
+    way: Way = served.enter("desk:legal", nobody)
+    assert (way.target.release, way.adapter) == (V1, "legal")
+    for model in ("desk:other", "other:legal", "nobody"):
+        with pytest.raises(ApiError) as unknown:
+            served.enter(model, nobody)
+        assert unknown.value.status == 404

@@ -34,6 +34,7 @@ class ServeRequest(Request):
     """What to serve, and where. What is left out comes from the project file that made the release."""
 
     deployment: str | None = Field(None, description="deployment to serve; may be left out when there is only one")
+    all: bool = Field(False, description="serve every deployment of the workspace")
     host: str | None = Field(None, description="address to listen on")
     port: int | None = Field(None, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
@@ -65,9 +66,12 @@ class Endpoint:
 
 def serve(request: ServeRequest) -> ServeCommand:
     """The command line of the gateway, after checking that there is something to serve."""
-    name = choose_deployment(open_registry(request.store), request.deployment)
-    argv = [sys.executable, "-m", "inhouse.serve", "--workspace", str(request.store.root), "--deployment", name]
-    argv += ["--lang", language()]
+    registry = open_registry(request.store)
+    names = [d.name for d in registry.deployments()] if request.all else []
+    names = names or [choose_deployment(registry, request.deployment)]
+    argv = [sys.executable, "-m", "inhouse.serve", "--workspace", str(request.store.root), "--lang", language()]
+    for name in names:
+        argv += ["--deployment", name]
     if request.host is not None:
         argv += ["--host", request.host]
     if request.port is not None:

@@ -22,7 +22,7 @@ DEMO_DISK_BYTES = 4 * 2**30  # workspace of the demo (1.5 GB) with room to work
 DEMO_MEMORY_BYTES = 4 * 2**30
 # extra -> the modules that it brings and the code imports
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "serve": ("xllamacpp", "uvicorn", "aiohttp", "prometheus_client"),
+    "serve": ("xllamacpp", "uvicorn", "httptools", "prometheus_client"),
     "data": ("polars", "xxhash"),
     "train": ("torch", "transformers", "peft", "accelerate", "gguf", "safetensors"),
     "eval": ("sklearn", "numpy", "jinja2"),

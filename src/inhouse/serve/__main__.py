@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="inhouse serve")
     parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--deployment", required=True)
+    parser.add_argument("--deployment", required=True, action="append")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--lang", default="en")
@@ -57,8 +57,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
-    """The settings of the project that made the release, with the address of the command line."""
-    release = registry.deployment(arguments.deployment).release
+    """The settings behind the first deployment's release, with the address of the command line."""
+    release = registry.deployment(arguments.deployment[0]).release
     params = ServeParams.model_validate(registry.store.get(release.artifact).params["serve"])
     given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
     return params.model_copy(update=given)

@@ -1,4 +1,4 @@
-"""Serve a deployment: take the port, start the engine, answer until told to stop."""
+"""Serve deployments: take the port, start the engine, answer until told to stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ from inhouse.release.settings import ServeParams
 
 BACKLOG = 2048
 FIRST_KEY = "first"
-WEB = ("uvicorn", "aiohttp", "prometheus_client")
+WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway")
 log = logging.getLogger("inhouse.serve")
 
 
@@ -35,16 +35,16 @@ class Started:
     public: bool
 
 
-def serve(registry: Registry, deployment: str, settings: ServeParams, on_ready: Callable[[Started], None]) -> None:
+def serve(registry: Registry, names: Sequence[str], settings: ServeParams, on_ready: Callable[[Started], None]) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then finish those that are running, and return.
 
     Raises serve.port_in_use, serve.port_refused, serve.bad_host, release.deployment_unknown, and what keeps the
     engine from loading.
     """
-    require("serve", "uvicorn", "aiohttp", "prometheus_client", "xllamacpp")
+    require("serve", "uvicorn", "httptools", "prometheus_client", "cachetools", "limits")
     listener = bind(settings.host, settings.port)
     try:
-        _serve_on(listener, registry, deployment, settings, on_ready)
+        _serve_on(listener, registry, names, settings, on_ready)
     finally:
         listener.close()
 
@@ -93,7 +93,7 @@ def first_key(registry: Registry) -> str | None:
 def _serve_on(
     listener: socket.socket,
     registry: Registry,
-    deployment: str,
+    names: Sequence[str],
     settings: ServeParams,
     on_ready: Callable[[Started], None],
 ) -> None:
@@ -107,10 +107,10 @@ def _serve_on(
     public = not is_loopback(settings.host)
     if public:
         log.warning("listening on %s: everybody who reaches this machine can reach this endpoint", settings.host)
-    deployments = Deployments(registry, deployment, settings)
+    deployments = Deployments(registry, names, settings)
     try:
-        label = deployments.current.target.release.label
-        started = Started(f"http://{shown}:{port}", deployment, label, public)
+        label = deployments.serving[names[0]].main.release.label
+        started = Started(f"http://{shown}:{port}", names[0], label, public)
         preloading.join()
         import uvicorn
 

@@ -1,135 +1,155 @@
-"""Follow a deployment: run the engine of its release, and change over live when the registry says so."""
+"""Follow deployments: run the engines of their releases, and change over live when the registry says so."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
-from inhouse.release.keys import Key, active_keys, hash_token
-from inhouse.release.registry import Deployment, Registry
+from inhouse.release.arms import Deployment, Release
+from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError
+from inhouse.serve.key_ring import KeyRing
+from inhouse.serve.router import ADAPTER_MARK, Serving, Way, way_of
 from inhouse.serve.target import Target
+from inhouse.serve.trials import Trials
 
 POLL_S = 0.25
-REREAD_S = 0.05  # unknown keys make the registry be read no oftener than this
 RETRY_FIRST_S = 2.0
 RETRY_MOST_S = 300.0
 JOIN_S = 5.0
 log = logging.getLogger("inhouse.serve")
 
 
-@dataclass(frozen=True)
-class Serving:
-    """What requests meet at one moment; replaced whole, so that nobody sees half a change."""
+@dataclass
+class Trouble:
+    """A release that did not load."""
 
-    target: Target
     generation: int
+    failures: int = 0
+    retry_at: float = 0.0
 
 
 class Deployments:
-    """The served deployment and the valid keys, kept in step with the registry by a thread.
+    """The served deployments and the valid keys, kept in step with the registry by a thread.
 
-    A release that is promoted loads in a thread of its own: keys are re-read at every look, also meanwhile.
+    Releases load in a thread of their own: keys are re-read at every look, also meanwhile. A deployment changes over
+    when all of its arms answer; until then, and when one of them does not load, it stays as it was.
     """
 
-    def __init__(self, registry: Registry, deployment: str, params: ServeParams) -> None:
+    def __init__(self, registry: Registry, names: Sequence[str], params: ServeParams) -> None:
         self.registry = registry
-        self.name = deployment
         self.params = params
+        self.keys = KeyRing(registry.engine)
         self.on_switch: Callable[[str], None] = lambda result: None
+        self.trials = Trials(registry)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._retiring: list[threading.Thread] = []
-        self._key_lock = threading.Lock()
-        self._reread = asyncio.Lock()
-        self._reread_at = float("-inf")
-        self.keys: dict[str, Key] = {}
-        self._read_keys()
-        found = registry.deployment(deployment)
-        self.current = Serving(Target(registry, found.release, params), found.generation)
-        self._seen = found.generation
+        self._targets: dict[int, Target] = {}
+        self._trouble: dict[int, Trouble] = {}
         self._loading: threading.Thread | None = None
-        self._failures = 0  # of the generation seen last
-        self._retry_at = 0.0
+        self.serving: dict[str, Serving] = {}
+        self._wanted = {name: registry.deployment(name) for name in names}
+        try:
+            for found in self._wanted.values():
+                for release in _releases(found):
+                    if release.id not in self._targets:
+                        self._targets[release.id] = Target(registry, release, params)
+                self.serving[found.name] = self._serving(found)
+        except BaseException:  # also Ctrl-C: no engine is left behind
+            for target in self._targets.values():
+                target.retire(0.0)
+            raise
         self._thread = threading.Thread(target=self._watch, name="follow registry", daemon=True)
         self._thread.start()
 
+    @property
+    def ready(self) -> bool:
+        """Whether every deployment can answer."""
+        return all(serving.main.pool.ready for serving in self.serving.values())
+
     def names(self) -> list[str]:
-        """Model names that clients may ask for: the deployment, and the release it points at."""
-        return [self.name, self.current.target.release.label]
+        """Model names that clients may ask for: deployments, the releases of their arms, and adapters."""
+        found: dict[str, None] = {}
+        for name, serving in self.serving.items():
+            found[name] = None
+            found |= {f"{name}{ADAPTER_MARK}{adapter}": None for adapter in serving.main.adapters}
+            found |= {arm.release.label: None for arm in serving.deployment.arms if arm.role != "shadow"}
+        return list(found)
 
     def targets(self) -> list[Target]:
         """Every release that is being served."""
-        return [self.current.target]
+        return list({id(t): t for serving in self.serving.values() for t in serving.targets.values()}.values())
 
-    def deployment_of(self, model: str) -> str:
-        """The deployment that answers for a model name."""
-        return self.name
+    def enter(self, model: str, who: Callable[[Deployment], str | None]) -> Way:
+        """Where a request for `model` goes, with this request counted in; pair it with `leave`.
 
-    def enter(self, model: str) -> Target:
-        """The target that answers for `model`, with this request counted in; pair it with `leave`."""
+        `who` tells of a deployment's rules who shall stay with one arm.
+        """
         with self._lock:
-            target = self.current.target
-            if model not in (self.name, target.release.label):
+            way = self._find(model, who)
+            if way is None:
                 raise ApiError(404, "model_not_found", text("serve.model_unknown", model=model[:100]), "model")
-            target.inside += 1
-            return target
+            way.target.inside += 1
+            return way
 
     def leave(self, target: Target) -> None:
         """This request is done with its target."""
         with self._lock:
             target.inside -= 1
 
-    async def authorised(self, token: str) -> Key | None:
-        """The key that this token belongs to, when it is valid now.
-
-        Keys are re-read with every look at the registry, and for an unknown one before it is refused: it may have
-        been made a moment ago. Requests that wait for this share one reading.
-        """
-        hashed = hash_token(token)
-        if hashed not in self.keys:
-            asked = time.monotonic()
-            async with self._reread:
-                if self._reread_at < asked:
-                    await asyncio.sleep(self._reread_at + REREAD_S - asked)
-                    self._reread_at = time.monotonic()
-                    await self._try_keys()
-        key = self.keys.get(hashed)
-        return key if key is not None and key.valid(datetime.now(UTC)) else None
-
-    async def _try_keys(self) -> None:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            await asyncio.to_thread(self._read_keys)
-        except (InhouseError, SQLAlchemyError) as error:
-            log.warning("the registry cannot be read: %s", error)
-
-    def _read_keys(self) -> None:
-        with self._key_lock:  # so that an older reading never replaces a newer one
-            self.keys = active_keys(self.registry.engine)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the engine can answer."""
-        return self.current.target.pool.ready
+    def copy_to(self, target: Target) -> bool:
+        """Count a copy of a request into a shadow; False when that one is no longer served."""
+        with self._lock:
+            if all(target is not other for other in self.targets()):
+                return False
+            target.inside += 1
+            return True
 
     def close(self, drain_s: float) -> None:
         """Stop following, and stop every engine."""
         with self._lock:
             self._stop.set()  # an engine that still loads is not taken up; that child ends with this process
         self._thread.join(JOIN_S)
-        self.current.target.retire(drain_s)
-        for thread in self._retiring:
-            thread.join(drain_s)
+        self._save()
+        ending = [threading.Thread(target=t.retire, args=(drain_s,), daemon=True) for t in self._targets.values()]
+        for thread in ending:
+            thread.start()
+        for thread in (*ending, *self._retiring):
+            thread.join(drain_s + JOIN_S)
+
+    def _save(self) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            self.trials.save(now=True)
+        except (InhouseError, SQLAlchemyError) as error:
+            log.warning("what the arms did since the last time cannot be saved: %s", error)
+
+    def _find(self, model: str, who: Callable[[Deployment], str | None]) -> Way | None:
+        serving = self.serving.get(model)
+        if serving is not None:
+            return way_of(serving, who(serving.deployment))
+        for serving in self.serving.values():
+            for arm in serving.deployment.arms:
+                if arm.release.label == model and arm.role != "shadow":
+                    return Way(serving, arm, serving.targets[arm.release.id])
+        name, _, adapter = model.partition(ADAPTER_MARK)
+        serving = self.serving.get(name)
+        if serving is None or adapter not in serving.main.adapters:
+            return None
+        main = next(arm for arm in serving.deployment.arms if arm.release.id == serving.deployment.release.id)
+        return Way(serving, main, serving.main, adapter)
+
+    def _serving(self, found: Deployment) -> Serving:
+        there = {arm.release.id for arm in found.arms} & set(self._targets)
+        return Serving(found, {id: self._targets[id] for id in there})
 
     def _watch(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
@@ -137,56 +157,105 @@ class Deployments:
         while not self._stop.wait(POLL_S):
             try:
                 self._follow()
+                for serving in self.serving.values():
+                    self.trials.look(serving.deployment)
+                self.trials.save()
             except (InhouseError, SQLAlchemyError) as error:  # served is what was served before; look again
                 log.warning("the registry cannot be read: %s", error)
             except Exception:  # whatever it is: without this thread, revoked keys would go on working
                 log.exception("the registry cannot be followed")
 
     def _follow(self) -> None:
-        self._read_keys()
-        found = self.registry.deployment(self.name)
-        if found.generation != self._seen:
-            self._seen, self._failures, self._retry_at = found.generation, 0, 0.0
-        if found.release.id == self.current.target.release.id or time.monotonic() < self._retry_at:
+        self.keys.read()
+        self._wanted = {name: self.registry.deployment(name) for name in self.serving}
+        if all(self._in_step(found) for found in self._wanted.values()):
             return
-        if self._loading is None or not self._loading.is_alive():
-            self._loading = threading.Thread(target=self._load, args=(found,), name="load release", daemon=True)
+        idle = self._loading is None or not self._loading.is_alive()
+        if idle and (missing := self._missing()):
+            self._loading = threading.Thread(target=self._load, args=missing, name="load release", daemon=True)
             self._loading.start()
+        self._change_over()
 
-    def _load(self, wanted: Deployment) -> None:
-        """Change over to a release once its engine runs; when it does not, try again after a growing pause."""
+    def _in_step(self, found: Deployment) -> bool:
+        now = self.serving[found.name]
+        return now.deployment.generation == found.generation and len(now.targets) == len(_releases(found))
+
+    def _missing(self) -> tuple[Deployment, Release] | None:
+        """A release that a deployment wants and that may be tried now."""
+        for found in self._wanted.values():
+            for release in _releases(found):
+                trouble = self._trouble.get(release.id)
+                later = trouble is not None and trouble.generation == found.generation
+                if release.id in self._targets or (later and trouble and time.monotonic() < trouble.retry_at):
+                    continue
+                return found, release
+        return None
+
+    def _load(self, wanted: Deployment, release: Release) -> None:
+        """Start the engines of a release; when they do not, it is tried again after a growing pause."""
         try:
-            new = Target(self.registry, wanted.release, self.params)
+            new = Target(self.registry, release, self.params)
         except Exception as error:  # noqa: BLE001  whatever a release breaks: what is served stays, and is said
-            self._refused(wanted, error)
+            self._refused(wanted, release, error)
             return
         with self._lock:
-            old = self.current.target
-            taken = wanted.generation == self._seen and not self._stop.is_set()
+            taken = not self._stop.is_set()
             if taken:
-                self.current = Serving(new, wanted.generation)
-        if not taken:  # the deployment has moved on, or closes: nobody asks for this one
+                self._targets[release.id] = new
+                self._trouble.pop(release.id, None)
+        if not taken:
             new.pool.close()
             return
-        self.on_switch("done")
-        log.warning("%s now answers with %s, before %s", self.name, new.release.label, old.release.label)
-        leaving = threading.Thread(target=old.retire, args=(self.params.deadline_s,), daemon=True)
-        leaving.start()
-        self._retiring = [*(t for t in self._retiring if t.is_alive()), leaving]
+        self._change_over()
 
-    def _refused(self, wanted: Deployment, error: Exception) -> None:
-        if wanted.generation != self._seen:
+    def _change_over(self) -> None:
+        """Let every deployment be answered by its arms, once all of them run; let go of releases nobody wants."""
+        with self._lock:
+            for name, found in self._wanted.items():
+                before = self.serving[name]
+                if any(arm.release.id not in self._targets for arm in found.arms if arm.role != "shadow"):
+                    continue  # what does not load keeps nobody waiting who only looks on
+                self.serving[name] = self._serving(found)
+                told = _layout(found)
+                if told != _layout(before.deployment):
+                    log.warning("%s now answers with %s, before %s", name, told, _layout(before.deployment))
+                    self.on_switch("done")
+            needed = {id for serving in self.serving.values() for id in serving.targets}
+            needed |= {release.id for found in self._wanted.values() for release in _releases(found)}
+            leaving = [self._targets.pop(id) for id in list(self._targets) if id not in needed]
+        for target in leaving:
+            thread = threading.Thread(target=target.retire, args=(self.params.deadline_s,), daemon=True)
+            thread.start()
+            self._retiring = [*(t for t in self._retiring if t.is_alive()), thread]
+
+    def _refused(self, wanted: Deployment, release: Release, error: Exception) -> None:
+        if self._wanted[wanted.name].generation != wanted.generation:
             return
-        label, kept = wanted.release.label, self.current.target.release.label
-        pause = min(RETRY_FIRST_S * 2.0 ** min(self._failures, 16), RETRY_MOST_S)
-        self._retry_at = time.monotonic() + pause
-        self._failures += 1
+        trouble = self._trouble.get(release.id)
+        if trouble is None or trouble.generation != wanted.generation:
+            trouble = self._trouble[release.id] = Trouble(wanted.generation)
+        pause = min(RETRY_FIRST_S * 2.0 ** min(trouble.failures, 16), RETRY_MOST_S)
+        trouble.retry_at = time.monotonic() + pause
+        trouble.failures += 1
+        kept = self.serving[wanted.name].deployment.release.label
         known = isinstance(error, InhouseError | OSError | ValueError)
         log.error(
-            "%s cannot be served and %s stays; next try in %g s: %s", label, kept, pause, error,
+            "%s cannot be served and %s stays; next try in %g s: %s", release.label, kept, pause, error,
             exc_info=None if known else error,
         )  # fmt: skip
-        if self._failures == 1:  # the tries that follow are in the log only
+        if trouble.failures == 1:  # the tries that follow are in the log only
             self.on_switch("failed")
-            detail = {"release": label, "kept": kept, "reason": str(error)}
-            self.registry.note("switch_failed", self.name, "serve", detail)
+            detail = {"release": release.label, "kept": kept, "reason": str(error)}
+            self.registry.note("switch_failed", wanted.name, "serve", detail)
+
+
+def _releases(found: Deployment) -> list[Release]:
+    """The releases of all arms, the main one first."""
+    return [found.release, *(arm.release for arm in found.arms if arm.release.id != found.release.id)]
+
+
+def _layout(found: Deployment) -> str:
+    return ", ".join(
+        arm.release.label if len(found.arms) == 1 else f"{arm.release.label} ({arm.role} {arm.weight / 10:g} %)"
+        for arm in found.arms
+    )

@@ -41,7 +41,8 @@ async def borrowed(services: Services, caller: Caller, model: str, turn: bool) -
     """
     seconds = services.settings.deadline_s
     admitted = False
-    async with services.pipeline.attend(model, caller) as (target, seen):
+    async with services.pipeline.attend(model, caller) as (way, seen):
+        target = way.target
         try:
             async with asyncio.timeout(seconds), AsyncExitStack() as held:
                 if turn:

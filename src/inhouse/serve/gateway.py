@@ -75,7 +75,7 @@ class Gateway:
 
     async def _authorise(self, call: Call) -> Key:
         kind, _, token = call.header("authorization").partition(" ")
-        key = await self.services.deployments.authorised(token.strip()) if kind.lower() == "bearer" else None
+        key = await self.services.deployments.keys.find(token.strip()) if kind.lower() == "bearer" else None
         if key is None:
             raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
         return key

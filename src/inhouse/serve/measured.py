@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from inhouse.core.serving import Ask, Delta, Usage
+from inhouse.release.arms import Arm
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Measured:
     ended: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds between pieces
     usages: list[Usage] = field(default_factory=list)
+    arm: Arm | None = None
     ask: Ask | None = None  # only where the log holds content
     said: str = ""
 
@@ -120,6 +122,7 @@ class Measured:
             "key": self.key,
             "deployment": self.deployment,
             "release": self.model,
+            "arm": None if self.arm is None else self.arm.role,
             "engine": self.engine,
             "route": self.route,
             "status": self.status,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Delta, EngineRefused, EngineSilent, Usage
+from inhouse.release.arms import Deployment
 from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import AnswerCache, Flight, Whole
@@ -19,9 +20,11 @@ from inhouse.serve.measured import Measured
 from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import Asked, Limits
+from inhouse.serve.router import Way
 from inhouse.serve.target import Target
 from inhouse.serve.watchers import Watchers
 
+MOST_COPIES = 64  # requests that shadows answer at the same time
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
 
@@ -43,6 +46,14 @@ class Caller:
     def tenant(self) -> str:
         """Whose request it is: what is kept for one tenant is never shown to another."""
         return str(self.key.id)
+
+    def stays(self, deployment: Deployment) -> str | None:
+        """Who shall stay with one arm, by the deployment's rules; None where nobody does."""
+        rules = deployment.rules
+        if rules.sticky == "user":
+            return self.user or f"key {self.key.id}"
+        header = rules.sticky_header
+        return None if header is None else self.headers.get(header.encode(), b"").decode("latin-1") or None
 
     def wanted(self) -> bool:
         """Whether others read along with its request: then it goes on when the caller has left."""
@@ -97,6 +108,29 @@ class Shared:
         self.reply.reset()
 
 
+class NoReply:
+    """Nobody listens: a copy of a request that a release on trial answers."""
+
+    sent = False
+
+    async def add(self, deltas: list[Delta]) -> None:
+        """Not sent."""
+
+    async def finish(self, usage: Usage) -> None:
+        """Not sent."""
+
+    def reset(self) -> None:
+        """Nothing to begin again."""
+
+
+class NoFace:
+    """A face that nobody looks at."""
+
+    def begin(self, asked: Asked, release: str) -> Reply:
+        """A reply that is not sent."""
+        return NoReply()
+
+
 class Pipeline:
     """What stands between a checked body and its answer."""
 
@@ -105,6 +139,7 @@ class Pipeline:
         self.settings = settings
         self.watchers = watchers
         self.quotas = Quotas()
+        self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
 
     async def run(self, model: str, prepare: Prepare, caller: Caller, face: Face) -> None:
@@ -112,25 +147,28 @@ class Pipeline:
 
         Raises ApiError; cancelling it lets the engine go.
         """
-        async with self.attend(model, caller) as (target, seen):
+        async with self.attend(model, caller) as (way, seen):
             going = Going(caller, face, seen)
-            asked = await prepare(target.limits)
+            asked = await prepare(way.target.limits)
+            if way.adapter is not None:
+                asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
             seen.asked_tokens, seen.choices = asked.ask.sampling.max_tokens, asked.ask.sampling.n
             if self.watchers.keeps_content:
                 seen.ask = asked.ask
-            await self._answer(target, asked, going)
+            self._copy(way, asked.ask, caller)
+            await self._answer(way.target, asked, going)
 
     @asynccontextmanager
-    async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Target, Measured]]:
+    async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Way, Measured]]:
         """The release that answers for `model`, within what the key may; measured, and told to who watches."""
-        target = self.deployments.enter(model)
-        seen = Measured(
-            caller.request_id, caller.key.name, caller.tenant, target.release.label, model, route=caller.route
-        )
+        way = self.deployments.enter(model, caller.stays)
+        label = way.target.release.label
+        seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
+        seen.route, seen.arm = caller.route, way.arm
         self.watchers.metrics.enter()
         try:
-            await self._allowed(caller.key, model)
-            yield target, seen
+            await self._allowed(caller.key, way.deployment)
+            yield way, seen
             seen.status = 200
         except ApiError as error:
             seen.status, seen.error = error.status, error.code or "invalid_request"
@@ -139,18 +177,44 @@ class Pipeline:
             seen.status, seen.error = 499, "client_closed"
             raise
         finally:
-            self.deployments.leave(target)
+            self.deployments.leave(way.target)
             self.watchers.metrics.leave()
             usage = seen.usage
             if caller.key.limits is not UNLIMITED:
                 await self.quotas.spend(caller.key, usage.prompt + usage.answer)
             self.watchers.finished(seen)
+            self.deployments.trials.count(way.deployment, way.arm, seen)
+
+    def _copy(self, way: Way, ask: Ask, caller: Caller) -> None:
+        """Let shadows answer too; nobody waits for them, and when they are busy they miss it."""
+        for target in way.shadows():
+            if len(self._copies) >= MOST_COPIES or not self.deployments.copy_to(target):
+                continue
+            copy = asyncio.create_task(self._shadow(way, target, ask, caller))
+            self._copies.add(copy)
+            copy.add_done_callback(self._copies.discard)
+
+    async def _shadow(self, way: Way, target: Target, ask: Ask, caller: Caller) -> None:
+        seen = Measured(f"{caller.request_id}-shadow", caller.key.name, caller.tenant, target.release.label)
+        seen.deployment, seen.route = way.deployment, "shadow"
+        seen.arm = next(arm for arm in way.serving.deployment.arms if arm.release.id == target.release.id)
+        try:
+            going = Going(caller, NoFace(), seen)
+            background = replace(caller, background=True)
+            await self._within(target, ask, NoReply(), replace(going, caller=background), None)
+            seen.status = 200
+        except ApiError as error:  # told to the figures of its arm, and to nobody else
+            seen.status, seen.error = error.status, error.code
+        finally:
+            self.deployments.leave(target)
+            self.watchers.finished(seen)
+            self.deployments.trials.count(way.deployment, seen.arm, seen)
 
     async def _allowed(self, key: Key, model: str) -> None:
         """Raises ApiError 403 for a deployment that this key may not use, 429 when it has used up what it may."""
         if key.limits is UNLIMITED:
             return
-        if not key.may_use(self.deployments.deployment_of(model)):
+        if not key.may_use(model):
             raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=model[:100]), "model")
         await self.quotas.enter(key)
 

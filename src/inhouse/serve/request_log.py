@@ -20,6 +20,7 @@ from typing import Any
 from inhouse.release.settings import LogParams
 
 WAITING = 10_000  # lines
+CLOSE_S = 30.0  # the first text that is masked loads what finds personal data
 LOOK_S = 60.0  # how often old files are looked for
 log = logging.getLogger("inhouse.serve")
 Record = dict[str, Any]
@@ -51,7 +52,7 @@ class RequestLog:
     def close(self) -> None:
         """Write what is queued."""
         self._lines.put(None)
-        self._thread.join(5.0)
+        self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
         looked = 0.0

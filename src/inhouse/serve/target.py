@@ -61,6 +61,11 @@ class Target:
             raise
         self.inside = 0
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of its LoRA adapters; `deployment:name` asks for one."""
+        return tuple(self.model.engine.adapters)
+
     def told(self) -> dict[str, Any]:
         """Its engines, and what measuring found, for people."""
         found: dict[str, Any] = {"replicas": self.pool.told()}

@@ -14,8 +14,10 @@ from inhouse.core.messages import text
 from inhouse.release.keys import Scope
 from inhouse.release.settings import ServeParams
 from inhouse.serve.background import Background
+from inhouse.serve.batch_worker import BatchWorker
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
+from inhouse.serve.file_store import FileStore
 from inhouse.serve.http import Call
 from inhouse.serve.kept_responses import KeptResponses
 from inhouse.serve.metrics import Gauges, Metrics
@@ -25,7 +27,10 @@ from inhouse.serve.tracing import start_tracing
 from inhouse.serve.watchers import Watchers, gauges
 
 # Modules of this package, each with a tuple ROUTES.
-FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank", "responses")
+FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank", "responses", "files", "batches", "feedback")
+
+TIDY_S = 3600.0
+LEASES_S = 30.0  # a quarter of what a worker's lease lasts
 
 
 @dataclass
@@ -55,9 +60,28 @@ class Services:
         """Responses that clients may ask for again."""
         return KeptResponses(self.deployments.registry.engine, self.settings.responses_days)
 
+    @cached_property
+    def files(self) -> FileStore:
+        """Files that clients sent, and results of batches."""
+        registry = self.deployments.registry
+        return FileStore(registry.engine, registry.store.root / "files", self.settings.files)
+
+    @cached_property
+    def batches(self) -> BatchWorker:
+        """What answers batches."""
+        return BatchWorker(self)
+
+    @cached_property
+    def routes(self) -> Routes:
+        """The table of routes, for requests that did not come over HTTP."""
+        return Routes()
+
     async def start(self) -> None:
         """Called once inside the event loop, before the first request."""
-        self.background.start("tidy responses", self.responses.tidy())
+        self.background.every("tidy responses", TIDY_S, self.responses.tidy)
+        self.background.every("tidy files", TIDY_S, self.files.tidy)
+        self.background.every("batch leases", LEASES_S, self.batches.keep_leases)
+        self.background.start("batches", self.batches.run())
 
     async def stop(self) -> None:
         """Called once inside the event loop, after the last request."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inhouse import __version__
 from inhouse.core.messages import text
+from inhouse.release.arms import Arm
 from inhouse.serve.errors import ApiError, unavailable
 from inhouse.serve.http import Call
+from inhouse.serve.router import Serving
 from inhouse.serve.routes import Route, Services
 
 
@@ -18,8 +22,22 @@ async def ready(services: Services, call: Call) -> None:
     """Whether the engine can answer now."""
     if not services.deployments.ready:
         raise unavailable()
-    target = services.deployments.current.target
-    await call.reply({"status": "ready", "release": target.release.label, **target.told()})
+    found = [_told(serving) for serving in services.deployments.serving.values()]
+    await call.reply({"status": "ready", "release": found[0]["release"], "deployments": found})
+
+
+def _told(serving: Serving) -> dict[str, Any]:
+    """A deployment for people: what answers, and its engines."""
+    arms = [
+        {"release": arm.release.label, "role": arm.role, "weight": arm.weight, **_engines(serving, arm)}
+        for arm in serving.deployment.arms
+    ]
+    return {"name": serving.deployment.name, "release": serving.main.release.label, "arms": arms}
+
+
+def _engines(serving: Serving, arm: Arm) -> dict[str, Any]:
+    target = serving.targets.get(arm.release.id)
+    return {"state": "not loaded"} if target is None else target.told()
 
 
 async def version(services: Services, call: Call) -> None:

@@ -1,0 +1,79 @@
+"""Which release of a deployment answers a request: by weight, and the same one for the same person."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from inhouse.release.arms import Arm, Deployment
+from inhouse.release.rules import WHOLE
+from inhouse.serve.target import Target
+
+ADAPTER_MARK = ":"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A deployment at one moment, and the release of each of its arms; replaced whole."""
+
+    deployment: Deployment
+    targets: Mapping[int, Target]  # by release id
+
+    @property
+    def main(self) -> Target:
+        """The release of the live arm with the greatest weight."""
+        return self.targets[self.deployment.release.id]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where a request goes."""
+
+    serving: Serving
+    arm: Arm
+    target: Target
+    adapter: str | None = None
+
+    @property
+    def deployment(self) -> str:
+        """Name of the deployment."""
+        return self.serving.deployment.name
+
+    def shadows(self) -> list[Target]:
+        """Releases that get a copy of this request, each by its own chance."""
+        return [
+            self.serving.targets[arm.release.id]
+            for arm in self.serving.deployment.arms
+            if arm.role == "shadow" and arm.release.id in self.serving.targets and random.random() * WHOLE < arm.weight
+        ]
+
+
+def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way:
+    """The arm for this request. `who` stays with one arm as long as the weights stay; None is dealt at random."""
+    arms = [arm for arm in serving.deployment.arms if arm.role != "shadow"]
+    arm = arms[0] if len(arms) == 1 else choose(arms, point_of(serving.deployment.name, who))
+    return Way(serving, arm, serving.targets[arm.release.id], adapter)
+
+
+def point_of(deployment: str, who: str | None) -> float:
+    """A point in [0, 1): the same for the same person, at random for nobody in particular."""
+    if who is None:
+        return random.random()
+    hashed = hashlib.blake2b(f"{deployment}\0{who}".encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(hashed, "big") / 2**64
+
+
+def choose(arms: Sequence[Arm], point: float) -> Arm:
+    """The arm at this point of the line that they share.
+
+    The canary lies at the beginning: when it is given more, whoever has it keeps it.
+    """
+    line = sorted(arms, key=lambda arm: (arm.role != "canary", arm.release.id))
+    left = point * sum(arm.weight for arm in line)
+    for arm in line:
+        if left < arm.weight:
+            return arm
+        left -= arm.weight
+    return line[-1]

@@ -1,0 +1,86 @@
+"""What each arm of a deployment does: counted, written to the registry, and judged where a canary is on trial."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from inhouse.release.arms import Arm, Deployment
+from inhouse.release.canary import judge_canary
+from inhouse.release.registry import Registry
+from inhouse.release.results import Counters, add_results
+from inhouse.serve.measured import Measured
+
+FLUSH_S = 5.0
+OURS = 500  # from this status on, a failure is ours and not the client's
+log = logging.getLogger("inhouse.serve")
+
+
+@dataclass
+class Window:
+    """What live arms and canary did since the canary has this weight."""
+
+    canary: tuple[int, int]  # release and weight
+    began: float = field(default_factory=time.monotonic)
+    live: Counters = field(default_factory=Counters)
+    on_trial: Counters = field(default_factory=Counters)
+
+
+class Trials:
+    """Counts for every arm. `look` is called by the thread that follows the registry, `count` by requests."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._unsaved: dict[str, dict[tuple[int, str], tuple[Arm, Counters]]] = {}
+        self._windows: dict[str, Window] = {}
+        self._saved_at = time.monotonic()
+
+    def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
+        """One finished request, or copy of one. A client's mistake is not the release's."""
+        if seen.cache in ("hit", "shared") or 400 <= seen.status < OURS:
+            return
+        failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
+        with self._lock:
+            arms = self._unsaved.setdefault(deployment, {})
+            _, counters = arms.setdefault((arm.release.id, arm.role), (arm, Counters()))
+            counters.count(seconds, failed)
+            counters.prompt_tokens += usage.prompt
+            counters.answer_tokens += usage.answer
+            window = self._windows.get(deployment)
+            if window is not None and arm.role != "shadow":
+                ours = arm.role == "canary" and arm.release.id == window.canary[0]
+                (window.on_trial if ours else window.live).count(seconds, failed)
+
+    def look(self, found: Deployment) -> None:
+        """Judge the canary, and take it back, leave it or give it more."""
+        canary = found.canary
+        if canary is None:
+            self._windows.pop(found.name, None)
+            return
+        now = (canary.release.id, canary.weight)
+        with self._lock:
+            window = self._windows.get(found.name)
+            if window is None or window.canary != now:
+                self._windows[found.name] = Window(now)
+                return
+            seconds = time.monotonic() - window.began
+            step = judge_canary(window.live, window.on_trial, seconds, canary.weight, found.rules.canary)
+        if step.action == "roll_back":
+            log.error("canary %s is taken back: %s", canary.release.label, step.detail)
+            self._registry.roll_back_canary(found.name, canary, f"{step.reason}: {step.detail}", "serve")
+        elif step.action == "advance":
+            log.warning("canary %s gets %g %%: %s", canary.release.label, step.weight / 10, step.detail)
+            self._registry.advance_canary(found.name, canary, step.weight, "serve")
+
+    def save(self, now: bool = False) -> None:
+        """Add to the registry what was counted; every few seconds, unless it is asked for at once."""
+        if not now and time.monotonic() - self._saved_at < FLUSH_S:
+            return
+        self._saved_at = time.monotonic()
+        with self._lock:
+            unsaved, self._unsaved = self._unsaved, {}
+        for deployment, arms in unsaved.items():
+            add_results(self._registry.engine, deployment, arms.values())
