@@ -29,6 +29,7 @@ from inhouse.serve.errors import ApiError, invalid, unsupported
 COMPILE_S = 0.8  # a refusal within a second
 TRY_AGAIN_S = 30.0  # what took too long is refused at once for so long
 START_S = 20.0  # a busy machine needs seconds to start a Python
+CLOSE_S = 1.0
 KEPT = 256  # verdicts, refusals too: an attack that is repeated costs nothing
 KEPT_BYTES = 8 * 2**20
 WAITING = 16  # requests that wait for the worker
@@ -213,7 +214,19 @@ class ConstraintWorker:
         raise invalid(_told(judged.verdict), param)
 
     async def close(self) -> None:
-        """End the process."""
+        """Let the process end: it does when nobody can ask it any more."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), CLOSE_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             process.kill()
@@ -227,7 +240,7 @@ class ConstraintWorker:
             line = await asyncio.wait_for(process.stdout.readline(), COMPILE_S)
             reply: dict[str, str] = json.loads(line)
         except (TimeoutError, OSError, ValueError):  # too slow, or it ended: out of memory, out of stack
-            await self.close()
+            await self._kill()
             return _Judged("complex", until=time.monotonic() + TRY_AGAIN_S)  # it may have been the machine
         except BaseException:  # the client left: the next request must not read this one's reply
             if self._process is not None:
@@ -254,7 +267,7 @@ class ConstraintWorker:
         except TimeoutError:
             ready = b""
         if not ready:
-            await self.close()
+            await self._kill()
             raise ApiError(503, "engine_unavailable", text("serve.constraint_off"))
         return process
 
