@@ -47,6 +47,35 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> Peft
     return adapted
 
 
+def open_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PeftModel:
+    """The model with the adapters of these folders beside it, by name; a request applies one, or none.
+
+    Raises as `open_adapter` does, and torch.adapter_virtual for adapters that are virtual tokens.
+    """
+    require("train", "torch", "transformers", "peft", "safetensors")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    adapted: PeftModel | None = None
+    for name, folder in folders.items():
+        facts = {"adapter": name, "wants": Path(_base_named(folder) or "?").name, "base": model.config.model_type}
+        if not (folder / WEIGHTS).is_file():
+            raise UserError("torch.unreadable", path=WEIGHTS, problem="the file is not there")
+        try:
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name, local_files_only=True)
+            else:
+                adapted.load_adapter(str(folder), adapter_name=name, local_files_only=True)
+        except (SafetensorError, OSError) as error:
+            raise unreadable(folder / WEIGHTS, error) from error
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise UserError("torch.adapter_base", **facts) from error
+        if adapted.peft_config[name].is_prompt_learning:
+            raise UserError("torch.adapter_virtual", adapter=name)
+    assert adapted is not None
+    return adapted
+
+
 def _base_named(folder: Path) -> str | None:
     path = folder / "adapter_config.json"
     try:

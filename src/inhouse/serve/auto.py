@@ -22,6 +22,7 @@ from inhouse.serve.scale import SPARE, free_memory
 LOOK_S = 0.1
 IDLE_S = 2.0  # nobody asks for so long: measuring may begin
 TRIES = 50
+UNREADABLE = "openvino.unsupported"  # a kind of file that it does not read: nothing has failed
 State = Literal["off", "waiting", "starting", "measuring", "done", "failed"]
 log = logging.getLogger("inhouse.serve")
 
@@ -69,7 +70,7 @@ class AutoChoice:
         try:
             self._choose()
         except InhouseError as error:  # an engine that cannot read this model is no reason to serve it worse
-            self._ends("failed", str(error))
+            self._ends("off" if error.code == UNREADABLE else "failed", str(error))
         except calibrate.FAILURES as error:
             self._ends("failed", text("serve_pool.lost_while_measuring", what=type(error).__name__))
 

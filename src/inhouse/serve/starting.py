@@ -17,7 +17,6 @@ from inhouse.release.settings import RemoteParams, ServeParams
 from inhouse.serve.replica import Finder, Reached, Replica, local
 
 PACKAGES = {"llamacpp": "xllamacpp", "openvino": "openvino-genai", "transformers": "transformers"}
-READS_BY_OPENVINO = ("llama", "qwen2", "qwen3")  # architectures of its GGUF reader
 
 
 class Start(Protocol):
@@ -30,20 +29,11 @@ def kinds_for(path: Path, asked: str, release: str) -> tuple[Use, ...]:
     """The engines for a model file or folder: the one to start with and, for `auto`, the one to compare it with."""
     gguf = path.suffix == ".gguf"
     if asked == "auto":
-        second: tuple[Use, ...] = ("openvino",) if gguf and reads_openvino(path) else ()
+        second: tuple[Use, ...] = ("openvino",) if gguf and find_spec("openvino_genai") is not None else ()
         return ("llamacpp" if gguf else "transformers", *second)
     if asked != "transformers" and not gguf:
         raise UserError("serve_pool.engine_reads", release=release, path=path.name, engine=asked)
     return (cast(Use, asked),)
-
-
-def reads_openvino(path: Path) -> bool:
-    """Whether OpenVINO is installed and knows how to build this file's architecture."""
-    from inhouse.engines.gguf_header import read_header
-
-    return find_spec("openvino_genai") is not None and read_header(path).text("general.architecture") in (
-        READS_BY_OPENVINO
-    )
 
 
 def engine_settings(settings: ServeParams, params: ServeParams) -> EngineSettings:
