@@ -23,7 +23,6 @@ from inhouse.serve import constraints
 from inhouse.serve.constraint_worker import _Vocabulary, gbnf_to_lark, judge
 from inhouse.serve.constraints import ConstraintWorker, check_constraint, find_constraint, stop_compiler
 from inhouse.serve.errors import ApiError
-from inhouse.serve.media import join_parts
 
 TEXT: dict[str, Any] = {"type": "string"}
 WHOLE: dict[str, Any] = {"type": "integer"}
@@ -470,34 +469,3 @@ def test_body_fields_that_are_wrong_are_named(response_format: Any, extra: dict[
     with pytest.raises(ApiError) as caught:
         find_constraint(response_format, extra)
     assert (caught.value.status, caught.value.param) == (400, param)
-
-
-def test_text_parts_are_joined() -> None:
-    parts = [
-        {"type": "text", "text": "a"},
-        {"type": "input_text", "text": "b"},
-        {"type": "refusal", "refusal": "c"},
-        "d",
-    ]
-    assert join_parts(parts, "messages.0.content") == "a\nb\nc\nd"
-    assert join_parts("plain", "messages.0.content") == "plain"
-
-
-@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file"])
-@pytest.mark.parametrize("address", ["http://169.254.169.254/x", "file:///etc/passwd", "data:image/png;base64,AAAA"])
-def test_media_is_refused_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, kind: str, address: str) -> None:
-    monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a socket was opened"))
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
-    with pytest.raises(ApiError) as caught:
-        join_parts([{"type": "text", "text": "see"}, {"type": kind, kind: {"url": address}}], "messages.0.content")
-    assert (caught.value.status, caught.value.param) == (400, "messages.0.content.1.type")
-    assert address not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "content", [3, {"type": "text"}, [3], [{"type": "text"}], [{"type": "odd"}], [{}], ["a"] * 2001]
-)
-def test_content_of_another_kind_is_refused(content: Any) -> None:
-    with pytest.raises(ApiError) as caught:
-        join_parts(content, "messages.0.content")
-    assert caught.value.status == 400

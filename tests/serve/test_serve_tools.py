@@ -1,4 +1,4 @@
-"""Tools: what a request may say, and calls of models that know none, streamed and whole."""
+"""Tools and parts of messages: what a request may say, and calls of models that know no tools."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from inhouse.core.serving import Ask, Delta, Sampling
 from inhouse.engines.llamacpp import LlamaCppSettings, start_server
 from inhouse.serve.constraints import stop_compiler
 from inhouse.serve.errors import ApiError
+from inhouse.serve.media import join_parts
 from inhouse.serve.tool_text import (
     ForcedCallReader,
     FreeCallReader,
@@ -292,6 +293,37 @@ def test_templates_that_know_tools_are_told_from_those_that_do_not() -> None:
     assert template_knows_tools("{%- if tools %}{{ tools | tojson }}{% endif %}")
     assert template_knows_tools("{% for t in tools %}{% endfor %}")
     assert not template_knows_tools("You have tools. {% for m in messages %}{{ m['role'] }}{% endfor %}")
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "input_text", "text": "b"},
+        {"type": "refusal", "refusal": "c"},
+        "d",
+    ]
+    assert join_parts(parts, "messages.0.content") == "a\nb\nc\nd"
+    assert join_parts("plain", "messages.0.content") == "plain"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file"])
+@pytest.mark.parametrize("address", ["http://169.254.169.254/x", "file:///etc/passwd", "data:image/png;base64,AAAA"])
+def test_media_is_refused_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, kind: str, address: str) -> None:
+    monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a socket was opened"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
+    with pytest.raises(ApiError) as caught:
+        join_parts([{"type": "text", "text": "see"}, {"type": kind, kind: {"url": address}}], "messages.0.content")
+    assert (caught.value.status, caught.value.param) == (400, "messages.0.content.1.type")
+    assert address not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", [3, {"type": "text"}, [3], [{"type": "text"}], [{"type": "odd"}], [{}], ["a"] * 2001]
+)
+def test_content_of_another_kind_is_refused(content: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        join_parts(content, "messages.0.content")
+    assert caught.value.status == 400
 
 
 PROMPTS = ["Weather in Paris for 3 days?", "上海天气怎么样？"]

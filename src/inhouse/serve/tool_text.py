@@ -185,6 +185,9 @@ class FreeCallReader:
 
     def read(self, delta: Delta) -> Delta:
         """The same delta without its calls' text; `stop` becomes `tool_calls` when there were calls."""
+        quiet = not self._kept and not self._made and delta.finish is None
+        if quiet and "<" not in delta.text and not delta.text.endswith("\n"):
+            return delta  # nearly every token: nothing to look for
         self._kept += delta.text
         said, calls = "", []
         for words, call in self._pieces(last=delta.finish is not None):
