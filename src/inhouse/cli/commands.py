@@ -66,6 +66,7 @@ COMMANDS = (
     Command(("bench", "learning-curve"), "learning_curve:learning_curve", "learning_curve", project=True, long=True),
     Command(("bench", "ablation"), "ablation:ablation", "ablation", project=True, long=True),
     Command(("bench", "long-context"), "long_context:bench_long_context", "long_context", project=True, long=True),
+    Command(("bench", "serve"), "bench_serve:bench_serve", "bench_serve", arguments=("deployment",), long=True),
     _until("evaluate", "evaluate"),
     _until("compress", "compress"),
     Command(("release", "list"), "releases:list_releases", "releases"),

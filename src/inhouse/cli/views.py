@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from inhouse.cli import (
+    bench_views,
     compare_views,
     data_views,
     dataset_views,
@@ -286,6 +287,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     **train_views.VIEWS,
     **compare_views.VIEWS,
     **long_context_views.VIEWS,
+    **bench_views.VIEWS,
     "tokens": token_views.tokens,
     "labelled": label_views.labelled,
     "label_errors": label_views.label_errors,
