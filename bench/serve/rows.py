@@ -17,8 +17,9 @@ from sides import Side
 
 TOPICS = (
     "a river", "the moon", "a bakery", "steel", "a violin", "rain", "a library", "salt", "an airport", "honey",
-    "a clock", "wool", "a harbour", "chess", "a volcano", "paper", "an orchard", "glass", "a market", "sand", "a bridge",
-    "tea", "a lighthouse", "copper", "a desert", "bread", "a forest", "coal", "a mirror", "wheat", "an island", "snow",
+    "a clock", "wool", "a harbour", "chess", "a volcano", "paper", "an orchard", "glass", "a market", "sand",
+    "a bridge", "tea", "a lighthouse", "copper", "a desert", "bread", "a forest", "coal", "a mirror", "wheat",
+    "an island", "snow",
 )  # fmt: skip
 PROMPTS = [f"Write a short story about {topic}." for topic in TOPICS]
 ANSWER = 64

@@ -173,7 +173,7 @@ def inhouse(work: Path, gguf: Path, parallel: int, context: int, threads: int) -
 def workspace(model: bytes | Path, serve: dict[str, Any] | None = None) -> Iterator[tuple[Path, str]]:
     """A workspace with one promoted release, and a key for it."""
     sys.path.insert(0, str(ROOT / "tests" / "release"))
-    from release_workspace import make_model, make_report, run_stage
+    from release_workspace import make_model, make_report
 
     from inhouse.core.store import Store
     from inhouse.release.keys import create_key
@@ -183,16 +183,38 @@ def workspace(model: bytes | Path, serve: dict[str, Any] | None = None) -> Itera
     with tempfile.TemporaryDirectory(dir=ROOT / ".inhouse" / "bench" / "serve") as folder:
         store = Store(Path(folder))
         store.create()
-        inputs = {
-            "model": make_model(store, model),
-            "report": make_report(store, {"tuned.accuracy": {"value": 1, "n": 1}}),
-        }
+        report = make_report(store, {"tuned.accuracy": {"value": 1, "n": 1}})
         node = ReleaseNode(project="bench", serve=ServeParams(**(serve or {})))
         registry = open_registry(store)
-        registry.register("bench", run_stage(store, node, inputs))
+        registry.register("bench", released(store, node, {"model": make_model(store, model), "report": report}))
         registry.promote(DEPLOYMENT, "bench:v1", "bench")
-        token, _ = create_key(registry.engine, "bench")
+        token, *_ = create_key(registry.engine, "bench")
         yield Path(folder), token
+
+
+def released(store: Any, node: Any, inputs: dict[str, Any]) -> Any:
+    """Run the release stage and publish what it makes, with its settings in the record as a run leaves them."""
+    from inhouse.core.artifact import Artifact
+    from inhouse.core.fingerprint import hash_json, identity, list_files
+    from inhouse.core.protocols import Context, Input
+    from inhouse.core.run import Events
+    from inhouse.release import stage
+
+    params = node.model_dump(mode="json")
+    recipe = hash_json([params, {role: a.id for role, a in inputs.items()}])
+    scratch, out = store.work_of(recipe)
+    context = Context(
+        inputs={role: Input(a, store.path(a.id)) for role, a in inputs.items()}, out=out, scratch=scratch,
+        sources=store.sources, project_dir=store.root, events=Events(), seed=7, offline=True, use=node.declared_use,
+    )  # fmt: skip
+    made = stage.run(node, context)
+    files = list_files(out)
+    record = Artifact(
+        id=identity("release", files), kind="release", stage="release", node="release", stage_version="1",
+        recipe=recipe, params=params, files=files, facts=made.facts, licences=made.licences, seed=7,
+        packages={}, commit=None, created="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return store.publish(record)
 
 
 def free_port() -> int:
