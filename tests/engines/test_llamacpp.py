@@ -181,3 +181,23 @@ def test_answers_do_not_depend_on_how_threads_wait(gguf: Path) -> None:
         finally:
             server.stop()
     assert texts[0] == texts[1]
+
+
+@pytest.mark.real
+def test_speculation_copies_in_fewer_steps_and_does_not_change_the_answer(smollm2_gguf: Path) -> None:
+    import httpx
+
+    text = "The harbour of Leith was built in stone by John Rennie, who had learned his trade on canals in the south."
+    prompt = f"Text:\n{text}\n\nThe same text once more, word for word:\n{text[:70]}"
+    replies = {}
+    for how in ("off", "auto"):
+        server = start_server(smollm2_gguf, LlamaCppSettings(context_length=256, speculation=how))
+        try:
+            body = {"prompt": prompt, "n_predict": 20, "temperature": 0.0}
+            url = f"{server.url}/completion"
+            replies[how] = httpx.post(url, json=body, headers=server.headers, timeout=60).json()
+        finally:
+            server.stop()
+    assert replies["auto"]["content"] == replies["off"]["content"]
+    assert replies["auto"]["timings"]["draft_n_accepted"] > 0
+    assert "draft_n" not in replies["off"]["timings"]

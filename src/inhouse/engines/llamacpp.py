@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import httpx
 
 Tokens = tuple[int, ...]
-Speculation = Literal["off", "ngram"]
+Speculation = Literal["off", "ngram", "auto"]
 CacheType = Literal["f16", "q8_0", "q4_0"]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
@@ -58,7 +58,9 @@ class LlamaCppSettings(Params):
     prompt_cache_mb: int = Field(0, ge=0, description="memory for the prompts of finished conversations")
     adapters: dict[str, Path] = Field({}, description="LoRA adapters by name, each a GGUF adapter file for this model")
     speculation: Speculation = Field(
-        "off", description="guess tokens from what was said before: ngram pays where answers copy from the prompt"
+        "off",
+        description="guess tokens from the request's own text: pays where answers copy from the prompt and few clients "
+        "ask; auto = ngram with parallel: 1",
     )
     cache_type_k: CacheType = Field("f16", description="type of the keys kept of each token; q8_0 halves their memory")
     cache_type_v: CacheType = Field("f16", description="type of the values; other than f16 turns flash attention on")

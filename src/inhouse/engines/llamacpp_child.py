@@ -63,7 +63,7 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     parameters.cache_ram_mib = asked["prompt_cache_mb"]
     _lengthen(parameters, asked)
     _adapt(parameters, asked["adapters"])
-    _speculate(parameters, asked["speculation"])
+    _speculate(parameters, asked["speculation"], asked["parallel"])
     if asked["embedding"]:
         _embed(parameters, asked)
     # As everywhere else: a conversation that ends with an assistant's turn is rendered whole, not continued.
@@ -88,11 +88,17 @@ def _adapt(parameters: Any, adapters: dict[str, str]) -> None:
     parameters.lora_adapters = [CommonAdapterLoraInfo(path, 0.0) for path in adapters.values()]
 
 
-def _speculate(parameters: Any, how: str) -> None:
+def _speculate(parameters: Any, how: str, slots: int) -> None:
+    """Guess what follows from the request's own earlier text; llama.cpp checks each guess in one step.
+
+    ngram-simple looks in nothing but the request. ngram-mod has one table for all requests, so that the speed of an
+    answer would tell what others had said. 24 tokens at a time: longer guesses cost more when they are wrong.
+    """
     from xllamacpp import common_speculative_type
 
-    if how == "ngram":
-        parameters.speculative.types = [common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD]
+    if how == "ngram" or (how == "auto" and slots == 1):
+        parameters.speculative.types = [common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        parameters.speculative.ngram_simple.size_m = 24
 
 
 def _lengthen(parameters: Any, asked: dict[str, Any]) -> None:
