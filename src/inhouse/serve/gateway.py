@@ -18,6 +18,7 @@ from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.routes import Routes, Services
 
+ANTHROPIC = "/v1/messages"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log = logging.getLogger("inhouse.serve")
 
@@ -75,6 +76,8 @@ class Gateway:
 
     async def _authorise(self, call: Call) -> Key:
         kind, _, token = call.header("authorization").partition(" ")
+        if not kind and call.path.startswith(ANTHROPIC):  # whose clients have a header of their own
+            kind, token = "bearer", call.header("x-api-key")
         key = await self.services.deployments.keys.find(token.strip()) if kind.lower() == "bearer" else None
         if key is None:
             raise ApiError(401, "invalid_api_key", text("serve.bad_key"))

@@ -15,6 +15,7 @@ from inhouse.release.keys import Scope
 from inhouse.release.settings import ServeParams
 from inhouse.serve.background import Background
 from inhouse.serve.batch_worker import BatchWorker
+from inhouse.serve.constraints import start_compiler, stop_compiler
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
 from inhouse.serve.file_store import FileStore
@@ -27,7 +28,10 @@ from inhouse.serve.tracing import start_tracing
 from inhouse.serve.watchers import Watchers, gauges
 
 # Modules of this package, each with a tuple ROUTES.
-FAMILIES = ("status", "models", "chat", "embeddings", "tokens", "rerank", "responses", "files", "batches", "feedback")
+FAMILIES = (
+    *("status", "models", "chat", "embeddings", "tokens", "rerank", "responses", "files", "batches", "messages"),
+    "feedback",
+)
 
 TIDY_S = 3600.0
 LEASES_S = 30.0  # a quarter of what a worker's lease lasts
@@ -82,10 +86,14 @@ class Services:
         self.background.every("tidy files", TIDY_S, self.files.tidy)
         self.background.every("batch leases", LEASES_S, self.batches.keep_leases)
         self.background.start("batches", self.batches.run())
+        await start_compiler()
 
     async def stop(self) -> None:
         """Called once inside the event loop, after the last request."""
         await self.background.stop()
+        await stop_compiler()
+        for target in self.deployments.targets():
+            await target.pool.disconnect()
         if self.watchers.log is not None:
             await asyncio.to_thread(self.watchers.log.close)
 
