@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 from serve_endpoint import Endpoint
 
 from inhouse.api.chat import stream_chat
@@ -274,3 +276,112 @@ def test_chat_client_tells_what_the_server_refused(endpoint: Endpoint) -> None:
         with pytest.raises(UserError) as error:
             list(stream_chat(f"{endpoint.url}/v1", key, model, [Message(role="user", content="x")], 8))
         assert error.value.code == "chat.refused" and error.value.facts["status"] == status
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city", "unit"],
+        },
+    },
+}
+ASK_WEATHER: Any = [{"role": "user", "content": "How warm is it in Paris?"}]
+
+
+def test_answer_is_held_to_a_schema(client: openai.OpenAI) -> None:
+    class Desk(BaseModel):
+        desk: Literal["acq", "crude"]
+        sure: bool
+
+    parsed = client.chat.completions.parse(model="desk", messages=HELLO, response_format=Desk, max_tokens=40)
+    assert isinstance(parsed.choices[0].message.parsed, Desk)
+
+
+@pytest.mark.parametrize(
+    ("limit", "pattern"),
+    [({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"), ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no")],
+)
+def test_answer_is_held_to_an_expression_or_a_choice(http: httpx.Client, limit: Any, pattern: str) -> None:
+    answer = http.post("/v1/chat/completions", json={"model": "desk", "messages": HELLO, "max_tokens": 8} | limit)
+    assert re.fullmatch(pattern, answer.json()["choices"][0]["message"]["content"])
+
+
+def test_forced_tool_is_called_whole_and_streamed_and_its_result_goes_back(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "desk", "messages": ASK_WEATHER, "tools": [WEATHER], "max_tokens": 60}
+    whole = client.chat.completions.create(tool_choice="required", **asked)
+    assert whole.choices[0].finish_reason == "tool_calls"
+    calls: Any = whole.choices[0].message.tool_calls
+    assert calls[0].function.name == "weather" and set(json.loads(calls[0].function.arguments)) == {"city", "unit"}
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    names, arguments, finish = [], "", None
+    for chunk in client.chat.completions.create(tool_choice=named, stream=True, **asked):
+        for call in chunk.choices[0].delta.tool_calls or ():
+            assert call.function is not None
+            names += [call.function.name] if call.function.name else []
+            arguments += call.function.arguments or ""
+        finish = chunk.choices[0].finish_reason or finish
+    assert (names, finish) == (["weather"], "tool_calls")
+    assert json.loads(arguments) == json.loads(calls[0].function.arguments)
+    result = {"role": "tool", "tool_call_id": calls[0].id, "content": "21 C"}
+    turns: Any = [*ASK_WEATHER, whole.choices[0].message.model_dump(exclude_none=True), result]
+    told = client.chat.completions.create(model="desk", messages=turns, tools=[WEATHER], max_tokens=12)
+    assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_old_functions_are_answered_in_their_shape(http: httpx.Client) -> None:
+    body = {"model": "desk", "messages": ASK_WEATHER, "functions": [WEATHER["function"]], "max_tokens": 60}
+    answer = http.post("/v1/chat/completions", json=body | {"function_call": {"name": "weather"}}).json()
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "function_call" and choice["message"]["function_call"]["name"] == "weather"
+
+
+def test_completion_tells_log_probabilities_in_its_own_shape(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="desk", prompt="The sea is", max_tokens=3, logprobs=2)
+    told = answer.choices[0].logprobs
+    assert told is not None and told.tokens is not None and told.text_offset is not None
+    assert len(told.tokens) == len(told.token_logprobs or ()) == 3 and "".join(told.tokens) == answer.choices[0].text
+    assert told.text_offset[0] == 0 and all(len(top or ()) == 2 for top in told.top_logprobs or ())
+
+
+def test_feedback_is_kept_for_the_arm_that_answered(endpoint: Endpoint, http: httpx.Client) -> None:
+    from inhouse.release.results import read_scores
+
+    said = http.post("/v1/chat/completions", json={"model": "desk", "messages": HELLO, "max_tokens": 2})
+    request = said.headers["x-request-id"]
+    arms = endpoint.registry.deployment("desk").arms
+    before = read_scores(endpoint.registry.engine, "desk", arms)[0].count
+    assert http.post("/v1/feedback", json={"request_id": request, "thumb": "up"}).json()["score"] == 1.0
+    assert read_scores(endpoint.registry.engine, "desk", arms)[0].count == before + 1
+    assert http.post("/v1/feedback", json={"request_id": "nobody's", "thumb": "up"}).status_code == 404
+    assert http.post("/v1/feedback", json={"request_id": request}).status_code == 400
+    other, _ = create_key(endpoint.registry.engine, "stranger")
+    headers = {"Authorization": f"Bearer {other}"}
+    body = {"request_id": request, "score": -1}
+    assert http.post("/v1/feedback", json=body, headers=headers).status_code == 404
+
+
+def test_stages_of_a_request_are_found_by_its_id(http: httpx.Client) -> None:
+    said = http.post("/v1/chat/completions", json={"model": "desk", "messages": HELLO, "max_tokens": 3})
+    found = http.get(f"/inhouse/requests/{said.headers['x-request-id']}").json()
+    assert found["release"] == "routing:v1" and found["arm"] == "live" and found["answer_tokens"] == 3
+    assert 0 <= found["queue_s"] <= found["first_token_s"] <= found["total_s"] and found["decode_s"] >= 0
+
+
+def test_key_without_the_scope_is_refused(endpoint: Endpoint) -> None:
+    from inhouse.release.keys import Limits
+
+    token, _ = create_key(endpoint.registry.engine, "narrow", limits=Limits(scopes=("metrics",), models=("other",)))
+    narrow, _ = create_key(endpoint.registry.engine, "elsewhere", limits=Limits(models=("other",)))
+    body = {"model": "desk", "messages": HELLO, "max_tokens": 1}
+    with httpx.Client(base_url=endpoint.url, timeout=60, trust_env=False) as session:
+        answers = [
+            session.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+            for key in (token, narrow)
+        ]
+        assert session.get("/metrics", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    assert [a.status_code for a in answers] == [403, 403]
+    assert [a.json()["error"]["code"] for a in answers] == ["insufficient_scope", "model_not_allowed"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inhouse.core.serving import Constraint, Sampling
+from inhouse.core.serving import Sampling
 from inhouse.serve.errors import ApiError
 from inhouse.serve.requests import Asked, Limits, prepare, read_chat, read_completion
 
@@ -88,7 +88,12 @@ def test_body_that_is_not_sound_json_is_refused(raw: bytes) -> None:
         ("stream", '"yes"'),
         ("seed", "1e400"),
         ("response_format", '{"type": "json_schema", "json_schema": {}}'),
-        ("tools", '[{"type": "function", "function": {"name": "f"}}]'),
+        ("tools", '[{"type": "function", "function": {"name": "no spaces"}}]'),
+        ("tools", '{"type": "function"}'),
+        ("tool_choice", '"required"'),
+        ("guided_regex", '"(a+)+"'),
+        ("guided_grammar", '"root ::= root"'),
+        ("structured_outputs", '{"choice": []}'),
         ("grammar", '"root ::= root"'),
         ("json_schema", '{"type": "string"}'),
         ("best_of", "4"),
@@ -135,7 +140,7 @@ def test_top_logprobs_without_logprobs_is_refused() -> None:
 
 def test_fields_that_nobody_knows_are_named() -> None:
     asked = chat(chat_template="{{ evil }}", chat_template_kwargs={}, n_discard=-1, user="ann", tools=[])
-    assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard", "tools")
+    assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard")
     assert asked.user == "ann"
 
 
@@ -168,14 +173,17 @@ def test_text_parts_and_the_developer_role_are_put_into_words_that_templates_kno
 
 
 def test_json_answers_may_be_asked_for() -> None:
-    assert chat(response_format={"type": "json_object"}).ask.constraint == Constraint("json_object")
+    constraint = chat(response_format={"type": "json_object"}).ask.constraint
+    assert constraint is not None and constraint.kind == "json_object" and constraint.lark
     assert chat(response_format={"type": "text"}).ask.constraint is None
 
 
 def test_completion_takes_one_prompt() -> None:
     assert not complete().chat and chat().chat
     assert complete(prompt=["Hello"]).ask.prompt == "Hello"
-    for fields in ({"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"logprobs": 2}, {"echo": True}, {"suffix": "x"}):
+    assert complete(prompt=[1, 2]).ask.prompt == complete(prompt=[[1, 2]]).ask.prompt == [1, 2]
+    assert complete(logprobs=2).ask.sampling.logprobs == 2
+    for fields in ({"prompt": ["a", "b"]}, {"prompt": []}, {"logprobs": 21}, {"echo": True}, {"suffix": "x"}):
         with pytest.raises(ApiError):
             complete(**fields)
 

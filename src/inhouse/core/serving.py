@@ -52,6 +52,7 @@ class Ask:
     constraint: Constraint | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str | Mapping[str, Any] = "none"
+    forced: Constraint | None = None  # of the one call, where `tool_choice` demands one
     parallel_tool_calls: bool = True
     adapter: str | None = None
     whole: bool = False  # nobody reads the pieces as they come: an engine may answer in one

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inhouse.core.serving import Ask, Capabilities, Constraint, Delta, EngineLost, EngineRefused, Sampling, Stats
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Sampling, Stats
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
@@ -68,7 +68,6 @@ class LlamaCppServing:
         self.server = server
         self.context_length = server.context_length
         self.capabilities = Capabilities(
-            tools="auto",
             constraints=frozenset({"json_object", "json_schema", "regex", "grammar", "choice"}),
             logprobs=True,
             logit_bias=True,
@@ -146,13 +145,8 @@ def request_body(ask: Ask) -> dict[str, Any]:
     else:
         body["messages"] = ask.messages
     if ask.constraint is not None:
-        body |= _constraint(ask.constraint)
-    if ask.tools:
-        body |= {
-            "tools": ask.tools,
-            "tool_choice": ask.tool_choice,
-            "parallel_tool_calls": ask.parallel_tool_calls,
-        }
+        # Always as text for llguidance, which is bounded in time and memory; llama.cpp's own grammar engine is not.
+        body["grammar"] = ask.constraint.lark
     return body
 
 
@@ -179,15 +173,3 @@ def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:
     if asked.ignore_end:
         body["ignore_eos"] = True
     return body
-
-
-def _constraint(asked: Constraint) -> dict[str, Any]:
-    if asked.kind == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    if asked.kind == "json_schema":
-        return {"json_schema": asked.value}
-    if asked.kind == "grammar":
-        return {"grammar": asked.value}
-    if asked.kind == "choice":
-        return {"grammar": "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in asked.value)}
-    return {"json_schema": {"type": "string", "pattern": asked.value}}

@@ -12,7 +12,7 @@ def lacking(ask: Ask, able: Capabilities) -> str | None:
     asked = ask.sampling
     checks = (
         ("messages", ask.messages is not None and not able.chat),
-        ("tools", _tools(ask) and not _calls(ask, able)),
+        ("tools", ask.forced is not None and able.tools != "auto" and "json_schema" not in able.constraints),
         ("logprobs", asked.logprobs is not None and not able.logprobs),
         ("logit_bias", bool(asked.logit_bias) and not able.logit_bias),
         ("n", asked.n > able.most_parallel),
@@ -22,13 +22,3 @@ def lacking(ask: Ask, able: Capabilities) -> str | None:
     if missing is None and ask.constraint is not None and ask.constraint.kind not in able.constraints:
         return FIELDS.get(ask.constraint.kind, ask.constraint.kind)
     return missing
-
-
-def _tools(ask: Ask) -> bool:
-    return bool(ask.tools) and ask.tool_choice != "none"
-
-
-def _calls(ask: Ask, able: Capabilities) -> bool:
-    if able.tools == "auto":
-        return True
-    return able.tools == "forced" and (ask.tool_choice == "required" or not isinstance(ask.tool_choice, str))

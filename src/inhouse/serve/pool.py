@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from inhouse.serve.errors import unavailable, unsupported
 from inhouse.serve.needs import lacking
 from inhouse.serve.prefix import PrefixTable, blocks
 from inhouse.serve.replica import Replica
+from inhouse.serve.tool_engine import submit
 
 RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 OPEN_WAIT_S = 3.0  # and for a circuit to close; longer, and it is told at once
@@ -75,6 +77,7 @@ class Pool:
         self.crossover: Crossover | None = None
         self.on_change: Callable[[], None] = lambda: None  # a replica came or went
         self.loop: asyncio.AbstractEventLoop | None = None  # where requests are answered; known from the first one on
+        self.closing = threading.Event()  # nothing is started or measured any more
         self._prefixes = PrefixTable()
         self._restarts_gone = 0
 
@@ -124,7 +127,7 @@ class Pool:
             replica, engine = await self.pick(ask, tried)
             seen.engine = engine.name
             try:
-                await _through(replica, engine.submit(ask), reply, seen)
+                await _through(replica, submit(engine, ask), reply, seen)
                 return
             except EngineSilent:
                 replica.kill()
@@ -183,6 +186,7 @@ class Pool:
 
     def close(self) -> None:
         """Stop every process."""
+        self.closing.set()
         for replica in self.replicas:
             replica.close()
 

@@ -114,12 +114,14 @@ class StreamReply:
         self._spoken.add(index)
         choice: Json = {"index": index}
         if self.chat:
-            choice["delta"] = chat_delta(delta, first)
+            choice["delta"] = told = chat_delta(delta, first)
+            if self.asked.old_calls:
+                old_call(told)
             choice["logprobs"] = {"content": delta.logprobs} if delta.logprobs else None
         else:
             choice["text"] = delta.text
             choice["logprobs"] = self._legacy(delta)
-        choice["finish_reason"] = delta.finish
+        choice["finish_reason"] = old_finish(delta.finish) if self.asked.old_calls else delta.finish
         return self._prefix + json.dumps(choice, ensure_ascii=False) + "]}\n\n"
 
     def _legacy(self, delta: Delta) -> Json | None:
@@ -171,7 +173,11 @@ class WholeReply:
         found = self.gathered.choices.get(index) or Choice()
         if self.asked.chat:
             logprobs = {"content": found.logprobs} if found.logprobs else None
-            return {"index": index, "message": found.message(), "logprobs": logprobs, "finish_reason": found.finish}
+            message, finish = found.message(), found.finish
+            if self.asked.old_calls:
+                old_call(message)
+                finish = old_finish(finish)
+            return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
         legacy = legacy_logprobs(found.logprobs, 0) if found.logprobs else None
         return {"index": index, "text": found.text, "logprobs": legacy, "finish_reason": found.finish}
 
@@ -255,6 +261,18 @@ def chat_delta(delta: Delta, first: bool) -> Json:
         if first and not delta.text:
             gained["content"] = None
     return gained
+
+
+def old_call(told: Json) -> None:
+    """Put the first tool call where clients look that asked by `functions`."""
+    calls = told.pop("tool_calls", None)
+    if calls:
+        told["function_call"] = {name: value for name, value in calls[0]["function"].items() if value is not None}
+
+
+def old_finish(finish: str | None) -> str | None:
+    """How such clients are told that there is a call."""
+    return "function_call" if finish == "tool_calls" else finish
 
 
 def legacy_logprobs(entries: list[Json], begin: int) -> Json:

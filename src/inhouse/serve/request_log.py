@@ -21,6 +21,8 @@ from inhouse.release.settings import LogParams
 
 WAITING = 10_000  # lines
 CLOSE_S = 30.0  # the first text that is masked loads what finds personal data
+# Lines are gathered: a thread that woke for every request would take the interpreter from the requests.
+GATHER_S = 0.25
 LOOK_S = 60.0  # how often old files are looked for
 log = logging.getLogger("inhouse.serve")
 Record = dict[str, Any]
@@ -35,6 +37,7 @@ class RequestLog:
         self.dropped = 0
         self._lines: queue.Queue[Record | None] = queue.Queue(WAITING)
         self._dice = random.Random()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write, name="request log", daemon=True)
         self._thread.start()
 
@@ -51,12 +54,14 @@ class RequestLog:
 
     def close(self) -> None:
         """Write what is queued."""
+        self._closing.set()
         self._lines.put(None)
         self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
         looked = 0.0
         while (record := self._lines.get()) is not None:
+            self._closing.wait(GATHER_S)
             together = [record]
             while not self._lines.empty() and len(together) < 1000:
                 if (more := self._lines.get_nowait()) is None:

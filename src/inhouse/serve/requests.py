@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Constraint
 from inhouse.core.serving import Sampling as Chosen
+from inhouse.serve.constraints import check_constraint, find_constraint
 from inhouse.serve.errors import invalid, too_long, unsupported
+from inhouse.serve.media import join_parts
+from inhouse.serve.tools import check_turns, read_tools
 
 Text = Annotated[str, StringConstraints(max_length=4 * 2**20)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -19,9 +22,12 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 BYTES_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 # Fields that OpenAI documents and that would change the answer. Left out silently they would make it wrong.
 UNSUPPORTED = {
-    *("tools", "functions", "function_call", "audio", "prediction", "web_search_options", "echo", "suffix"),
-    *("best_of", "grammar", "json_schema", "lora", "guided_json", "guided_regex", "guided_choice"),
+    *("audio", "prediction", "web_search_options", "echo", "suffix", "best_of", "grammar", "json_schema", "lora"),
+    *("guided_decoding_backend", "guided_whitespace_pattern"),
 }
+TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
+TURN_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call"}
+LIMIT_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 HARMLESS: tuple[Any, ...] = ({}, [], None, False, "", "none", "auto")
 
 
@@ -37,25 +43,15 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ResponseFormat(Body):
-    """Free text, or any JSON object."""
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-
-
-class Part(Body):
-    """A part of a message."""
-
-    type: str
-    text: Text | None = None
-
-
 class ChatMessage(Body):
-    """One turn of a conversation."""
+    """One turn of a conversation. What it may hold is checked by `tools.check_turns` and `media.join_parts`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Part] | None = None
+    content: Text | list[Any] | None = None
+    name: Annotated[str, StringConstraints(max_length=256)] | None = None
     tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    function_call: Any = None
 
 
 class Sampling(Body):
@@ -77,6 +73,12 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
     ignore_eos: bool | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
 
 class ChatBody(Sampling):
@@ -86,14 +88,18 @@ class ChatBody(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
 
 
 class CompletionBody(Sampling):
     """POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
-    logprobs: int | None = None
+    prompt: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1)]
+    logprobs: int | None = Field(None, ge=0, le=20)
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class Asked:
     usage: bool = False
     ignored: tuple[str, ...] = ()
     user: str | None = None
+    old_calls: bool = False  # asked by `functions`: calls are told as `function_call`
 
     @property
     def chat(self) -> bool:
@@ -130,8 +137,6 @@ def read_chat(raw: bytes) -> ChatBody:
     """Check a chat body; raises ApiError 400 with the field at fault."""
     body = read_body(ChatBody, raw)
     _refuse_unsupported(body)
-    if body.response_format is not None and body.response_format.type == "json_schema":
-        raise unsupported("response_format")
     if body.top_logprobs and not body.logprobs:
         raise invalid(text("serve.needs_logprobs"), "top_logprobs")
     return body
@@ -141,14 +146,16 @@ def read_completion(raw: bytes) -> CompletionBody:
     """Check a completion body; raises ApiError 400 with the field at fault."""
     body = read_body(CompletionBody, raw)
     _refuse_unsupported(body)
-    if body.logprobs is not None:
-        raise unsupported("logprobs")
     return body
 
 
 async def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
     """Turn a checked body into what an engine is asked, within the limits of the release that answers."""
-    ask = _chat(body, limits) if isinstance(body, ChatBody) else _completion(body, limits)
+    old = False
+    if isinstance(body, ChatBody):
+        ask, old = await _chat(body, limits)
+    else:
+        ask = await _completion(body, limits)
     options = body.stream_options
     return Asked(
         model=body.model,
@@ -157,24 +164,47 @@ async def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
         usage=options is not None and options.include_usage,
         ignored=tuple(sorted(body.model_extra or {})),
         user=body.user,
+        old_calls=old,
     )
 
 
-def _chat(body: ChatBody, limits: Limits) -> Ask:
-    messages = [_message(index, message) for index, message in enumerate(body.messages)]
+async def _chat(body: ChatBody, limits: Limits) -> tuple[Ask, bool]:
+    messages = _messages(body.messages)
     _check_size(sum(len(m["content"].encode()) for m in messages), limits.context_length)
-    constraint = None
-    if body.response_format is not None and body.response_format.type == "json_object":
-        constraint = Constraint("json_object")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    chosen = sampling_of(body, limits, logprobs)
-    return Ask(chosen, messages=messages, constraint=constraint, whole=not body.stream)
+    ask = Ask(sampling_of(body, limits, logprobs), messages=messages, whole=not body.stream)
+    if constraint := await _held_to(body):
+        ask = replace(ask, constraint=constraint)
+    if body.tools is None and body.functions is None and body.tool_choice in (None, "none", "auto"):
+        return ask, False
+    tools = await read_tools({name: getattr(body, name) for name in TOOL_FIELDS})
+    forced = tools.constraint
+    asked = replace(ask, tools=tools.tools, tool_choice=tools.choice, parallel_tool_calls=tools.parallel, forced=forced)
+    return asked, tools.old
 
 
-def _completion(body: CompletionBody, limits: Limits) -> Ask:
-    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    _check_size(len(prompt.encode()), limits.context_length)
-    return Ask(sampling_of(body, limits, None), prompt=prompt, whole=not body.stream)
+async def _completion(body: CompletionBody, limits: Limits) -> Ask:
+    prompt = body.prompt
+    if isinstance(prompt, list) and not isinstance(prompt[0], int):
+        if len(prompt) > 1:
+            raise unsupported("prompt.1")
+        prompt = prompt[0]
+    size = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
+    _check_size(size, limits.context_length)
+    ask = Ask(sampling_of(body, limits, body.logprobs), prompt=prompt, whole=not body.stream)
+    constraint = await _held_to(body)
+    return ask if constraint is None else replace(ask, constraint=constraint)
+
+
+async def _held_to(body: Sampling) -> Constraint | None:
+    """What the answer must match, checked and compiled."""
+    given = {name: value for name in LIMIT_FIELDS if (value := getattr(body, name)) is not None}
+    if body.response_format is None and not given:
+        return None
+    wanted = find_constraint(body.response_format, given)
+    if wanted is None:
+        return None
+    return await check_constraint(wanted.kind, wanted.value, wanted.param, strict=wanted.strict)
 
 
 def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
@@ -209,19 +239,20 @@ def _check_size(size: int, context: int) -> None:
         raise too_long(text("serve.bytes", count=size), context)
 
 
-def _message(index: int, message: ChatMessage) -> dict[str, str]:
-    """One turn as templates expect it: plain text, and the roles that they know."""
-    if message.role in ("tool", "function") or message.tool_calls:
-        raise unsupported(f"messages.{index}.{'tool_calls' if message.tool_calls else 'role'}")
-    content = message.content
-    if isinstance(content, list):
-        for place, part in enumerate(content):
-            if part.type != "text" or part.text is None:
-                raise unsupported(f"messages.{index}.content.{place}.type")
-        content = "\n".join(part.text or "" for part in content)
-    if content is None:
-        raise invalid(text("serve.no_content"), f"messages.{index}.content")
-    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+def _messages(given: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Turns as templates expect them: plain text, the roles that they know, and calls with their results."""
+    turns = [{"role": m.role, "content": m.content} for m in given]
+    if any(m.tool_calls or m.function_call or m.role in ("tool", "function") for m in given):
+        turns = check_turns([m.model_dump(exclude_none=True, include=TURN_FIELDS) for m in given])
+    for place, turn in enumerate(turns):
+        content = turn.get("content")
+        if content is None and not turn.get("tool_calls"):
+            raise invalid(text("serve.no_content"), f"messages.{place}.content")
+        if not isinstance(content, str):
+            turn["content"] = "" if content is None else join_parts(content, f"messages.{place}.content")
+        if turn["role"] == "developer":
+            turn["role"] = "system"
+    return turns
 
 
 def read_body(model: type[B], raw: bytes) -> B:
@@ -231,7 +262,7 @@ def read_body(model: type[B], raw: bytes) -> B:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
-            raise invalid(text("serve.bad_json")) from None
+            raise invalid(text("serve.bad_json"), "body") from None
         # Union members add their own names to the place; the first keys are what the client wrote.
         param = ".".join(str(key) for key in first["loc"] if isinstance(key, int) or key.isidentifier())
         raise invalid(str(first["msg"]), param[:200] or None) from None
