@@ -267,8 +267,8 @@ def test_pool_need_that_one_engine_has_goes_there_and_one_that_none_has_is_named
     (a, _), (b, _) = replica("a", capabilities=plain), replica("b")
     pool = Pool("r", [a, b])
     b.running = 7
-    tools = ask(tools=({"type": "function"},), tool_choice="auto")
-    assert answered(pool, tools).text == "b"
+    biased = Ask(Sampling(4, logit_bias={1: 1.0}), prompt="x")
+    assert answered(pool, biased).text == "b"
     with pytest.raises(ApiError) as error:
         answered(pool, ask(constraint=Constraint("regex", "a+")))
     assert (error.value.status, error.value.param) == (400, "regex")
@@ -282,10 +282,10 @@ def test_pool_need_that_one_engine_has_goes_there_and_one_that_none_has_is_named
         (Ask(Sampling(1, n=2), prompt="x"), Capabilities(most_parallel=1), "n"),
         (Ask(Sampling(1), prompt="x", adapter="law"), Capabilities(adapters=("med",)), "model"),
         (ask(), Capabilities(chat=False), "messages"),
-        (ask(tools=({},), tool_choice="auto"), Capabilities(tools="forced"), "tools"),
-        (ask(tools=({},), tool_choice="required"), Capabilities(tools="forced"), None),
-        (ask(tools=({},), tool_choice={"function": {"name": "f"}}), Capabilities(tools="forced"), None),
-        (ask(tools=({},), tool_choice="none"), Capabilities(), None),
+        (ask(tools=({},), forced={}), Capabilities(tools="no"), "tools"),
+        (ask(tools=({},), forced={}), Capabilities(tools="auto"), None),
+        (ask(tools=({},), forced={}), Capabilities(constraints=frozenset({"json_schema"})), None),
+        (ask(tools=({},), tool_choice="auto"), Capabilities(), None),
         (ask(constraint=Constraint("json_schema", {})), Capabilities(), "response_format"),
         (ask(constraint=Constraint("regex", "a")), Capabilities(constraints=frozenset({"regex"})), None),
     ],

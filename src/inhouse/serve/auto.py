@@ -47,7 +47,7 @@ class AutoChoice:
         self._first = pool.replicas[0].kind
         self._second = second
         self._mode = mode
-        self._closing = threading.Event()
+        self._closing = pool.closing
         self._thread = threading.Thread(target=self._run, name=f"calibrate {pool.name}", daemon=True)
         self._thread.start()
         if mode == "before":
@@ -164,4 +164,4 @@ def _sentence(found: Calibration) -> str:
         for name, own in found.tokens_per_s.items()
     )
     chosen = found.few if found.few == found.many else f"{found.few}, {found.many} from {found.crossover} requests on"
-    return f"{chosen} (greedy answers agree by {found.agreement:.0%}; {rates or 'not compared'})"
+    return f"{chosen} (greedy tokens agree by {found.agreement:.0%}; {rates or 'not compared'})"

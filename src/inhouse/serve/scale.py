@@ -58,7 +58,7 @@ class Scaler:
         self._make = make
         self._needs = needs
         self._kind = pool.replicas[0].kind
-        self._closing = threading.Event()
+        self._closing = pool.closing
         self._thread = threading.Thread(target=self._watch, name=f"scale {pool.name}", daemon=True)
         if params.most > params.least:
             self._thread.start()
