@@ -22,7 +22,11 @@ class EngineSettings(Params):
     threads: int | None = Field(None, ge=1, description="CPU threads; left out = all cores this process may use")
     load_timeout_s: float = Field(120.0, gt=0, description="a model that is not ready by then is not served")
     silence_s: float = Field(300.0, gt=0, description="an engine that says nothing for so long is given up")
-    adapters: dict[str, Path] = Field({}, description="LoRA adapters by name, each a folder that PEFT wrote")
+    adapters: dict[str, Path] = Field(
+        {}, description="LoRA adapters by name: for a GGUF file its GGUF adapters, else folders that PEFT wrote"
+    )
+    speculation: Literal["off", "ngram", "auto"] = Field("auto", description="guess tokens from the request's own text")
+    kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values")
     embeddings: bool = Field(False, description="answer /v1/embeddings too; needs a second copy of the model")
 
 

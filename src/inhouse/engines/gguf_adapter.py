@@ -62,14 +62,19 @@ class Pair:
 
 def adapter_for(store: Store, reference: str, base_gguf: Path) -> Path:
     """The GGUF adapter for a model artifact (its id) or a PEFT folder, on this base; made once for each content."""
+    return gguf_adapter(peft_folder(store, reference, base_gguf), base_gguf, store.root / "adapters")
+
+
+def peft_folder(store: Store, reference: str, base: Path) -> Path:
+    """The PEFT folder of a model artifact (its id), or the one named itself; `base` is what it goes on."""
     folder = Path(reference)
-    if not (folder / CONFIG).is_file():
-        record = store.get(reference)
-        adapter = ModelFacts.model_validate(record.facts.get("model", {})).adapter
-        if adapter is None:
-            raise UserError("engines.adapter_none", reference=reference)
-        folder = store.path(record.id) / adapter
-    return gguf_adapter(folder, base_gguf, store.root / "adapters")
+    if (folder / CONFIG).is_file():
+        return folder
+    record = store.get(reference)
+    adapter = ModelFacts.model_validate(record.facts.get("model", {})).adapter
+    if adapter is None:
+        raise UserError("engines.adapter_none", reference=reference)
+    return store.path(record.id) / adapter
 
 
 def gguf_adapter(folder: Path, base_gguf: Path, cache: Path) -> Path:

@@ -53,7 +53,15 @@ class LlamaCppBackend:
 
 def start(source: Path, settings: EngineSettings, name: str) -> LlamaCppBackend:
     """Load a GGUF file in a child. Raises as `llamacpp.start_server` does."""
-    own = LlamaCppSettings(context_length=settings.context_length, parallel=settings.parallel, threads=settings.threads)
+    own = LlamaCppSettings(
+        context_length=settings.context_length,
+        parallel=settings.parallel,
+        threads=settings.threads,
+        adapters=settings.adapters,
+        speculation=settings.speculation,
+        cache_type_k=settings.kv_cache,
+        cache_type_v=settings.kv_cache,
+    )
     server = start_server(source, own, name=name, load_timeout_s=settings.load_timeout_s)
     embedder = Embedder(source, settings, name, server.process) if settings.embeddings else None
     return LlamaCppBackend(server, settings, embedder)
@@ -72,6 +80,7 @@ class LlamaCppServing:
             logprobs=True,
             logit_bias=True,
             embeddings=embedder is not None,
+            adapters=server.adapters,
             prefix_cache=True,
             most_parallel=settings.parallel,
         )
@@ -84,6 +93,9 @@ class LlamaCppServing:
         """The answer as it is made; closing the generator closes the connection, which frees the slot."""
         # Always streamed: llama.cpp notices only in a stream that the client has gone.
         body = request_body(ask) | {"stream": True, "stream_options": {"include_usage": True}}
+        if self.server.adapters:  # said of each, whatever an earlier request left
+            scales = [float(name == ask.adapter) for name in self.server.adapters]
+            body["lora"] = [{"id": place, "scale": scale} for place, scale in enumerate(scales)]
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
         async with aclosing(streamed(self._origin, path, _encoded(body))) as pieces:
             async for deltas in pieces:

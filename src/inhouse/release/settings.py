@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from inhouse.core.gate import Gate
 from inhouse.core.params import Params
@@ -103,6 +103,15 @@ class ServeParams(Params):
     calibrate: Literal["background", "off", "before"] = Field(
         "background", description="when engine: auto measures: while nobody asks, never, or before the first request"
     )
+    adapters: dict[Annotated[str, StringConstraints(pattern=NAME)], str] = Field(
+        {},
+        max_length=64,
+        description="LoRA adapters by name (an artifact or a PEFT folder); asked for as deployment:name",
+    )
+    speculation: Literal["off", "ngram", "auto"] = Field(
+        "auto", description="guess tokens from a request's own text; auto: only while few requests run"
+    )
+    kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values (llama.cpp)")
     replicas: ReplicaParams = ReplicaParams()
     remotes: tuple[RemoteParams, ...] = Field((), max_length=64, description="endpoints that answer beside")
     queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; more are refused with 429")

@@ -12,7 +12,9 @@ from typing import Protocol, cast
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.settings import usable_cores
+from inhouse.core.store import Store
 from inhouse.engines.backend import Backend, EngineSettings, Use
+from inhouse.engines.gguf_adapter import adapter_for, peft_folder
 from inhouse.release.settings import RemoteParams, ServeParams
 from inhouse.serve.replica import Finder, Reached, Replica, local
 
@@ -46,7 +48,20 @@ def engine_settings(settings: ServeParams, params: ServeParams) -> EngineSetting
         load_timeout_s=settings.load_timeout_s,
         silence_s=params.first_token_s,
         embeddings=params.embeddings,
+        speculation=params.speculation,
+        kv_cache=params.kv_cache,
     )
+
+
+def with_adapters(settings: EngineSettings, store: Store, model: Path, wanted: Mapping[str, str]) -> EngineSettings:
+    """The same settings with the LoRA adapters of the release, as its engine reads them.
+
+    `wanted` names artifacts or PEFT folders. Raises engines.adapter_*, store.unknown.
+    """
+    if not wanted:
+        return settings
+    make = adapter_for if model.suffix == ".gguf" else peft_folder
+    return settings.model_copy(update={"adapters": {name: make(store, said, model) for name, said in wanted.items()}})
 
 
 def replica(kind: str, name: str, source: Path, settings: EngineSettings) -> Replica:

@@ -21,7 +21,7 @@ from inhouse.serve.pool import Pool
 from inhouse.serve.replica import Replica
 from inhouse.serve.requests import Limits
 from inhouse.serve.scale import Scaler
-from inhouse.serve.starting import engine_settings, kinds_for, memory_of, remote, replica, versions
+from inhouse.serve.starting import engine_settings, kinds_for, memory_of, remote, replica, versions, with_adapters
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Target:
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
         facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
-        self.model = Model(path, served["model"]["sha256"], facts, engine_settings(settings, params))
+        engine = with_adapters(engine_settings(settings, params), registry.store, path, params.adapters)
+        self.model = Model(path, served["model"]["sha256"], facts, engine)
         self._numbers = itertools.count(1)
         kinds = kinds_for(path, params.engine, release.label)
         self.pool = Pool(release.label, self._first_replicas(kinds[0], params))
