@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
+import os
 import signal
 import threading
 import time
@@ -20,16 +22,19 @@ import openai
 import pytest
 from serve_endpoint import Endpoint, workspace_with_two_releases
 
+from inhouse.core.store import Store
 from inhouse.release.batches import Batch, Line, add_batch, add_lines, get_batch
 from inhouse.release.keys import create_key, list_keys, revoke_key
-from inhouse.release.registry import Registry
-from inhouse.release.settings import BatchParams, ServeParams
-from inhouse.release.stored import new_id
+from inhouse.release.registry import Registry, open_registry
+from inhouse.release.settings import BatchParams, FileParams, ServeParams
+from inhouse.release.stored import StoredFile, add_file, new_id
+from inhouse.serve.background import MOST, Background
 from inhouse.serve.batch_lines import Bounds, body_of, check_input
 from inhouse.serve.errors import ApiError
+from inhouse.serve.file_store import FileStore, no_space
 from inhouse.serve.http import Call, Connection
 from inhouse.serve.uploads import receive_upload
-from inhouse.serve.webhooks import allowed
+from inhouse.serve.webhooks import allowed, announce
 
 real = pytest.mark.real
 CHAT = "/v1/chat/completions"
@@ -172,6 +177,112 @@ def test_form_that_is_broken_or_too_large_is_refused(body: bytes, told: dict[str
     with pytest.raises(ApiError) as error:
         upload(body, **told)
     assert error.value.status == status
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[FileStore, int]:
+    """A store of files of 40 bytes a key, and a key."""
+    registry = open_registry(Store(tmp_path))
+    _, key = create_key(registry.engine, "mine")
+    return FileStore(registry.engine, tmp_path / "files", FileParams().model_copy(update={"quota_bytes": 40})), key.id
+
+
+def received(store: FileStore, key: int, content: bytes) -> str:
+    body = part("purpose", b"batch") + part("file", content, '; filename="a"') + b"--B--\r\n"
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    headers = {b"content-type": b"multipart/form-data; boundary=B"}
+    made, _ = asyncio.run(store.receive(Call({}, receive, Connection(send, "x"), headers, 1000), key))
+    return made.id
+
+
+def test_quota_counts_all_files_of_a_key_and_leaves_nothing_of_a_refused_one(store: tuple[FileStore, int]) -> None:
+    files, key = store
+    first = received(files, key, b"x" * 30)
+    with pytest.raises(ApiError) as error:
+        received(files, key, b"x" * 11)
+    assert error.value.status == 413 and error.value.code == "file_quota_exceeded"
+    assert [path.name for path in files.root.iterdir()] == [first]
+    asyncio.run(files.delete(key, first))
+    received(files, key, b"x" * 11)
+
+
+def test_results_written_twice_are_one_file_and_empty_ones_are_none(store: tuple[FileStore, int]) -> None:
+    files, key = store
+    result = StoredFile("file-" + "a" * 32, key, "batch_output", "out", 0, "", 1)
+    assert files.write(result, iter([b""])) is None and list(files.root.iterdir()) == []
+    first = files.write(result, iter([b"one\n", b"two\n"]))
+    assert first is not None and first.bytes == 8 and first == files.write(result, iter([b"one\n", b"two\n"]))
+    assert files.path(result.id).read_bytes() == b"one\ntwo\n"
+    with pytest.raises(ApiError):
+        files.path("../registry.db")
+
+
+def test_expired_files_and_abandoned_uploads_are_deleted(store: tuple[FileStore, int]) -> None:
+    files, key = store
+    kept = received(files, key, b"kept")
+    gone = StoredFile("file-" + "b" * 32, key, "batch", "a", 1, "", 1, expires=2)
+    files.path(gone.id).write_bytes(b"x")
+    add_file(files.engine, gone)
+    (files.root / ".upload-new").touch()
+    (files.root / ".upload-old").touch()
+    os.utime(files.root / ".upload-old", (1, 1))
+    files.tidy()
+    assert {path.name for path in files.root.iterdir()} == {kept, ".upload-new"}
+
+
+def test_full_disk_is_told_without_its_path() -> None:
+    with pytest.raises(ApiError) as error, no_space():
+        raise OSError(errno.ENOSPC, "No space left on device", "/srv/secret")
+    assert error.value.status == 507 and "secret" not in error.value.message
+    with pytest.raises(FileNotFoundError), no_space():
+        raise FileNotFoundError
+
+
+def test_refused_webhook_is_tried_again_and_a_redirect_is_not_followed(
+    hook: HTTPServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("inhouse.serve.webhooks.PAUSES_S", (0.0, 0.0))
+    url = f"http://127.0.0.1:{hook.server_address[1]}"
+    hook.codes = [302, 500]  # type: ignore[attr-defined]
+    asyncio.run(announce(f"{url}/done", "batch.completed", "batch_1"))
+    assert [told["data"]["id"] for told in hook.told] == ["batch_1"] * 3  # type: ignore[attr-defined]
+    assert "not accepted" not in caplog.text
+    asyncio.run(announce("http://127.0.0.1:1/", "batch.completed", "batch_2"))
+    assert "batch_2" in caplog.text
+
+
+def test_background_work_is_bounded_and_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        background, came, times = Background(), asyncio.Event(), 0
+
+        def fails_once() -> None:
+            nonlocal times
+            times += 1
+            if times == 1:
+                raise OSError("busy")
+            loop.call_soon_threadsafe(came.set)
+
+        async def breaks() -> None:
+            raise ValueError("a bug")
+
+        loop = asyncio.get_running_loop()
+        background.every("again", 0.0, fails_once)
+        await asyncio.wait_for(came.wait(), 10)
+        background.start("bug", breaks())
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as error:
+            for number in range(MOST + 1):
+                background.start(str(number), asyncio.sleep(60))
+        assert error.value.status == 429 and background.cancel("0") and not background.cancel("nobody")
+        await background.stop()
+
+    asyncio.run(play())
+    assert "busy" in caplog.text and "a bug" in caplog.text
 
 
 @pytest.fixture
@@ -378,7 +489,8 @@ class Hook(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))  # type: ignore[attr-defined]
-        self.send_response(204)
+        self.send_response(self.server.codes.pop(0) if self.server.codes else 204)  # type: ignore[attr-defined]
+        self.send_header("location", "/elsewhere")
         self.end_headers()
         self.server.came.set()  # type: ignore[attr-defined]
 
@@ -388,7 +500,7 @@ class Hook(BaseHTTPRequestHandler):
 @pytest.fixture
 def hook() -> Iterator[HTTPServer]:
     server = HTTPServer(("127.0.0.1", 0), Hook)
-    server.told, server.came = [], threading.Event()  # type: ignore[attr-defined]
+    server.told, server.came, server.codes = [], threading.Event(), []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +17,13 @@ from pydantic import TypeAdapter
 from serve_endpoint import Endpoint
 
 from inhouse.core.serving import Delta, Usage
+from inhouse.core.store import Store
+from inhouse.release.batches import this_worker
 from inhouse.release.keys import create_key
+from inhouse.release.registry import open_registry
+from inhouse.release.stored import StoredResponse, put_response
 from inhouse.serve.errors import ApiError
+from inhouse.serve.kept_responses import KeptResponses
 from inhouse.serve.response_events import ResponseEvents
 from inhouse.serve.response_items import choice_of, format_of, messages_of, tools_of
 
@@ -146,6 +154,31 @@ def test_tools_choices_and_formats_take_the_shape_of_chat() -> None:
     for broken in ("text", {"type": "xml"}):
         with pytest.raises(ApiError):
             format_of(broken)
+
+
+def test_response_of_a_server_that_ended_has_failed_and_is_not_gone_on_with(tmp_path: Path) -> None:
+    registry = open_registry(Store(tmp_path))
+    _, key = create_key(registry.engine, "mine")
+    kept = KeptResponses(registry.engine, days=1)
+    shown = {**SHOWN, "created_at": int(time.time()), "status": "in_progress", "previous_response_id": None}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = this_worker().partition("|")[0]
+    body = {"response": shown, "items": [], "worker": f"{host}|{ended.pid}|0"}
+    put_response(registry.engine, StoredResponse("resp_1", key.id, "m", 1, None, "in_progress", body))
+    found = asyncio.run(kept.get(key.id, "resp_1")).body["response"]
+    assert found["status"] == "failed" and found["error"]["code"] == "server_error"
+    with pytest.raises(ApiError) as error:
+        asyncio.run(kept.before(key.id, "resp_1"))
+    assert error.value.param == "previous_response_id"
+    asyncio.run(kept.put(key.id, shown, []))  # a live server's is as it is
+    assert asyncio.run(kept.get(key.id, "resp_1")).body["response"]["status"] == "in_progress"
+    put_response(registry.engine, StoredResponse("resp_2", key.id, "m", 1, None, "completed", body, expires=2))
+    kept.tidy()
+    for own in ("resp_2", "resp_3"):
+        with pytest.raises(ApiError) as error:
+            asyncio.run(kept.get(key.id, own))
+        assert error.value.status == 404
 
 
 @pytest.fixture
