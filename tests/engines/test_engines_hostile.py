@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -161,13 +162,13 @@ def handmade_safetensors() -> Iterator[bytes]:
 def refused(path: Path, content: bytes) -> tuple[UserError | None, float]:
     """What `check_model` says of these bytes, and how long that took."""
     path.write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     found: UserError | None = None
     try:
         check_model(path)
     except UserError as error:
         found = error
-    return found, time.perf_counter() - began
+    return found, time.process_time() - began
 
 
 def test_every_malformed_gguf_is_refused_with_a_reason_within_a_second(good: Path, tmp_path: Path) -> None:
@@ -231,14 +232,14 @@ def test_gguf_with_changed_header_bytes_is_refused_or_says_what_lies_inside_the_
             content[chance.randrange(head)] = chance.randrange(256)
         path = tmp_path / "changed.gguf"
         path.write_bytes(content)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             header = read_header(path)
         except UserError as error:
             assert error.code.startswith("gguf.")
         else:
             assert all(t.offset >= 0 and t.offset + t.bytes <= len(whole) for t in header.tensors)
-        assert time.perf_counter() - began < 1.0
+        assert time.process_time() - began < 1.0
 
 
 def test_header_of_the_largest_size_allowed_is_read_within_a_second(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_header_of_the_largest_size_allowed_is_read_within_a_second(tmp_path: Pa
 @pytest.mark.parametrize(
     ("at", "value"),
     [
-        (b"llama.block_count", struct.pack("<I", 2**31 - 1)),
+        (b"llama.feed_forward_length", struct.pack("<I", 2**31 - 1)),
         (b"llama.attention.head_count", struct.pack("<I", 0)),
         (b"tokenizer.ggml.bos_token_id", struct.pack("<I", 2**32 - 1)),
     ],
@@ -299,14 +300,20 @@ BAD_TEMPLATES = {
 }
 
 
+def spent_by_children() -> float:
+    """CPU seconds: the machine may be busy with other tests."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("name", BAD_TEMPLATES)
 def test_hostile_template_is_refused_with_its_reason_within_a_second(name: str) -> None:
     template, word = BAD_TEMPLATES[name]
-    began = time.perf_counter()
+    began = spent_by_children()
     with pytest.raises(UserError, match=word) as caught:
         check_template(template, "x.jinja")
     assert caught.value.code == "engines.template_refused"
-    assert time.perf_counter() - began < 2.0  # 1 s on a machine of its own
+    assert spent_by_children() - began < 1.0
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_speculation_copies_in_fewer_steps_and_does_not_change_the_answer(smollm
     import httpx
 
     text = "The harbour of Leith was built in stone by John Rennie, who had learned his trade on canals in the south."
-    prompt = f"Text:\n{text}\n\nThe same text once more, word for word:\n{text[:70]}"
+    prompt = f"Text:\n{text}\n\nThe same text once more, word for word:\n{text[:39]}"
     replies = {}
     for how in ("off", "auto"):
         server = start_server(smollm2_gguf, LlamaCppSettings(context_length=256, speculation=how))

@@ -19,6 +19,7 @@ from inhouse.engines.template_check import check_template
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 LARGEST_JSON = 64 * 2**20
 MOST_FILES = 10_000
+MOST_LAYERS = 512  # of llama.cpp
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "tokenizer.chat_template"
 # The old ChatGLM repositories need their own Python code, which is not run here unless a pinned commit is trusted.
@@ -80,6 +81,9 @@ def check_file(path: Path) -> None:
 def check_gguf(path: Path) -> GgufHeader:
     """The header of a GGUF file, when it and its chat templates can be trusted. Raises gguf.*, engines.template_*."""
     header = gguf_header.read_header(path)
+    layers = header.number(f"{header.text('general.architecture')}.block_count") or 0
+    if layers > MOST_LAYERS:  # llama.cpp makes room for them before it looks for their tensors: seconds
+        raise UserError("gguf.damaged", path=path, at=0, reason=f"it claims {layers} layers")
     for key, value in header.metadata.items():
         if key.startswith(TEMPLATE) and isinstance(value, str):
             check_template(value, path.name)
