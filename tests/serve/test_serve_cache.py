@@ -13,6 +13,7 @@ import pytest
 from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
 from inhouse.release.arms import Arm, Release
 from inhouse.release.keys import Key
+from inhouse.release.rules import Rules
 from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
 from inhouse.serve.cache import AnswerCache, Kept, request_name
@@ -115,7 +116,7 @@ class House:
             pool=SimpleNamespace(relay=relay),
         )
         arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
-        serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,)))
+        serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=Rules()))
         way = Way(cast(Serving, serving), arm, cast(Target, target))
         trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
         follow = SimpleNamespace(enter=lambda model, who: way, leave=lambda target: None, trials=trials)

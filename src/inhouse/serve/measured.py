@@ -35,6 +35,7 @@ class Measured:
     gaps: list[float] = field(default_factory=list)  # seconds between pieces
     usages: list[Usage] = field(default_factory=list)
     arm: Arm | None = None
+    elsewhere: bool = False  # answered by the overflow, not by a release
     ask: Ask | None = None  # only where the log holds content
     said: str = ""
 

@@ -17,6 +17,8 @@ from inhouse.serve.cache import AnswerCache, Flight, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
 from inhouse.serve.measured import Measured
+from inhouse.serve.overflow import Overflows
+from inhouse.serve.pool import Pool
 from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import Asked, Limits
@@ -73,6 +75,8 @@ class Going:
     caller: Caller
     face: Face
     seen: Measured
+    way: Way
+    target: Target
 
 
 class Shared:
@@ -139,6 +143,7 @@ class Pipeline:
         self.settings = settings
         self.watchers = watchers
         self.quotas = Quotas()
+        self.overflows = Overflows()
         self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
 
@@ -148,7 +153,7 @@ class Pipeline:
         Raises ApiError; cancelling it lets the engine go.
         """
         async with self.attend(model, caller) as (way, seen):
-            going = Going(caller, face, seen)
+            going = Going(caller, face, seen, way, way.target)
             asked = await prepare(way.target.limits)
             if way.adapter is not None:
                 asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
@@ -156,7 +161,7 @@ class Pipeline:
             if self.watchers.keeps_content:
                 seen.ask = asked.ask
             self._copy(way, asked.ask, caller)
-            await self._answer(way.target, asked, going)
+            await self._answer(asked, going)
 
     @asynccontextmanager
     async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Way, Measured]]:
@@ -199,9 +204,8 @@ class Pipeline:
         seen.deployment, seen.route = way.deployment, "shadow"
         seen.arm = next(arm for arm in way.serving.deployment.arms if arm.release.id == target.release.id)
         try:
-            going = Going(caller, NoFace(), seen)
-            background = replace(caller, background=True)
-            await self._within(target, ask, NoReply(), replace(going, caller=background), None)
+            going = Going(replace(caller, background=True, notes=[]), NoFace(), seen, way, target)
+            await self._within(ask, NoReply(), going, None)
             seen.status = 200
         except ApiError as error:  # told to the figures of its arm, and to nobody else
             seen.status, seen.error = error.status, error.code
@@ -218,15 +222,15 @@ class Pipeline:
             raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=model[:100]), "model")
         await self.quotas.enter(key)
 
-    async def _answer(self, target: Target, asked: Asked, going: Going) -> None:
+    async def _answer(self, asked: Asked, going: Going) -> None:
         """From memory, along with an equal request, or by the engine."""
-        caller, label = going.caller, target.release.label
+        caller, label = going.caller, going.target.release.label
         name = None if caller.fresh else self.cache.name(asked.ask, caller.tenant, label)
         if name is None:
             reply = going.face.begin(asked, label)
             if self.watchers.keeps_content:
                 reply = Shared(reply, None, going.seen)
-            await self._within(target, asked.ask, reply, going, None)
+            await self._within(asked.ask, reply, going, None)
             return
         if (kept := self.cache.find(name)) is not None:
             caller.notes.append((b"x-cache", b"hit"))
@@ -241,19 +245,19 @@ class Pipeline:
             going.seen.cache = "shared"
             reply = going.face.begin(asked, label)
             if not await self._follow(flight, reply, going):
-                await self._within(target, asked.ask, reply, going, None)
+                await self._within(asked.ask, reply, going, None)
             return
         caller.notes.append((b"x-cache", b"miss"))
         going.seen.cache = "miss"
-        await self._lead(name, target, asked, going)
+        await self._lead(name, asked, going)
 
-    async def _lead(self, name: str, target: Target, asked: Asked, going: Going) -> None:
+    async def _lead(self, name: str, asked: Asked, going: Going) -> None:
         """Answer, tell those who read along, and keep the answer."""
         flight = self.cache.flights[name] = Flight()
-        shared = Shared(going.face.begin(asked, target.release.label), flight, going.seen)
+        shared = Shared(going.face.begin(asked, going.target.release.label), flight, going.seen)
         going.caller.flights.append(flight)
         try:
-            await self._within(target, asked.ask, shared, going, flight)
+            await self._within(asked.ask, shared, going, flight)
             if (kept := shared.whole.kept(going.seen.usage)) is not None:
                 self.cache.keep(name, kept)
         finally:
@@ -277,25 +281,32 @@ class Pipeline:
         reply.reset()
         return False
 
-    async def _within(self, target: Target, ask: Ask, reply: Reply, going: Going, flight: Flight | None) -> None:
+    async def _within(self, ask: Ask, reply: Reply, going: Going, flight: Flight | None) -> None:
+        """Within the deadline and with a turn, or at once elsewhere where too many wait here."""
+        target, seen, caller = going.target, going.seen, going.caller
         admitted = False
-        turn = target.admission.turn(going.caller.tenant, going.caller.background)
         try:
-            async with asyncio.timeout(self.settings.deadline_s), turn:
-                admitted = True
-                going.seen.turn()
-                await self._relay(target, ask, reply, going.seen)
+            async with asyncio.timeout(self.settings.deadline_s):
+                if pool := await self.overflows.beyond(going.way, ask, caller.background):
+                    caller.notes.append((b"x-inhouse-overflow", b"remote"))
+                    admitted = seen.elsewhere = True
+                    await self._relay(pool, ask, reply, seen)
+                else:
+                    async with target.admission.turn(caller.tenant, caller.background):
+                        admitted = True
+                        seen.turn()
+                        await self._relay(target.pool, ask, reply, seen)
                 if flight is not None:
-                    flight.end(going.seen.usage)
+                    flight.end(seen.usage)
         except TimeoutError:
             raise too_late(self.settings.deadline_s) if admitted else overloaded(503) from None
         except EngineRefused as refused:
             raise refusal(refused, target.limits.context_length) from None
 
-    async def _relay(self, target: Target, ask: Ask, reply: Reply, seen: Measured) -> None:
+    async def _relay(self, pool: Pool, ask: Ask, reply: Reply, seen: Measured) -> None:
         """Pass the engine's pieces on."""
         try:
-            await target.pool.relay(ask, reply, seen)
+            await pool.relay(ask, reply, seen)
         except EngineSilent:
             raise too_late(self.settings.first_token_s) from None
         await reply.finish(seen.usage)

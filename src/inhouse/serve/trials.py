@@ -40,7 +40,7 @@ class Trials:
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
         """One finished request, or copy of one. A client's mistake is not the release's."""
-        if seen.cache in ("hit", "shared") or 400 <= seen.status < OURS:
+        if seen.elsewhere or seen.cache in ("hit", "shared") or 400 <= seen.status < OURS:
             return
         failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
         with self._lock:

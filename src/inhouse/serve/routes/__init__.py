@@ -30,7 +30,7 @@ from inhouse.serve.watchers import Watchers, gauges
 # Modules of this package, each with a tuple ROUTES.
 FAMILIES = (
     *("status", "models", "chat", "embeddings", "tokens", "rerank", "responses", "files", "batches", "messages"),
-    "feedback",
+    *("feedback", "ollama"),
 )
 
 TIDY_S = 3600.0
@@ -92,6 +92,7 @@ class Services:
         """Called once inside the event loop, after the last request."""
         await self.background.stop()
         await stop_compiler()
+        await self.pipeline.overflows.close()
         for target in self.deployments.targets():
             await target.pool.disconnect()
         if self.watchers.log is not None:
