@@ -17,6 +17,7 @@ from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
 from inhouse.core.rows import Message
 from inhouse.core.run import peak_memory
 from inhouse.core.settings import usable_cores
+from inhouse.engines.quick_imports import import_quickly
 from inhouse.engines.rope import longest_text
 from inhouse.engines.torch_files import unreadable
 
@@ -72,6 +73,7 @@ def facts_of(source: Input) -> ModelFacts:
 def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
     """The model's tokenizer with its own chat template. Code that a folder brings along is never run."""
     require("train", *PACKAGES)
+    import_quickly()
     from transformers import AutoTokenizer
 
     facts = facts_of(source)
@@ -102,6 +104,7 @@ def load_model(source: Input, dtype: Precision = "auto") -> PreTrainedModel:
 
 def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
     require("train", *PACKAGES)
+    import_quickly()
     from transformers import logging
 
     logging.disable_progress_bar()
