@@ -34,6 +34,11 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
+    def plain_body(self) -> bytes:
+        """`{"error": text}`, as Ollama's clients read it; they are not told of the field otherwise."""
+        told = self.message if self.param is None else f"{self.param}: {self.message}"
+        return json.dumps({"error": told}, ensure_ascii=False).encode("utf-8", "replace")
+
 
 def invalid(message: str, param: str | None = None) -> ApiError:
     """A request that cannot be understood or is out of bounds."""

@@ -53,6 +53,7 @@ class Gateway:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         connection = Connection(send, given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16))
+        connection.plain_errors = scope["path"].startswith("/api/")
         call = Call(scope, receive, connection, headers, self.services.settings.max_body_bytes)
         try:
             await self._route(call)
