@@ -46,6 +46,11 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.lost = 0
 
+    async def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        if texts == ["no vector"]:
+            raise EngineLost
+        return [[1.0, 0.0] if "oil" in text else [0.6, 0.8] for text in texts], 1
+
     async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
         self.runs += 1
         run = self.runs
@@ -93,8 +98,11 @@ class Seat:
 class House:
     """A pipeline over the fake engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, params: CacheParams | None = None) -> None:
         self.engine = FakeEngine()
+
+        async def pick(ask: None, need: str) -> Any:
+            return None, self.engine
 
         async def relay(ask: Ask, reply: Reply, seen: Measured) -> None:
             for last in (False, True):
@@ -113,7 +121,7 @@ class House:
             release=SimpleNamespace(label="r:v1"),
             limits=Limits(512, 2, 64, 0.0),
             admission=Admission(4, 10),
-            pool=SimpleNamespace(relay=relay),
+            pool=SimpleNamespace(relay=relay, pick=pick),
         )
         arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
         serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=Rules()))
@@ -121,7 +129,7 @@ class House:
         trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
         follow = SimpleNamespace(enter=lambda model, who: way, leave=lambda target: None, trials=trials)
         watchers = Watchers(Metrics(Gauges(list)), None, None)
-        self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(), watchers)
+        self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(cache=params or CacheParams()), watchers)
 
     async def ask(self, seat: Seat, tenant: str = "a", ask: Ask = HELLO, **given: Any) -> Caller:
         async def prepare(limits: Limits) -> Asked:
@@ -168,6 +176,31 @@ def test_sampled_and_unwilling_requests_are_not_kept(ask: Ask, given: dict[str, 
             caller = await house.ask(Seat(), ask=ask, **given)
             assert caller.notes == []
         assert house.engine.runs == 2
+
+    run(scene())
+
+
+def test_question_that_means_the_same_is_answered_from_memory_in_the_same_context_only() -> None:
+    def asks(content: str, system: str = "Be brief") -> Ask:
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        return Ask(Sampling(8), messages=turns)
+
+    async def scene() -> None:
+        house = House(CacheParams(semantic=0.9))
+        house.engine.go.set()
+        seen = [
+            dict((await house.ask(Seat(), tenant, ask)).notes)[b"x-cache"]
+            for ask, tenant in (
+                (asks("who does oil?"), "a"),
+                (asks("oil: whose is it?"), "a"),  # similar
+                (asks("who does grain?"), "a"),  # another question
+                (asks("oil: whose is it?"), "b"),  # another tenant
+                (asks("oil: whose?", "Be long"), "a"),  # another context
+                (asks("no vector"), "a"),
+                (asks("grain?"), "a"),
+            )
+        ]
+        assert seen == [b"miss", b"semantic", b"miss", b"miss", b"miss", b"miss", b"semantic"]
 
     run(scene())
 

@@ -93,9 +93,8 @@ class LlamaCppServing:
         """The answer as it is made; closing the generator closes the connection, which frees the slot."""
         # Always streamed: llama.cpp notices only in a stream that the client has gone.
         body = request_body(ask) | {"stream": True, "stream_options": {"include_usage": True}}
-        if self.server.adapters:  # said of each, whatever an earlier request left
-            scales = [float(name == ask.adapter) for name in self.server.adapters]
-            body["lora"] = [{"id": place, "scale": scale} for place, scale in enumerate(scales)]
+        if self.server.adapters:  # said of each, or a request reuses what an earlier one's adapter left in the cache
+            body["lora"] = self.server.lora(ask.adapter)
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
         async with aclosing(streamed(self._origin, path, _encoded(body))) as pieces:
             async for deltas in pieces:

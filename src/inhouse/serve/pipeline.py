@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from inhouse.core.messages import text
-from inhouse.core.serving import Ask, Delta, EngineRefused, EngineSilent, Usage
+from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, EngineSilent, Usage
 from inhouse.release.arms import Deployment
 from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
-from inhouse.serve.cache import AnswerCache, Flight, Whole
+from inhouse.serve.cache import AnswerCache, Flight, Kept, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
 from inhouse.serve.measured import Measured
@@ -23,6 +23,7 @@ from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import Asked, Limits
 from inhouse.serve.router import Way
+from inhouse.serve.semantic import SemanticIndex
 from inhouse.serve.target import Target
 from inhouse.serve.watchers import Watchers
 
@@ -77,6 +78,15 @@ class Going:
     seen: Measured
     way: Way
     target: Target
+
+
+@dataclass(frozen=True)
+class Near:
+    """A question among others: what they share, its vector, and the answers of similar ones."""
+
+    context: str
+    vector: list[float]
+    names: list[str]
 
 
 class Shared:
@@ -146,6 +156,7 @@ class Pipeline:
         self.overflows = Overflows()
         self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
+        self.semantic = None if settings.cache.semantic is None else SemanticIndex(settings.cache.semantic)
 
     async def run(self, model: str, prepare: Prepare, caller: Caller, face: Face) -> None:
         """Answer one request. `prepare` makes it within the limits of the release that answers.
@@ -233,12 +244,7 @@ class Pipeline:
             await self._within(asked.ask, reply, going, None)
             return
         if (kept := self.cache.find(name)) is not None:
-            caller.notes.append((b"x-cache", b"hit"))
-            going.seen.cache = "hit"
-            going.seen.from_memory()
-            reply = going.face.begin(asked, label)
-            await reply.add(list(kept.deltas))
-            await reply.finish(kept.usage)
+            await self._from_memory(kept, "hit", asked, going)
             return
         if (flight := self.cache.flights.get(name)) is not None and not flight.failed:
             caller.notes.append((b"x-cache", b"shared"))
@@ -247,9 +253,37 @@ class Pipeline:
             if not await self._follow(flight, reply, going):
                 await self._within(asked.ask, reply, going, None)
             return
+        near = await self._near(asked.ask, going)
+        for similar in near.names if near else ():
+            if (kept := self.cache.find(similar)) is not None:
+                await self._from_memory(kept, "semantic", asked, going)
+                return
         caller.notes.append((b"x-cache", b"miss"))
         going.seen.cache = "miss"
         await self._lead(name, asked, going)
+        if near is not None and self.semantic is not None and self.cache.find(name) is not None:
+            self.semantic.keep(near.context, near.vector, name)
+
+    async def _from_memory(self, kept: Kept, how: str, asked: Asked, going: Going) -> None:
+        going.caller.notes.append((b"x-cache", how.encode()))
+        going.seen.cache = how
+        going.seen.from_memory()
+        reply = going.face.begin(asked, going.target.release.label)
+        await reply.add(list(kept.deltas))
+        await reply.finish(kept.usage)
+
+    async def _near(self, ask: Ask, going: Going) -> Near | None:
+        """Kept answers of similar questions; None where similarity is not asked for or cannot be told."""
+        question = None if self.semantic is None else self.semantic.question(ask)
+        if self.semantic is None or question is None:
+            return None
+        try:
+            _, engine = await going.target.pool.pick(None, need="embeddings")
+            vectors, _ = await engine.embed([question])
+        except (ApiError, EngineLost, EngineRefused, EngineSilent):
+            return None  # without a vector it is an ordinary request
+        context = self.semantic.context(ask, going.caller.tenant, going.target.release.label)
+        return Near(context, vectors[0], self.semantic.find(context, vectors[0]))
 
     async def _lead(self, name: str, asked: Asked, going: Going) -> None:
         """Answer, tell those who read along, and keep the answer."""
