@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import ipaddress
 import logging
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
+from inhouse.core.run import collect_seldom
 from inhouse.release.keys import LOCAL_KEY, create_key, list_keys
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
@@ -122,10 +124,15 @@ def _serve_on(
             access_log=False,
             lifespan="on",
             server_header=False,
+            proxy_headers=False,  # nothing here asks where a request came from
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
         # uvicorn raises the signal again once it has stopped; a handler that does nothing makes the exit code 0.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        # What is loaded stays: looking through it for garbage took a fifth of the time that requests took.
+        collect_seldom()
+        gc.collect()
+        gc.freeze()
         try:
             uvicorn.Server(config).run(sockets=[listener])
         finally:
