@@ -54,7 +54,8 @@ class Connection(asyncio.Protocol):
         self._since_event = 0
         self._framed = False
         self._unframed_bytes = 0
-        self._lines, self._decoder = SSELineDecoder(), SSEDecoder()
+        if events:
+            self._lines, self._decoder = SSELineDecoder(), SSEDecoder()
 
     def send(self, request: bytes) -> None:
         """Write a request, and begin to watch for silence."""
