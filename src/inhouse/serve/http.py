@@ -131,19 +131,36 @@ class Call:
 
         The body must have been read. Raises Gone, and what the work raises.
         """
-        task = asyncio.create_task(work)
-        gone = asyncio.create_task(_closed(self.receive))
+        # One task and not two: the work stays in the task of the request, and is cancelled from beside it.
+        watch = Watch(asyncio.current_task(), self.receive, wanted)
+        beside = asyncio.create_task(watch())
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            while not task.done() and wanted():
-                await asyncio.wait({task}, timeout=STILL_WANTED_S)
-            if not task.done():
-                raise Gone
-            task.result()
+            await work
+        except asyncio.CancelledError:
+            if watch.gone:
+                raise Gone from None
+            raise
         finally:
-            gone.cancel()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            beside.cancel()
+
+
+class Watch:
+    """Cancels a request's task when its client has gone and nobody else wants the answer."""
+
+    def __init__(self, task: asyncio.Task[Any] | None, receive: Receive, wanted: Callable[[], bool]) -> None:
+        assert task is not None
+        self.task = task
+        self.receive = receive
+        self.wanted = wanted
+        self.gone = False
+
+    async def __call__(self) -> None:
+        """Wait until then."""
+        await _closed(self.receive)
+        while self.wanted():
+            await asyncio.sleep(STILL_WANTED_S)
+        self.gone = True
+        self.task.cancel()
 
 
 async def _read_all(receive: Receive, most: int) -> bytes:
