@@ -200,3 +200,28 @@ def test_key_that_makes_no_sense_is_refused(
     assert said(capsys, "keys", "list")[1]["keys"] == []
     assert main(["keys", "create", "ann", "--scopes", "root"]) == 2
     assert main(["keys", "create", "x" * 65]) == 2
+
+
+def test_release_is_promoted_and_shown_by_its_own_commands(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "desk now serves routing:v2" in shown(capsys, "release", "promote", "routing:v2", "--deployment", "desk")
+    assert said(capsys, "release", "promote", "routing:v1", "--deployment", "other")[1]["deployment"] == "other"
+    assert said(capsys, "release", "rollback", "desk")[1]["release"] == "routing:v1"
+    detail = said(capsys, "release", "show", "routing:v3")[1]
+    assert detail["line"]["passed"] is False and detail["evidence"]["verdicts"][0]["figure"] == "tuned.accuracy"
+    assert "release evidence" in shown(capsys, "release", "show", "routing:v1")
+
+
+def test_workspace_without_deployments_and_keys_says_how_to_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INHOUSE_WORKSPACE", str(tmp_path))
+    assert "inhouse deployments promote" in shown(capsys, "deployments", "list")
+    assert "inhouse keys create" in shown(capsys, "keys", "list")
+    assert shown(capsys, "keys", "create", "ann").splitlines()[-1].startswith("ih-")
+
+
+def test_split_is_shown_with_what_follows_by_itself(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, "deployments", "split", "desk", "routing:v1=50", "routing:v2=50")
+    assert "50 %" in told and "running server" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +37,26 @@ def postgres() -> Iterator[str]:
         connect(url).dispose()
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Artifact]]:
+    """A workspace with an empty registry and four releases, made once: the last one did not pass its gate."""
+    store = Store(tmp_path_factory.mktemp("template"))
+    open_registry(store, sqlite_url(store.root / "registry.db")).engine.dispose()
+    model = make_model(store, b"GGUF weights")
+    report = make_report(store, {"tuned.accuracy": {"value": 0.8, "low": 0.75, "high": 0.85, "n": 320}})
+    made = []
+    for at_least, context in ((0.7, 2048), (0.7, 1024), (0.7, 512), (0.99, 2048)):
+        release = ReleaseParams(gates=(Gate(figure="tuned.accuracy", at_least=at_least),))
+        node = ReleaseNode(project="routing", release=release, serve=ServeParams(context_length=context))
+        made.append(run_stage(store, node, {"model": model, "report": report}))
+    return store, made
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, store: Store) -> str:
+def database_url(request: pytest.FixtureRequest, store: Store, template: tuple[Store, list[Artifact]]) -> str:
     """Each kind of database in turn, empty."""
     if request.param == "sqlite":
+        shutil.copy(template[0].root / "registry.db", store.root)
         return sqlite_url(store.root / "registry.db")
     url = str(request.getfixturevalue("postgres"))
     names = ", ".join(table.name for table in metadata.sorted_tables)
@@ -55,18 +72,19 @@ def registry(store: Store, database_url: str) -> Registry:
 
 
 @pytest.fixture
-def two(registry: Registry, make_release: Make) -> Registry:
+def two(registry: Registry, template: tuple[Store, list[Artifact]]) -> Registry:
     """Two releases that passed, neither promoted."""
-    registry.register("routing", make_release(context=2048))
-    registry.register("routing", make_release(context=1024))
+    shutil.copytree(template[0].objects, registry.store.objects, dirs_exist_ok=True)
+    for record in template[1][:2]:
+        registry.register("routing", record)
     return registry
 
 
 @pytest.fixture
-def four(two: Registry, make_release: Make) -> Registry:
+def four(two: Registry, template: tuple[Store, list[Artifact]]) -> Registry:
     """Three releases that passed and one that did not, the first one promoted as 'desk'."""
-    two.register("routing", make_release(context=512))
-    two.register("routing", make_release(at_least=0.99))
+    for record in template[1][2:]:
+        two.register("routing", record)
     two.promote("desk", "routing:v1", "ann")
     return two
 
