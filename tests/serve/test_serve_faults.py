@@ -43,9 +43,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def engine_of(endpoint: Endpoint) -> psutil.Process:
+def engines_of(endpoint: Endpoint) -> list[psutil.Process]:
     children = psutil.Process(endpoint.process.pid).children(recursive=True)
-    return next(c for c in children if any("llamacpp_child" in word for word in c.cmdline()))
+    return [c for c in children if any("llamacpp_child" in word for word in c.cmdline())]
+
+
+def engine_of(endpoint: Endpoint) -> psutil.Process:
+    return engines_of(endpoint)[0]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,7 @@ def test_promote_and_rollback_under_load_fail_no_request(server: Endpoint, own: 
         for thread in threads:
             thread.join()
     assert {status for status, _ in seen} == {200}
-    wait_for(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) == 1)
+    wait_for(lambda: len(engines_of(server)) == 1)
 
 
 def test_release_whose_engine_does_not_load_leaves_the_old_one_serving(server: Endpoint, own: Registry) -> None:

@@ -14,6 +14,7 @@ from inhouse.core.store import read_json
 from inhouse.engines.backend import EngineSettings, Use
 from inhouse.release.registry import Registry, Release
 from inhouse.release.settings import ServeParams
+from inhouse.release.whole import check_hash
 from inhouse.serve import calibrate
 from inhouse.serve.admission import Admission
 from inhouse.serve.auto import AutoChoice, Second
@@ -39,7 +40,8 @@ class Target:
 
     def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
         self.release = release
-        path = registry.check_files(release)
+        registry.check_files(release)
+        path = check_hash(registry.store, release.artifact)
         served: Any = read_json(registry.store.path(release.artifact) / "release.json")
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
