@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
+from inhouse.core.model import ModelFacts
 from inhouse.core.serving import Ask, Constraint, Delta, EngineRefused, Sampling
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.torch_serving import TorchServing
@@ -266,6 +269,65 @@ def test_adapter_of_virtual_tokens_beside_others_is_refused(tiny_llama: Path, tm
     with pytest.raises(UserError) as error:
         load(settings(tiny_llama, adapters={"none": tmp_path / "none"}))
     assert error.value.code == "torch.unreadable"
+
+
+def test_virtual_tokens_of_a_release_are_read_before_every_prompt(
+    tiny_llama: Path, reference: tuple[Any, Any], tmp_path: Path
+) -> None:
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    base = shutil.copytree(tiny_llama, tmp_path / "model" / "base")
+    torch.manual_seed(5)
+    tuned: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4),
+    )
+    tuned.save_pretrained(tmp_path / "model" / "adapter")
+    facts = ModelFacts(format="safetensors", main="base", name="soft", adapter="adapter", unmerged=True)
+    record = Artifact(
+        id="a", kind="model", stage="train", node="train", stage_version="1", recipe="r", params={}, created="now",
+        facts={"model": facts.model_dump(mode="json")},
+    )  # fmt: skip
+    (tmp_path / "model" / "record.json").write_text(record.model_dump_json())
+    engine = load(settings(base))
+    out = ran(engine, prompt(TEXTS[0], max_tokens=8), prompt(TEXTS[1], max_tokens=8, n=2))
+    tokenizer = reference[1]
+    for uid, text in enumerate(TEXTS[:2]):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        made = tuned.eval().generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+        wanted = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert wanted.startswith(out.text(uid)) and len(out.text(uid)) >= len(wanted) - 3
+    assert out.text(1, 0) == out.text(1, 1)
+    with pytest.raises(EngineRefused):
+        engine.submit(9, Ask(Sampling(1), prompt=[5] * 252))  # 4 of 256 places are taken
+
+
+def test_adapter_of_another_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = lora(tiny_llama, tmp_path / "wide", 1)
+    settled = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settled | {"target_modules": ["nothing_here"]}))
+    with pytest.raises(UserError) as error:
+        load(settings(tiny_llama, adapters={"wide": folder}))
+    assert error.value.code == "torch.adapter_base"
+    (folder / "adapter_model.safetensors").write_bytes(b"nonsense" * 20)
+    (folder / "adapter_config.json").write_text(json.dumps(settled))
+    with pytest.raises(UserError) as error:
+        load(settings(tiny_llama, adapters={"wide": folder}))
+    assert error.value.code == "torch.unreadable"
+
+
+def test_encoder_without_a_head_embeds_and_writes_nothing(encoder: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
+    BertForMaskedLM(BertConfig.from_pretrained(encoder)).save_pretrained(tmp_path)
+    engine = load(settings(tmp_path))
+    assert engine.capabilities.embeddings and not engine.capabilities.chat
+    assert len(engine.embed([TEXTS[0]])[0][0]) == 32
+    with pytest.raises(EngineRefused):
+        engine.submit(1, prompt("x"))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -283,6 +284,38 @@ def test_release_that_is_retired_stops_measuring(tmp_path: Path) -> None:
     pool.close()
     choice.close()
     assert choice.result is None and second.running == 0
+
+
+def test_engine_known_to_be_faster_is_started_under_constant_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "KNOWN_S", 0.1)
+    monkeypatch.setattr(auto, "IDLE_S", 60.0)
+    known = Calibration(few="few", many="many", crossover=2, agreement=1.0)
+    calibrate.keep(tmp_path / "serve" / "found.json", known)
+    pool, choice, _ = chosen(tmp_path, Engine("many"))
+    pool.replicas[0].running = 5
+    wait_for(lambda: choice.state == "done")
+    assert pool.crossover is not None
+    pool.close()
+
+
+def test_engine_that_has_loaded_when_the_release_is_gone_is_stopped(tmp_path: Path) -> None:
+    second = Engine("many")
+    loaded = threading.Event()
+    pool = Pool("r", [replica(Engine("few"))])
+
+    def start() -> Replica:
+        loaded.wait(10)
+        return replica(second)
+
+    choice = AutoChoice(pool, Second(start, 1, tmp_path / "found.json"), "background")
+    wait_for(lambda: choice.state == "starting")
+    pool.close()
+    loaded.set()
+    choice.close()
+    wait_for(lambda: len(pool.replicas) == 1)
+    assert second.asked == 0
 
 
 def test_kept_result_that_cannot_be_read_is_measured_again(tmp_path: Path) -> None:

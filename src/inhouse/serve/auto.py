@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from inhouse.serve.scale import SPARE, free_memory
 
 LOOK_S = 0.1
 IDLE_S = 2.0  # nobody asks for so long: measuring may begin
+KNOWN_S = 10.0  # an engine that is known to be faster is started after so long, however many ask
+JOIN_S = 1.0
 TRIES = 50
 UNREADABLE = "openvino.unsupported"  # a kind of file that it does not read: nothing has failed
 State = Literal["off", "waiting", "starting", "measuring", "done", "failed"]
@@ -64,7 +67,7 @@ class AutoChoice:
         """Stop measuring; the replicas are the pool's."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(JOIN_S)  # an engine that loads is closed when it has loaded
 
     def _run(self) -> None:
         try:
@@ -82,7 +85,7 @@ class AutoChoice:
         if self.result is not None and self.result.few == self.result.many == self._first:
             self._ends("done")
             return
-        if not self._quiet():
+        if not self._quiet(math.inf if self.result is None else KNOWN_S):
             return
         if (free := free_memory()) < self._second.needs * SPARE:
             needed = round(self._second.needs * SPARE) >> 20
@@ -93,11 +96,12 @@ class AutoChoice:
         replica.held = "calibrating"
         self._pool.add(replica)
         try:
-            self.result = self.result or self._measured(replica)
+            if not self._closing.is_set():
+                self.result = self.result or self._measured(replica)
         finally:
-            if self.result is None or self.result.many != replica.kind:
+            if self._closing.is_set() or self.result is None or self.result.many != replica.kind:
                 self._pool.drain(replica, 0.0)
-        if self.result is not None:
+        if self.result is not None and not self._closing.is_set():
             self._use(replica, self.result)
 
     def _measured(self, replica: Replica) -> Calibration | None:
@@ -136,11 +140,11 @@ class AutoChoice:
             self._pool.on_change()
         self._ends("done")
 
-    def _quiet(self) -> bool:
-        """Wait until nobody has asked for a while. False when the release is retired meanwhile."""
+    def _quiet(self, most_s: float = math.inf) -> bool:
+        """Wait until nobody has asked for a while, or `most_s`. False when the release is retired meanwhile."""
         self.state = "waiting"
-        since = time.monotonic()
-        while self._mode != "before" and time.monotonic() - since < IDLE_S:
+        since = began = time.monotonic()
+        while self._mode != "before" and time.monotonic() - since < IDLE_S and time.monotonic() - began < most_s:
             if self._closing.wait(LOOK_S):
                 return False
             if self._pool.running:
