@@ -180,9 +180,10 @@ class OpenVinoEngine:
         if len(text) > MOST_CHARS_PER_TOKEN * self.context_length:
             raise EngineRefused("context")
         try:
-            found = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data
-        except (UnicodeEncodeError, RuntimeError):  # a lone surrogate
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate
             raise EngineRefused("invalid") from None
+        found = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data
         ids: list[int] = found[0].tolist()
         return ids
 
@@ -305,6 +306,9 @@ def _load(path: Path, asked: dict[str, Any]) -> tuple[Any, Any]:
     properties = {"INFERENCE_NUM_THREADS": asked["threads"], "KV_CACHE_PRECISION": asked["kv_precision"]}
     if asked["precision"] != "auto":
         properties["INFERENCE_PRECISION_HINT"] = asked["precision"]
+    if asked["precision"] == "f32":
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # activations stay floats too
+    properties |= asked["properties"]
     try:
         tokenizer = genai.Tokenizer(str(path))
         return tokenizer, genai.ContinuousBatchingPipeline(str(path), tokenizer, scheduler, "CPU", **properties)
