@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ from rich.console import Console
 
 from inhouse.api.long_context import LongContextRequest, bench_long_context
 from inhouse.cli.long_context_views import long_context as view
+from inhouse.compress.convert import convert
 from inhouse.core.errors import UserError
 from inhouse.core.run import Events
+from inhouse.engines.llamacpp import LlamaCppSettings
 from inhouse.evaluate.long_context.haystack import CHOICES, Haystack, documentation, needle, scored_places
+from inhouse.evaluate.long_context.llama_reader import open_reader
 from inhouse.evaluate.long_context.measure import Bench, Grid, summed
 from inhouse.evaluate.long_context.pace import Pace
 from inhouse.evaluate.long_context.picture import draw
@@ -104,6 +108,13 @@ def test_scored_places_lie_in_their_part_once_each(length: int) -> None:
 
 def test_blocks_sum_losses_and_leave_unknown_tokens_out() -> None:
     assert summed([[[1, 2], [5]], [[9]]], [-1.0, None, -0.5, -2.0]) == [[(1.0, 1), (0.5, 1)], [(2.0, 1)]]
+
+
+def test_what_is_measured_is_kept_after_every_group() -> None:
+    bench, seen = run(ByEye(window=9999), lengths=(600, 700)), []
+    bench.keep = lambda groups: seen.append([(group.strategy, group.length) for group in groups])
+    bench.run()
+    assert [len(groups) for groups in seen] == [1, 2, 3, 4] and seen[-1][-1] == ("sliding", 700)
 
 
 def test_pace_goes_through_what_was_read_and_grows_with_the_square() -> None:
@@ -261,7 +272,6 @@ def test_bench_of_a_folder_measures_to_four_times_its_length_and_shows_it(tiny_l
     kept = {one.strategy: one for one in result.memory}
     assert kept["full"].measured == kept["full"].predicted and kept["llamacpp"].measured is None
     assert kept["sliding"].measured is not None and kept["sliding"].measured < kept["full"].predicted / 10
-    assert result.folder is not None
     left = {path.name for path in Path(result.folder).iterdir()}
     assert left == {"result.json", "curve.svg", "needles.svg"}
     again = LongContext.model_validate_json((Path(result.folder) / "result.json").read_text(encoding="utf-8"))
@@ -272,6 +282,63 @@ def test_bench_of_a_folder_measures_to_four_times_its_length_and_shows_it(tiny_l
     assert "yarn" in shown and "not found" in shown and "not run" in shown
 
 
+@pytest.fixture(scope="module")
+def wide(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder and its GGUF file: heads of 32, for llama.cpp quantises keys in blocks of so many."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=512, **sizes, **ends)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    convert(folder, folder / "wide.gguf", "wide", Events())
+    return folder
+
+
+def test_llamacpp_scores_weighs_and_writes_as_transformers_does(wide: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    target = wide / "wide.gguf"
+    ids, places, choices = [(13 * at + at // 7) % 300 + 10 for at in range(200)], [1, 77, 199], [[40, 41], [42, 43]]
+    expected = TorchReader(AutoModelForCausalLM.from_pretrained(wide).eval()).read(ids, places, choices)
+    kept = {}
+    for kind, near in (("f16", 0.02), ("q8_0", 0.2)):
+        settings = {"context_length": 512, "threads": 1, "cache_type_k": kind, "cache_type_v": kind}
+        reader = open_reader("tiny", target, LlamaCppSettings.model_validate(settings))
+        try:
+            read = reader.read(ids, places, choices)
+            kept[kind] = reader.bytes_per_token()
+            with pytest.raises(UserError, match="did not answer"):
+                reader.read([10] * 600, [], choices)
+        finally:
+            reader.close()
+        known = [(one, two) for one, two in zip(read.scored, expected.scored, strict=True) if one is not None]
+        assert len(known) >= 2 and all(one == pytest.approx(two, abs=near) for one, two in known)
+        assert read.chosen == pytest.approx(expected.chosen, abs=2 * near)
+        assert len(read.answer) == 2 and read.seconds > 0
+    assert None not in kept.values()
+    with pytest.raises(UserError, match="llamacpp_yarn"):
+        open_reader("tiny", target, LlamaCppSettings(context_length=900, threads=1))
+
+
+def test_bench_of_a_projects_gguf_reads_beyond_its_length_with_a_quantised_cache(wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    base = {"name": "p", "model": {"base": str(wide / "wide.gguf")}}
+    (tmp_path / "inhouse.yaml").write_text(json.dumps(base), encoding="utf-8")
+    asked = LongContextRequest(
+        project=tmp_path, workspace=tmp_path / "ws", offline=True, lengths="600", depths="50", minutes=5, factor=2,
+        text=tmp_path / "text.txt", strategy=("llamacpp", "llamacpp_yarn_q8_0"),
+    )  # fmt: skip
+    plain, stretched = bench_long_context(asked, Events()).groups
+    assert plain.refused and "at most 512" in plain.refused
+    assert stretched.refused is None and stretched.perplexity is not None and len(stretched.needles) == 1
+
+
 def test_pictures_and_words_of_a_leak_and_of_nothing_measured() -> None:
     groups = run(ByEye(window=9999)).run()
     control = groups[0].control
@@ -280,7 +347,7 @@ def test_pictures_and_words_of_a_leak_and_of_nothing_measured() -> None:
     memory = (KeptMemory(strategy="full", predicted=1024.0, measured=None),)
     result = LongContext(
         name="m", native=300, longest=600, factor=4, window=8, choices=CHOICES, device="cpu", dtype="float32",
-        text="t.txt", groups=(leaking, *groups[1:]), memory=memory,
+        text="t.txt", folder="f", groups=(leaking, *groups[1:]), memory=memory,
     )  # fmt: skip
     assert result.leaked
     assert {name: picture.count("<rect") for name, picture in draw(result).items()} == {

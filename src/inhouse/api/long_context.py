@@ -19,7 +19,7 @@ from inhouse.evaluate.long_context.haystack import CHOICES, Haystack, documentat
 from inhouse.evaluate.long_context.measure import Bench, Grid
 from inhouse.evaluate.long_context.picture import draw
 from inhouse.evaluate.long_context.reader import Reader
-from inhouse.evaluate.long_context.result import KeptMemory, LongContext
+from inhouse.evaluate.long_context.result import Group, KeptMemory, LongContext
 from inhouse.evaluate.long_context.strategies import GGUF, STRATEGIES, TORCH, KeptShape, Strategy, StrategyName
 from inhouse.flow.pipeline import pipeline
 from inhouse.flow.plan import Node
@@ -76,25 +76,30 @@ def bench_long_context(request: LongContextRequest, events: Events) -> LongConte
     if torch.cuda.is_available():
         model = model.to("cuda")
     bench = _bench(request, (source, model, tokenizer), events, deadline)
-    groups = bench.run()
-    result = LongContext(
+    begun = LongContext(
         name=source.record.facts["model"]["name"], native=_native(model), longest=max(bench.grid.lengths),
         factor=request.factor, window=request.window, choices=CHOICES, device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."), text=str(request.text.name) if request.text else "python",
-        groups=tuple(groups), memory=tuple(_memory(model, bench)),
+        folder=str(request.store.root / FOLDER / source.record.id[:12]),
     )  # fmt: skip
-    return _keep(request, source, result)
+
+    def keep(groups: list[Group]) -> None:
+        _write(begun.model_copy(update={"groups": tuple(groups), "memory": tuple(_memory(model, bench))}))
+
+    bench.keep = keep
+    groups = bench.run()
+    result = begun.model_copy(update={"groups": tuple(groups), "memory": tuple(_memory(model, bench))})
+    _write(result)
+    return result
 
 
-def _keep(request: LongContextRequest, source: Input, result: LongContext) -> LongContext:
-    """Write result.json and the pictures into the workspace."""
-    folder = request.store.root / FOLDER / source.record.id[:12]
+def _write(result: LongContext) -> None:
+    """Result.json and the pictures, into the workspace."""
+    folder = Path(result.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    result = result.model_copy(update={"folder": str(folder)})
     write_durably(folder / "result.json", result.model_dump_json(indent=2))
     for name, picture in draw(result).items():
         write_durably(folder / name, picture)
-    return result
 
 
 def _source(request: LongContextRequest, events: Events) -> Input:

@@ -40,8 +40,7 @@ def long_context(result: LongContext, console: Console) -> None:
         text=text("cell.long.python") if result.text == "python" else result.text,
     )  # fmt: skip
     console.print(f"[dim]{escape(said)}[/]")
-    if result.folder:
-        console.print(text("cell.long.left", folder=result.folder), soft_wrap=True)
+    console.print(text("cell.long.left", folder=result.folder), soft_wrap=True)
 
 
 def _groups(groups: Sequence[Group], console: Console) -> None:

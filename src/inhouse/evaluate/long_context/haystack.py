@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -132,6 +132,3 @@ def _blocks(low: int, high: int) -> list[list[int]]:
 def found_in(answer: str, wanted: str) -> bool:
     """Whether the answer begins with the wanted number, digit by digit."""
     return answer.strip().startswith(wanted)
-
-
-Decode = Callable[[Sequence[int]], str]

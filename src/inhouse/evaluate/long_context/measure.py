@@ -51,6 +51,7 @@ class Bench:
     open: Open
     events: Events
     deadline: float
+    keep: Callable[[list[Group]], None] = lambda groups: None  # is given what is measured so far
     controls: dict[StrategyName, Pace] = field(default_factory=dict)  # scoring a curve takes long beside reading
     paces: dict[StrategyName, Pace] = field(default_factory=dict)
     blocks: dict[tuple[StrategyName, int], Blocks] = field(default_factory=dict)
@@ -69,10 +70,11 @@ class Bench:
         groups, done, total = [], 0.0, sum(costs) or 1.0
         for (length, one), cost in zip(plan, costs, strict=True):
             self.events.progress(round(100 * done / total), 100, "%", step=f"{length}")
-            groups.append(self._guarded(one, length))
+            groups.append(self._beside_full(self._guarded(one, length)))
+            self.keep(groups)
             done += cost
         self.events.progress(100, 100, "%", step="")
-        return [self._beside_full(group) for group in groups]
+        return [self._beside_full(group) for group in groups]  # `full` may stand behind others
 
     def _calibrate(self) -> None:
         """Read two short texts with each strategy; one that cannot be opened is refused later, with its reason."""

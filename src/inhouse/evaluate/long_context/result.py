@@ -68,9 +68,9 @@ class LongContext(Frozen):
     device: str
     dtype: str
     text: str = Field(description="where the text comes from")
-    groups: tuple[Group, ...]
-    memory: tuple[KeptMemory, ...]
-    folder: str | None = None
+    groups: tuple[Group, ...] = ()
+    memory: tuple[KeptMemory, ...] = ()
+    folder: str = Field(description="where figures and pictures are; written after every group")
 
     @property
     def leaked(self) -> bool:
