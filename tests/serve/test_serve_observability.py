@@ -15,12 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inhouse.core.serving import Ask, Delta, Sampling, Usage
 from inhouse.release.keys import Key, Limits
+from inhouse.release.request_records import read_records
 from inhouse.release.settings import LogParams
 from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.quotas import Quotas
-from inhouse.serve.request_log import RequestLog, read_log, redacted, remove_old
+from inhouse.serve.request_log import RequestLog, redacted, remove_old
 from inhouse.serve.watchers import RECENT, Watchers
 
 
@@ -131,14 +132,14 @@ def test_log_holds_a_line_a_request_and_nothing_that_was_said(tmp_path: Path) ->
     for number in range(3):
         watchers.finished(answered(f"r{number}"))
     log.close()
-    records = list(read_log(tmp_path / "logs"))
+    records = list(read_records(tmp_path))
     assert [r["request_id"] for r in records] == ["r2", "r1", "r0"]
     assert records[0]["key"] == "ann" and records[0]["answer_tokens"] == 3 and records[0]["queue_s"] == 2.0
     assert "content" not in records[0]
 
 
 def test_log_with_content_masks_personal_data(tmp_path: Path) -> None:
-    log = RequestLog(tmp_path, LogParams(content="redacted"))
+    log = RequestLog(tmp_path / "logs", LogParams(content="redacted"))
     watchers = Watchers(no_gauges(), log, None)
     seen = answered()
     seen.ask = Ask(Sampling(8), messages=[{"role": "user", "content": "Write to ann.lee@example.org"}])
@@ -146,7 +147,7 @@ def test_log_with_content_masks_personal_data(tmp_path: Path) -> None:
     watchers.finished(seen)
     log.close()
     assert watchers.keeps_content and seen.ask is None
-    content = next(read_log(tmp_path))["content"]
+    content = next(read_records(tmp_path))["content"]
     assert content == {"prompt": "user: Write to [email]", "answer": "Call [phone] now"}
     assert redacted("nothing here") == "nothing here"
 
@@ -177,13 +178,39 @@ def test_log_begins_another_file_when_one_is_full_and_removes_the_oldest(tmp_pat
 
 
 def test_log_survives_a_cut_line_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "requests-20260101-0001.jsonl").write_text('{"request_id": "a"}\n{"reque')
-    assert [r["request_id"] for r in read_log(tmp_path)] == ["a"]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "requests-20260101-0001.jsonl").write_text('{"request_id": "a"}\n{"reque')
+    assert [r["request_id"] for r in read_records(tmp_path)] == ["a"]
     (tmp_path / "file").write_text("")
     log = RequestLog(tmp_path / "file" / "logs", LogParams())
     log.add({"request_id": "b"})
     log.close()
     assert log.dropped == 1
+
+
+def test_requests_of_the_log_are_found_by_what_went_wrong(tmp_path: Path) -> None:
+    from inhouse.api.requests import OneRequest, RequestsRequest, list_requests, show_request
+    from inhouse.core.errors import UserError
+
+    log = RequestLog(tmp_path / "logs", LogParams())
+    watchers = Watchers(no_gauges(), log, None)
+    slow, failed = answered("slow"), answered("failed")
+    failed.status, failed.error, failed.began = 503, "overloaded", failed.began + 3
+    for seen in (answered("first"), slow, failed):
+        watchers.finished(seen)
+    log.close()
+
+    def ids(**asked: object) -> list[str]:
+        found = list_requests(RequestsRequest(workspace=tmp_path, **asked))  # type: ignore[arg-type]
+        return [line.request_id for line in found.requests]
+
+    assert ids() == ["failed", "slow", "first"] and ids(last=1) == ["failed"]
+    assert ids(failed=True) == ["failed"] and ids(deployment="other") == [] and len(ids(key="ann")) == 3
+    assert ids(slower_s=1e6) == []
+    assert show_request(OneRequest(workspace=tmp_path, id="failed")).error == "overloaded"
+    with pytest.raises(UserError) as unknown:
+        show_request(OneRequest(workspace=tmp_path, id="nobody's"))
+    assert unknown.value.code == "serve.request_not_logged"
 
 
 def key(**limits: int) -> Key:

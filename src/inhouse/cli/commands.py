@@ -93,6 +93,8 @@ COMMANDS = (
     Command(("keys", "create"), "keys:create_key", "new_key", arguments=("name",)),
     Command(("keys", "rotate"), "keys:renew_key", "new_key", arguments=("name",)),
     Command(("keys", "revoke"), "keys:end_key", "keys", arguments=("name",)),
+    Command(("requests", "list"), "requests:list_requests", "requests"),
+    Command(("requests", "show"), "requests:show_request", "request", arguments=("id",)),
     Command(("jobs", "list"), "jobs:list_jobs", "jobs"),
     Command(("jobs", "submit"), "run:submit", "job", project=True),
     Command(("jobs", "tail"), "jobs:tail_job", "tailed", arguments=("job",)),

@@ -20,6 +20,7 @@ from inhouse.cli import (
     label_views,
     launch_views,
     long_context_views,
+    request_views,
     token_views,
     train_views,
 )
@@ -283,6 +284,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "retuned": retuned,
     "report": report,
     **key_views.VIEWS,
+    **request_views.VIEWS,
     **data_views.VIEWS,
     **train_views.VIEWS,
     **compare_views.VIEWS,

@@ -12,11 +12,11 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from inhouse.release.request_records import FILES
 from inhouse.release.settings import LogParams
 
 WAITING = 10_000  # lines
@@ -110,7 +110,7 @@ def redacted(words: str) -> str:
 
 def remove_old(folder: Path, params: LogParams) -> None:
     """Remove files beyond the age and the size that are kept, oldest first."""
-    files = sorted(folder.glob("requests-*.jsonl"))
+    files = sorted(folder.glob(FILES))
     oldest = time.time() - params.keep_days * 86_400
     kept = sum(file.stat().st_size for file in files)
     for file in files[:-1]:
@@ -118,15 +118,3 @@ def remove_old(folder: Path, params: LogParams) -> None:
         if file.stat().st_mtime < oldest or kept > params.keep_mb * 2**20:
             file.unlink()
             kept -= size
-
-
-def read_log(folder: Path) -> Iterator[Record]:
-    """Every record, newest first; a line that a crash cut is left out."""
-    for file in sorted(folder.glob("requests-*.jsonl"), reverse=True):
-        for line in reversed(file.read_text(encoding="utf-8", errors="replace").splitlines()):
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                yield found

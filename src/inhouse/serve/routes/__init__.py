@@ -12,6 +12,7 @@ from functools import cached_property
 
 from inhouse.core.messages import text
 from inhouse.release.keys import Scope
+from inhouse.release.request_records import FOLDER
 from inhouse.release.settings import ServeParams
 from inhouse.serve.background import Background
 from inhouse.serve.batch_worker import BatchWorker
@@ -30,7 +31,7 @@ from inhouse.serve.watchers import Watchers, gauges
 # Modules of this package, each with a tuple ROUTES.
 FAMILIES = (
     *("status", "models", "chat", "embeddings", "tokens", "rerank", "responses", "files", "batches", "messages"),
-    *("feedback", "ollama"),
+    *("feedback", "ollama", "openapi"),
 )
 
 TIDY_S = 3600.0
@@ -55,7 +56,7 @@ class Services:
         settings = deployments.params
         metrics = Metrics(Gauges(lambda: gauges(deployments)), settings.vllm_metrics, settings.price_per_hour)
         deployments.on_switch = lambda result: metrics.switches.add((result,))
-        log = RequestLog(deployments.registry.store.root / "logs", settings.log) if settings.log.enabled else None
+        log = RequestLog(deployments.registry.store.root / FOLDER, settings.log) if settings.log.enabled else None
         watchers = Watchers(metrics, log, start_tracing() if settings.tracing else None)
         return cls(deployments, settings, metrics, watchers, Pipeline(deployments, settings, watchers))
 
@@ -155,5 +156,8 @@ class Routes:
                     return route, found.groupdict()
                 known.add(route.verb)
         if known:
-            raise ApiError(405, "method_not_allowed", text("serve.verb", verb=", ".join(sorted(known))))
+            allow = ", ".join(sorted(known))
+            refused = ApiError(405, "method_not_allowed", text("serve.verb", verb=allow))
+            refused.allow = allow
+            raise refused
         raise ApiError(404, "not_found", text("serve.no_route"))
