@@ -43,6 +43,12 @@ def _english() -> None:
     use_language("en")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_registry() -> None:
+    """No test works on the registry that a developer's own commands use."""
+    os.environ.pop("INHOUSE_DATABASE_URL", None)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: random 2-layer Llama (hidden 32), byte-level BPE tokenizer, ChatML template."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
+from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Release
 from inhouse.release.keys import Key
+from inhouse.release.registry import open_registry
 from inhouse.release.rules import Rules
 from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
@@ -98,7 +101,7 @@ class Seat:
 class House:
     """A pipeline over the fake engine."""
 
-    def __init__(self, params: CacheParams | None = None) -> None:
+    def __init__(self, workspace: Path, params: CacheParams | None = None) -> None:
         self.engine = FakeEngine()
 
         async def pick(ask: None, need: str) -> Any:
@@ -127,7 +130,10 @@ class House:
         serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=Rules()))
         way = Way(cast(Serving, serving), arm, cast(Target, target))
         trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
-        follow = SimpleNamespace(enter=lambda model, who: way, leave=lambda target: None, trials=trials)
+        registry = open_registry(Store(workspace))
+        follow = SimpleNamespace(
+            enter=lambda model, who: way, leave=lambda target: None, trials=trials, registry=registry, saved=[]
+        )
         watchers = Watchers(Metrics(Gauges(list)), None, None)
         self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(cache=params or CacheParams()), watchers)
 
@@ -149,9 +155,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_equal_request_is_answered_from_memory_for_the_same_key_only() -> None:
+def test_equal_request_is_answered_from_memory_for_the_same_key_only(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         house.engine.go.set()
         first, again, other = Seat(), Seat(), Seat()
         assert (b"x-cache", b"miss") in (await house.ask(first)).notes
@@ -168,9 +174,9 @@ def test_equal_request_is_answered_from_memory_for_the_same_key_only() -> None:
     [(replace(HELLO, sampling=Sampling(8, temperature=0.5)), {}), (HELLO, {"fresh": True})],
     ids=["sampled", "no-store"],
 )
-def test_sampled_and_unwilling_requests_are_not_kept(ask: Ask, given: dict[str, Any]) -> None:
+def test_sampled_and_unwilling_requests_are_not_kept(ask: Ask, given: dict[str, Any], tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         house.engine.go.set()
         for _ in range(2):
             caller = await house.ask(Seat(), ask=ask, **given)
@@ -180,13 +186,13 @@ def test_sampled_and_unwilling_requests_are_not_kept(ask: Ask, given: dict[str, 
     run(scene())
 
 
-def test_question_that_means_the_same_is_answered_from_memory_in_the_same_context_only() -> None:
+def test_question_that_means_the_same_is_answered_from_memory_in_the_same_context_only(tmp_path: Path) -> None:
     def asks(content: str, system: str = "Be brief") -> Ask:
         turns = [{"role": "system", "content": system}, {"role": "user", "content": content}]
         return Ask(Sampling(8), messages=turns)
 
     async def scene() -> None:
-        house = House(CacheParams(semantic=0.9))
+        house = House(tmp_path, CacheParams(semantic=0.9))
         house.engine.go.set()
         seen = [
             dict((await house.ask(Seat(), tenant, ask)).notes)[b"x-cache"]
@@ -205,9 +211,9 @@ def test_question_that_means_the_same_is_answered_from_memory_in_the_same_contex
     run(scene())
 
 
-def test_equal_requests_at_once_run_the_engine_once() -> None:
+def test_equal_requests_at_once_run_the_engine_once(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         seats = [Seat(), Seat(), Seat(streams=False)]
         tasks = [asyncio.create_task(house.ask(seat)) for seat in seats]
         await settle()
@@ -220,9 +226,9 @@ def test_equal_requests_at_once_run_the_engine_once() -> None:
     run(scene())
 
 
-def test_reader_along_of_a_request_that_fails_asks_for_itself() -> None:
+def test_reader_along_of_a_request_that_fails_asks_for_itself(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         leader = asyncio.create_task(house.ask(Seat()))
         await settle()
         seat = Seat(streams=False)
@@ -237,9 +243,9 @@ def test_reader_along_of_a_request_that_fails_asks_for_itself() -> None:
     run(scene())
 
 
-def test_reader_along_that_has_sent_something_is_told_that_the_request_failed() -> None:
+def test_reader_along_that_has_sent_something_is_told_that_the_request_failed(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         leader = asyncio.create_task(house.ask(Seat()))
         await settle()
         follower = asyncio.create_task(house.ask(Seat()))
@@ -252,9 +258,9 @@ def test_reader_along_that_has_sent_something_is_told_that_the_request_failed() 
     run(scene())
 
 
-def test_answer_goes_on_while_somebody_reads_along() -> None:
+def test_answer_goes_on_while_somebody_reads_along(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         caller = Caller(key("a"), "1")
 
         async def prepare(limits: Limits) -> Asked:
@@ -276,9 +282,9 @@ def test_answer_goes_on_while_somebody_reads_along() -> None:
     run(scene())
 
 
-def test_answer_begun_again_by_another_engine_is_kept_once() -> None:
+def test_answer_begun_again_by_another_engine_is_kept_once(tmp_path: Path) -> None:
     async def scene() -> None:
-        house = House()
+        house = House(tmp_path)
         house.engine.lost = 1
         house.engine.go.set()
         seat, again = Seat(streams=False), Seat()

@@ -14,13 +14,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inhouse.core.serving import Ask, Delta, Sampling, Usage
-from inhouse.release.keys import Key, Limits
+from inhouse.core.store import Store
+from inhouse.release.keys import Key, Limits, create_key
+from inhouse.release.registry import Registry, open_registry
 from inhouse.release.request_records import read_records
 from inhouse.release.settings import LogParams
 from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Gauges, Metrics
-from inhouse.serve.quotas import Quotas
+from inhouse.serve.quotas import DailyUse, Quotas
 from inhouse.serve.request_log import RequestLog, redacted, remove_old
 from inhouse.serve.watchers import RECENT, Watchers
 
@@ -217,9 +219,14 @@ def key(**limits: int) -> Key:
     return Key("ann", "ih-1", "", None, None, 7, Limits(**limits))
 
 
-def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait() -> None:
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return open_registry(Store(tmp_path / "workspace"))
+
+
+def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait(registry: Registry) -> None:
     async def scene() -> None:
-        quotas = Quotas()
+        quotas = Quotas(registry.engine)
         for _ in range(2):
             await quotas.enter(key(requests_per_minute=2))
         with pytest.raises(ApiError) as refused:
@@ -232,9 +239,9 @@ def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait() -> No
 
 
 @pytest.mark.parametrize("name", ["tokens_per_minute", "tokens_per_day"])
-def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(name: str) -> None:
+def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(name: str, registry: Registry) -> None:
     async def scene() -> None:
-        quotas = Quotas()
+        quotas = Quotas(registry.engine)
         mine = key(**{name: 100})
         await quotas.enter(mine)
         await quotas.spend(mine, 60)
@@ -245,6 +252,62 @@ def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(n
         assert name in refused.value.message
 
     asyncio.run(scene())
+
+
+def test_days_tokens_survive_a_restart_and_end_with_the_day(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = key(tokens_per_day=100)
+    first = DailyUse(registry.engine)
+    first.spend(mine, 70)
+    first.save()
+    first.spend(mine, 10)
+    assert first.tokens(mine) == 80
+    second = DailyUse(registry.engine)  # another gateway, or this one started again
+    assert second.tokens(mine) == 70
+    first.save()
+    first.save()
+    assert DailyUse(registry.engine).tokens(mine) == 80
+    monkeypatch.setattr("inhouse.serve.quotas._day", lambda: "2999-01-01")
+    assert first.tokens(mine) == 0
+
+
+def test_arms_counts_are_saved_and_a_bad_canary_is_taken_back(registry: Registry) -> None:
+    from inhouse.release.arms import Arm, Deployment, Release
+    from inhouse.release.rules import CanaryRules, Rules
+    from inhouse.serve.trials import Trials
+
+    old, new = (Release(n, "r", n, "a", True, "") for n in (1, 2))
+    live, canary = Arm(old, 900, "live", ""), Arm(new, 100, "canary", "")
+    rules = Rules(canary=CanaryRules(min_requests=10, window_s=1))
+    found = Deployment("desk", old, None, "", 1, (live, canary), rules)
+    calls: list[str] = []
+
+    class Spy:
+        engine = registry.engine
+
+        def roll_back_canary(self, name: str, arm: Arm, reason: str, actor: str) -> None:
+            calls.append(f"{name} {arm.release.label} {reason}")
+
+        def advance_canary(self, name: str, arm: Arm, weight: int, actor: str) -> None:
+            calls.append(f"advance {weight}")
+
+    trials = Trials(Spy())  # type: ignore[arg-type]
+    trials.look(found)  # the window begins
+    for status in (200, 503, 503, 400, 499):
+        seen = answered()
+        seen.status = status
+        trials.count("desk", canary, seen)
+        trials.count("desk", live, answered())
+    trials.look(found)
+    assert len(calls) == 1 and calls[0].startswith("desk r:v2 errors")
+    trials.look(Deployment("desk", old, None, "", 2, (live,), rules))
+    trials.look(found)
+    for _ in range(10):
+        trials.count("desk", canary, answered())
+    trials._windows["desk"].began -= 2
+    trials.look(found)
+    assert calls[1] == "advance 250"
 
 
 def test_spans_and_metrics_carry_the_conventions_names_and_no_content() -> None:

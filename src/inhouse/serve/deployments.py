@@ -20,6 +20,7 @@ from inhouse.serve.target import Target
 from inhouse.serve.trials import Trials
 
 POLL_S = 0.25
+SAVE_S = 5.0
 RETRY_FIRST_S = 2.0
 RETRY_MOST_S = 300.0
 JOIN_S = 5.0
@@ -48,6 +49,8 @@ class Deployments:
         self.keys = KeyRing(registry.engine)
         self.on_switch: Callable[[str], None] = lambda result: None
         self.trials = Trials(registry)
+        self.saved: list[Callable[[], None]] = [self.trials.save]  # called every few seconds, and at the end
+        self._saved_at = time.monotonic()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._retiring: list[threading.Thread] = []
@@ -127,10 +130,12 @@ class Deployments:
     def _save(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            self.trials.save(now=True)
-        except (InhouseError, SQLAlchemyError) as error:
-            log.warning("what the arms did since the last time cannot be saved: %s", error)
+        self._saved_at = time.monotonic()
+        for save in self.saved:
+            try:
+                save()
+            except (InhouseError, SQLAlchemyError) as error:  # what was counted stays, for the next time
+                log.warning("what was counted since the last time cannot be saved: %s", error)
 
     def _find(self, model: str, who: Callable[[Deployment], str | None]) -> Way | None:
         serving = self.serving.get(model)
@@ -159,7 +164,8 @@ class Deployments:
                 self._follow()
                 for serving in self.serving.values():
                     self.trials.look(serving.deployment)
-                self.trials.save()
+                if time.monotonic() - self._saved_at > SAVE_S:
+                    self._save()
             except (InhouseError, SQLAlchemyError) as error:  # served is what was served before; look again
                 log.warning("the registry cannot be read: %s", error)
             except Exception:  # whatever it is: without this thread, revoked keys would go on working

@@ -152,7 +152,8 @@ class Pipeline:
         self.deployments = deployments
         self.settings = settings
         self.watchers = watchers
-        self.quotas = Quotas()
+        self.quotas = Quotas(deployments.registry.engine)
+        deployments.saved.append(self.quotas.daily.save)
         self.overflows = Overflows()
         self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
@@ -196,7 +197,7 @@ class Pipeline:
             self.deployments.leave(way.target)
             self.watchers.metrics.leave()
             usage = seen.usage
-            if caller.key.limits is not UNLIMITED:
+            if caller.key.limits != UNLIMITED:
                 await self.quotas.spend(caller.key, usage.prompt + usage.answer)
             self.watchers.finished(seen)
             self.deployments.trials.count(way.deployment, way.arm, seen)
@@ -227,7 +228,7 @@ class Pipeline:
 
     async def _allowed(self, key: Key, model: str) -> None:
         """Raises ApiError 403 for a deployment that this key may not use, 429 when it has used up what it may."""
-        if key.limits is UNLIMITED:
+        if key.limits == UNLIMITED:
             return
         if not key.may_use(model):
             raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=model[:100]), "model")

@@ -1,69 +1,128 @@
-"""How much a key may ask: requests a minute, tokens a minute and a day, counted by the `limits` library."""
+"""How much a key may ask: requests and tokens a minute, counted by the `limits` library, and tokens a day.
+
+What a key used on a day is kept in the registry, so that a restart gives nobody a second day's tokens.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from inhouse.core.messages import text
-from inhouse.release.keys import Key
+from inhouse.release.keys import Key, Used, add_usage, usage_on
 from inhouse.serve.errors import ApiError
 
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
-@dataclass(frozen=True)
-class Bound:
-    """One limit of a key."""
 
-    item: RateLimitItem
-    name: str
-    tokens: bool
+class DailyUse:
+    """Requests and tokens of each key today (UTC): what the registry knew, and what came since."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._unsaved: dict[str, dict[int, tuple[int, int]]] = {}
+        self._day = _day()
+        self._known = usage_on(engine, self._day)
+
+    def tokens(self, key: Key) -> int:
+        """Tokens of a key today."""
+        with self._lock:
+            self._turn_over()
+            known = self._known.get(key.id)
+            return (known.tokens if known else 0) + self._unsaved.get(self._day, {}).get(key.id, (0, 0))[1]
+
+    def spend(self, key: Key, tokens: int) -> None:
+        """Count a request and its tokens."""
+        with self._lock:
+            self._turn_over()
+            today = self._unsaved.setdefault(self._day, {})
+            requests, before = today.get(key.id, (0, 0))
+            today[key.id] = (requests + 1, before + tokens)
+
+    def save(self) -> None:
+        """Add to the registry what came since the last time, and learn what other gateways have added."""
+        with self._lock:
+            unsaved = {day: list(used.items()) for day, used in self._unsaved.items()}
+        for day, found in unsaved.items():
+            add_usage(self._engine, day, [Used(key, requests, tokens) for key, (requests, tokens) in found])
+        known = usage_on(self._engine, self._day) if unsaved else None
+        with self._lock:
+            for day, found in unsaved.items():
+                self._saved(self._unsaved[day], dict(found))
+            self._unsaved = {day: used for day, used in self._unsaved.items() if used}
+            self._known = self._known if known is None else known
+
+    @staticmethod
+    def _saved(used: dict[int, tuple[int, int]], saved: dict[int, tuple[int, int]]) -> None:
+        for key, (requests, tokens) in saved.items():
+            left = (used[key][0] - requests, used[key][1] - tokens)
+            if left == (0, 0):
+                del used[key]
+            else:
+                used[key] = left
+
+    def _turn_over(self) -> None:
+        if (today := _day()) != self._day:
+            self._day, self._known = today, {}
 
 
 class Quotas:
     """What every key has used. A key without limits costs nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         storage = MemoryStorage()
         self._requests = MovingWindowRateLimiter(storage)
         self._tokens = SlidingWindowCounterRateLimiter(storage)
+        self.daily = DailyUse(engine)
 
     async def enter(self, key: Key) -> None:
         """Count a request. Raises ApiError 429 with the time to wait when a limit is reached."""
-        for bound in _bounds(key):
-            if bound.tokens:
-                free = await self._tokens.test(bound.item, str(key.id))
-            else:
-                free = await self._requests.hit(bound.item, str(key.id))
-            if not free:
-                raise await self._refusal(bound, key)
+        limits = key.limits
+        if limits.requests_per_minute is not None:
+            item: RateLimitItem = RateLimitItemPerMinute(limits.requests_per_minute)
+            if not await self._requests.hit(item, str(key.id)):
+                reset = (await self._requests.get_window_stats(item, str(key.id))).reset_time
+                raise _refusal("requests_per_minute", limits.requests_per_minute, reset - time.time())
+        if limits.tokens_per_minute is not None:
+            item = _tokens_item(limits.tokens_per_minute)
+            if not await self._tokens.test(item, str(key.id)):
+                reset = (await self._tokens.get_window_stats(item, str(key.id))).reset_time
+                raise _refusal("tokens_per_minute", limits.tokens_per_minute, reset - time.time())
+        if limits.tokens_per_day is not None and self.daily.tokens(key) >= limits.tokens_per_day:
+            raise _refusal("tokens_per_day", limits.tokens_per_day, _until_midnight_s())
 
     async def spend(self, key: Key, tokens: int) -> None:
         """Count the tokens of a finished request; the one that goes over a limit is still answered."""
-        for bound in _bounds(key):
-            if bound.tokens and tokens:
-                stats = await self._tokens.get_window_stats(bound.item, str(key.id))
-                await self._tokens.hit(bound.item, str(key.id), cost=min(tokens, stats.remaining))
-
-    async def _refusal(self, bound: Bound, key: Key) -> ApiError:
-        import time
-
-        limiter = self._tokens if bound.tokens else self._requests
-        stats = await limiter.get_window_stats(bound.item, str(key.id))
-        wait = max(1, round(stats.reset_time - time.time()))
-        said = text("serve.quota", limit=bound.name, most=bound.item.amount, seconds=wait)
-        return ApiError(429, "rate_limit_exceeded", said, retry_after_s=wait)
+        self.daily.spend(key, tokens)
+        most = key.limits.tokens_per_minute
+        if most is not None and tokens:
+            item = _tokens_item(most)
+            stats = await self._tokens.get_window_stats(item, str(key.id))
+            await self._tokens.hit(item, str(key.id), cost=min(tokens, stats.remaining))
 
 
-def _bounds(key: Key) -> list[Bound]:
-    limits = key.limits
-    found = []
-    if limits.requests_per_minute is not None:
-        found.append(Bound(RateLimitItemPerMinute(limits.requests_per_minute), "requests_per_minute", False))
-    if limits.tokens_per_minute is not None:
-        found.append(Bound(RateLimitItemPerMinute(limits.tokens_per_minute, 1, "T"), "tokens_per_minute", True))
-    if limits.tokens_per_day is not None:
-        found.append(Bound(RateLimitItemPerDay(limits.tokens_per_day, 1, "T"), "tokens_per_day", True))
-    return found
+def _tokens_item(most: int) -> RateLimitItem:
+    return RateLimitItemPerMinute(most, 1, "TOKENS")
+
+
+def _refusal(limit: str, most: int, wait_s: float) -> ApiError:
+    wait = max(1, round(wait_s))
+    said = text("serve.quota", limit=limit, most=most, seconds=wait)
+    return ApiError(429, "rate_limit_exceeded", said, retry_after_s=wait)
+
+
+def _day() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def _until_midnight_s() -> float:
+    now = datetime.now(UTC)
+    return (datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1) - now).total_seconds()

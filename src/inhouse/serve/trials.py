@@ -13,7 +13,6 @@ from inhouse.release.registry import Registry
 from inhouse.release.results import Counters, add_results
 from inhouse.serve.measured import Measured
 
-FLUSH_S = 5.0
 OURS = 500  # from this status on, a failure is ours and not the client's
 log = logging.getLogger("inhouse.serve")
 
@@ -36,7 +35,6 @@ class Trials:
         self._lock = threading.Lock()
         self._unsaved: dict[str, dict[tuple[int, str], tuple[Arm, Counters]]] = {}
         self._windows: dict[str, Window] = {}
-        self._saved_at = time.monotonic()
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
         """One finished request, or copy of one. A client's mistake is not the release's."""
@@ -75,11 +73,8 @@ class Trials:
             log.warning("canary %s gets %g %%: %s", canary.release.label, step.weight / 10, step.detail)
             self._registry.advance_canary(found.name, canary, step.weight, "serve")
 
-    def save(self, now: bool = False) -> None:
-        """Add to the registry what was counted; every few seconds, unless it is asked for at once."""
-        if not now and time.monotonic() - self._saved_at < FLUSH_S:
-            return
-        self._saved_at = time.monotonic()
+    def save(self) -> None:
+        """Add to the registry what was counted since the last time."""
         with self._lock:
             unsaved, self._unsaved = self._unsaved, {}
         for deployment, arms in unsaved.items():
