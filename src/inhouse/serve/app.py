@@ -23,7 +23,7 @@ from inhouse.release.settings import ServeParams
 
 BACKLOG = 2048
 FIRST_KEY = "first"
-WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway")
+WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway", "inhouse.serve.door")
 log = logging.getLogger("inhouse.serve")
 
 
@@ -43,7 +43,7 @@ def serve(registry: Registry, names: Sequence[str], settings: ServeParams, on_re
     Raises serve.port_in_use, serve.port_refused, serve.bad_host, release.deployment_unknown, and what keeps the
     engine from loading.
     """
-    require("serve", "uvicorn", "httptools", "prometheus_client", "cachetools", "limits")
+    require("serve", "uvicorn", "httptools", "prometheus_client", "cachetools", "limits", "python_multipart")
     listener = bind(settings.host, settings.port)
     try:
         _serve_on(listener, registry, names, settings, on_ready)
@@ -116,14 +116,20 @@ def _serve_on(
         preloading.join()
         import uvicorn
 
+        from inhouse.serve.door import KEEP_S, bound_unread, guarded, most_connections
         from inhouse.serve.gateway import Gateway
 
+        bound_unread(listener)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for each bad request would fill the disk
         config = uvicorn.Config(
             Gateway(deployments, lambda: on_ready(started)),
             log_config=None,
             access_log=False,
             lifespan="on",
             server_header=False,
+            http=guarded(most_connections()),
+            ws="none",
+            timeout_keep_alive=KEEP_S,
             proxy_headers=False,  # nothing here asks where a request came from
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )

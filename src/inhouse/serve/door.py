@@ -1,0 +1,227 @@
+"""The door to the gateway: connections that take too long or too much are cut, so that others do not pay for them.
+
+uvicorn bounds neither how long a request's head may take, nor how large it may be, nor how long a client may leave its
+answer unread (0.54). Here all three are, and when there are too many connections, those that ask for nothing make room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+KEEP_S = 30  # without a request; longer than the clients' own pools keep one (httpx: 5 s), or they meet a closed one
+HEAD_S = 10.0  # from the first byte of a request to the end of its headers
+HEAD_BYTES = 64 * 2**10
+STALLED_S = 30.0  # an answer of which the client reads nothing
+LINGER_S = 5.0  # how long the rest of a body that was refused is read, so that the client sees why
+PIPELINED = 16  # requests sent ahead of answers
+UNREAD_BYTES = 256 * 2**10  # of an answer, in the kernel; the kernel's own bound is some megabytes
+SWEEP_S = 1.0
+MOST_FILES = 65_536
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class Door:
+    """The connections that wait for a request or for the rest of its head, each kind longest first."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.idle: dict[Guarded, float] = {}
+        self.heads: dict[Guarded, float] = {}
+        self._sweeping = False
+
+    def make_room(self, loop: asyncio.AbstractEventLoop, connections: int) -> None:
+        """Close the connection that has asked for nothing for the longest time, when there are too many."""
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_S, self._sweep, loop)
+        if connections > self.most:
+            for waiting in (self.heads, self.idle):
+                if waiting:
+                    next(iter(waiting)).cut()
+                    return
+
+    def forget(self, connection: Guarded) -> None:
+        """It waits no longer."""
+        self.idle.pop(connection, None)
+        self.heads.pop(connection, None)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for all: a timer for each request would cost more than the request's parsing.
+        now = loop.time()
+        for waiting, most_s in ((self.idle, KEEP_S), (self.heads, HEAD_S)):
+            for connection in [each for each, since in waiting.items() if now - since > most_s]:
+                connection.cut()
+        loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+class Guarded(HttpToolsProtocol):
+    """One connection. Subclassed as uvicorn asks for: `Config(http=…)` takes a protocol class."""
+
+    door: Door  # set by `guarded`
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._in_head = True  # between requests too: what comes next begins one
+        self._body_open = False
+        self._head_bytes = 0
+        self._answering: RequestResponseCycle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self.door.make_room(self.loop, len(self.connections))
+        self.door.idle[self] = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone: every request that it has sent ahead is told, not only the last."""
+        self.door.forget(self)
+        self._watch_writing(False)
+        for cycle in (self._answering, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, within bounds."""
+        if not self._in_head:
+            super().data_received(data)
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
+        elif self not in self.door.heads:
+            self.door.idle.pop(self, None)
+            self.door.heads[self] = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: begin to answer, or queue up behind what this connection asked before."""
+        self._in_head, self._body_open = False, True
+        self.door.forget(self)
+        if self._head_bytes > HEAD_BYTES and len(self.url) + _size(self.headers) > HEAD_BYTES:
+            self._refuse_head()
+            raise ValueError("head too large")  # ends the parsing; the answer has been written
+        super().on_headers_complete()
+        if len(self.pipeline) > PIPELINED:
+            self.cut()
+        elif self.pipeline:
+            self.flow.resume_reading()  # bounded above; unread, it would hide that the client goes away
+
+    def on_message_complete(self) -> None:
+        """The request is whole; another may follow."""
+        super().on_message_complete()
+        self._in_head, self._body_open, self._head_bytes = True, False, 0
+
+    def on_response_complete(self) -> None:
+        """The answer is sent: wait for the next request, but not for long for the rest of this one."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close_soon()
+        elif self._body_open and self.cycle.response_complete:
+            self.loop.call_later(LINGER_S, self._end_lingering, self.cycle)
+        elif self.cycle.response_complete:
+            self.door.idle[self] = self.loop.time()
+
+    def pause_writing(self) -> None:
+        """The client does not read, and the buffers are full."""
+        super().pause_writing()
+        self._watch_writing(True)
+
+    def resume_writing(self) -> None:
+        """It has read something."""
+        super().resume_writing()
+        self._watch_writing(False)
+
+    def shutdown(self) -> None:
+        """The server stops: answer what is being answered, and close."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._close_soon()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No request for a while."""
+        super().timeout_keep_alive_handler()
+        self._close_soon()
+
+    def cut(self) -> None:
+        """Close at once, whatever is unsent."""
+        self.door.forget(self)
+        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP. Not said in the middle of an answer, nor after another refusal."""
+        if self._busy:
+            self.cut()
+        elif not self.transport.is_closing():
+            super().send_400_response(msg)
+            self._close_soon()
+
+    @property
+    def _busy(self) -> bool:
+        return self._answering is not None and not self._answering.response_complete
+
+    def _refuse_head(self) -> None:
+        self.door.forget(self)
+        if self._busy:
+            self.cut()
+        elif not self.transport.is_closing():
+            self.transport.write(HEAD_TOO_LARGE)
+            self.transport.close()
+            self._close_soon()
+
+    def _close_soon(self) -> None:
+        """A closing connection whose client reads nothing of what is left is cut."""
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(STALLED_S, self.cut)
+
+    def _end_lingering(self, cycle: RequestResponseCycle) -> None:
+        if self._body_open and self.cycle is cycle:
+            self.cut()
+
+    def _watch_writing(self, paused: bool) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        self._stalled = self.loop.call_later(STALLED_S, self.cut) if paused else None
+
+
+def guarded(most: int) -> type[Guarded]:
+    """The protocol for a server that keeps so many connections at most."""
+
+    class Bounded(Guarded):
+        door = Door(most)
+
+    return Bounded
+
+
+def bound_unread(listener: socket.socket) -> None:
+    """Let the kernel keep less of an unread answer; what is accepted inherits it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
+
+
+def most_connections(reserved: int = 256) -> int:
+    """As many connections as this process may open files, less what the engines and the registry need.
+
+    Raises the soft limit to the hard one: 1,024 files, the usual soft limit, are soon used up.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(16, most - reserved)
+
+
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)
