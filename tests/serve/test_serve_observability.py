@@ -254,10 +254,8 @@ def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(n
     asyncio.run(scene())
 
 
-def test_days_tokens_survive_a_restart_and_end_with_the_day(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = key(tokens_per_day=100)
+def test_days_tokens_survive_a_restart(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, mine = create_key(registry.engine, "ann", limits=Limits(tokens_per_day=100))
     first = DailyUse(registry.engine)
     first.spend(mine, 70)
     first.save()
