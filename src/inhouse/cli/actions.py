@@ -12,6 +12,7 @@ from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.cli import views
 from inhouse.cli.review import review_adjudicate, review_next
+from inhouse.cli.terminal import plain
 from inhouse.cli.watch import watching
 from inhouse.core.errors import GateFailed
 from inhouse.core.messages import text
@@ -49,7 +50,7 @@ def _ask(result: RunResult, offline: bool, as_json: bool) -> None:
         print(text("cell.asked", deployment=trial.chat.model, url=trial.chat.endpoint.url), file=out)
         print(f"  {trial.question.splitlines()[-1]}\n> ", end="", file=out, flush=True)
         for piece in trial.chat.ask(trial.question):
-            print(piece, end="", file=out, flush=True)
+            print(plain(piece), end="", file=out, flush=True)
         print(f"\n  ({text('cell.expected', label=trial.row.answer)})", file=out)
 
 
@@ -85,5 +86,5 @@ def _answer(conversation: Chat, question: str, as_json: bool) -> None:
         print(json.dumps({"model": conversation.model, "answer": "".join(pieces)}, ensure_ascii=False), flush=True)
         return
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(plain(piece), end="", flush=True)
     print(flush=True)

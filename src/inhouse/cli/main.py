@@ -11,6 +11,7 @@ import click
 from inhouse import __version__
 from inhouse.cli import words
 from inhouse.cli.commands import COMMANDS, Command
+from inhouse.cli.terminal import plain
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text, use_language
 from inhouse.core.run import collect_seldom, end_quickly
@@ -184,7 +185,7 @@ def _complain(error: InhouseError, as_json: bool) -> None:
         click.echo(json.dumps({"error": error.to_dict()}, ensure_ascii=False))
     else:
         click.secho(text("cli.error"), fg="red", bold=True, err=True, nl=False)
-        click.echo(f" {error}", err=True)
+        click.echo(f" {plain(str(error))}", err=True)
 
 
 def entry() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from inhouse.cli.terminal import plain
 from inhouse.core.messages import text
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def escape(value: str) -> str:
     """A value without meaning to the console."""
     from rich.markup import escape as escape_markup
 
-    return escape_markup(value)
+    return escape_markup(plain(value))
 
 
 def size(count: float) -> str:
