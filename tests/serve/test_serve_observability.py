@@ -196,7 +196,7 @@ def test_requests_of_the_log_are_found_by_what_went_wrong(tmp_path: Path) -> Non
 
     log = RequestLog(tmp_path / "logs", LogParams())
     watchers = Watchers(no_gauges(), log, None)
-    slow, failed = answered("slow"), answered("failed")
+    slow, failed = answered("slow"), answered("failed-request")
     failed.status, failed.error, failed.began = 503, "overloaded", failed.began + 3
     for seen in (answered("first"), slow, failed):
         watchers.finished(seen)
@@ -206,10 +206,10 @@ def test_requests_of_the_log_are_found_by_what_went_wrong(tmp_path: Path) -> Non
         found = list_requests(RequestsRequest(workspace=tmp_path, **asked))  # type: ignore[arg-type]
         return [line.request_id for line in found.requests]
 
-    assert ids() == ["failed", "slow", "first"] and ids(last=1) == ["failed"]
-    assert ids(failed=True) == ["failed"] and ids(deployment="other") == [] and len(ids(key="ann")) == 3
+    assert ids() == ["failed-request", "slow", "first"] and ids(last=1) == ["failed-request"]
+    assert ids(failed=True) == ["failed-request"] and ids(deployment="other") == [] and len(ids(key="ann")) == 3
     assert ids(slower_s=1e6) == []
-    assert show_request(OneRequest(workspace=tmp_path, id="failed")).error == "overloaded"
+    assert show_request(OneRequest(workspace=tmp_path, id="failed-request")).error == "overloaded"
     with pytest.raises(UserError) as unknown:
         show_request(OneRequest(workspace=tmp_path, id="nobody's"))
     assert unknown.value.code == "serve.request_not_logged"

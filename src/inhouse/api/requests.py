@@ -13,6 +13,9 @@ from inhouse.core.errors import UserError
 from inhouse.release.request_records import read_records
 
 
+SHOWN = 8  # characters of an id that lists show
+
+
 class RequestsRequest(Request):
     """Which requests."""
 
@@ -26,7 +29,7 @@ class RequestsRequest(Request):
 class OneRequest(Request):
     """One request."""
 
-    id: str = Field(description="its id, from the header x-request-id of the answer")
+    id: str = Field(description="its id (or its first 8 characters), from the header x-request-id of the answer")
 
 
 class RequestLine(Frozen):
@@ -70,7 +73,7 @@ def list_requests(request: RequestsRequest) -> Requests:
 def show_request(request: OneRequest) -> RequestLine:
     """One request of the log; raises serve.request_not_logged."""
     for record in read_records(request.store.root):
-        if record.get("request_id") == request.id:
+        if len(request.id) >= SHOWN and str(record.get("request_id", "")).startswith(request.id):
             return RequestLine.model_validate(record)
     raise UserError("serve.request_not_logged", id=request.id[:128], folder=request.store.root / "logs")
 

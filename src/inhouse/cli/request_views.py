@@ -18,11 +18,11 @@ STAGES = ("queue_s", "prefill_s", "decode_s", "first_token_s", "total_s")
 
 
 def requests(result: Requests, console: Console) -> None:
-    """A line each, with the seconds of every stage."""
+    """A line each; `requests show` tells the seconds of every stage."""
     if not result.requests:
         console.print(text("cell.no_requests"))
         return
-    names = ("moment", "request", "release", "engine", "status", "tokens", "queue", "prefill", "decode", "total")
+    names = ("moment", "request", "release", "engine", "status", "tokens", "first", "total")
     table(console, *(text(f"cell.request_{name}") for name in names), rows=[_row(line) for line in result.requests])
 
 
@@ -36,16 +36,16 @@ def request(result: RequestLine, console: Console) -> None:
 
 
 def _row(line: RequestLine) -> tuple[str, ...]:
-    moment = datetime.fromtimestamp(line.at).strftime("%m-%d %H:%M:%S")
+    moment = datetime.fromtimestamp(line.at).strftime("%d. %H:%M:%S")
     status = str(line.status) if line.error is None else f"{line.status} {line.error}"
     tokens = f"{line.prompt_tokens}+{line.answer_tokens}"
-    stages = (line.queue_s, line.prefill_s, line.decode_s, line.total_s)
     engine = line.engine if line.cache in ("-", "miss") else line.cache
-    return moment, line.request_id[:12], line.release, engine, status, tokens, *(_seconds(stage) for stage in stages)
+    times = (_seconds(line.first_token_s), _seconds(line.total_s))
+    return moment, line.request_id[:8], line.release, engine, status, tokens, *times
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f} s"
+    return "-" if value is None else f"{value:.1f} s" if value >= 10 else f"{value * 1000:.0f} ms"
 
 
 VIEWS: dict[str, Callable[[Any, Console], None]] = {"requests": requests, "request": request}

@@ -156,6 +156,8 @@ class AutoChoice:
 
     def _ends(self, state: State, detail: str = "") -> None:
         self.state, self.detail = state, detail
+        if state == "failed" and self._closing.is_set():
+            return  # the server stops, and its engines with it
         what = detail if self.result is None else _sentence(self.result)
         log.log(
             logging.WARNING if state == "failed" else logging.INFO, "engine of %s: %s %s", self._pool.name, state, what
