@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.messages import language
+from inhouse.core.plugins import require
+from inhouse.core.settings import child_environment
 from inhouse.core.store import disk_errors
 from inhouse.flow.project import load, schema
 
@@ -34,10 +38,11 @@ class SchemaRequest(Request):
     """Where the schema goes."""
 
     output: Path | None = Field(None, description="file to write instead of standard output")
+    openapi: bool = Field(False, description="the OpenAPI document of the endpoint instead")
 
 
 class Schema(Frozen):
-    """The JSON Schema of a project file."""
+    """The JSON Schema of a project file, or the OpenAPI document of the endpoint."""
 
     document: dict[str, Any]
     output: Path | None = None
@@ -72,10 +77,19 @@ def _slug(name: str) -> str:
 
 
 def project_schema(request: SchemaRequest) -> Schema:
-    """The JSON Schema that editors use to complete and check a project file."""
-    document = schema()
+    """The JSON Schema that editors use to complete and check a project file; or what the endpoint answers."""
+    document = _openapi() if request.openapi else schema()
     if request.output is not None:
         with disk_errors(request.output):
             request.output.parent.mkdir(parents=True, exist_ok=True)
             request.output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Schema(document=document, output=request.output)
+
+
+def _openapi() -> dict[str, Any]:
+    """The endpoint's routes, told by the gateway's own program: what it needs is not loaded here."""
+    require("serve", "cachetools", "limits", "prometheus_client")
+    command = [sys.executable, "-m", "inhouse.serve.openapi"]
+    told = subprocess.run(command, capture_output=True, check=True, env=child_environment(offline=True))
+    document: dict[str, Any] = json.loads(told.stdout)
+    return document

@@ -22,10 +22,13 @@ class ApiError(Exception):
         self.code = code
         self.message = message
         self.param = param
+        self.allow: str | None = None  # the verbs that a 405 has to name (RFC 9110, section 15.5.6)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """SDKs try again by themselves on 429 and 503, after the pause that is named here."""
+        if self.allow is not None:
+            return [(b"allow", self.allow.encode())]
         return [(b"retry-after", str(self.retry_after_s).encode())] if self.status in (429, 503) else []
 
     def body(self) -> bytes:

@@ -122,9 +122,11 @@ async def retrieve(services: Services, call: Call) -> None:
 async def input_items(services: Services, call: Call) -> None:
     """GET /v1/responses/{id}/input_items: what the client sent, the last one first unless it asks otherwise."""
     assert call.key is not None
+    if (order := call.query("order")) not in (None, "asc", "desc"):
+        raise invalid(text("serve.page_order"), "order")
     found = await services.responses.get(call.key.id, call.parts["id"])
     items = [{"id": f"item_{index}", **item} for index, item in enumerate(found.body["items"])]
-    if call.query("order") != "asc":
+    if order != "asc":
         items.reverse()
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
     await call.reply({"object": "list", "data": items, "has_more": False, **ends})
