@@ -68,7 +68,7 @@ def main() -> None:
     asked = {"port": 0, "parallel": 256, "queue": 1000, "context_length": 4096, "engine": "llamacpp"}
     settings = ServeParams(**{name: value for name, value in asked.items() if name in ServeParams.model_fields})
     registry = open_registry(Store(options.workspace))
-    serve(registry, DEPLOYMENT, settings, lambda s: print(json.dumps({"ready": {"url": s.url}}), flush=True))
+    serve(registry, [DEPLOYMENT], settings, lambda s: print(json.dumps({"ready": {"url": s.url}}), flush=True))
 
 
 if __name__ == "__main__":

@@ -39,11 +39,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer requests")
+    parser.add_argument("--asleep", action="store_true", help="the peer's threads sleep while they wait, as ours do "
+                        "where other programs run")  # fmt: skip
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--note", default="", help="what else to remember of this measurement")
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    if options.asleep:
+        os.environ["BENCH_ASLEEP"] = "1"
     folder = options.work / "serve"
     folder.mkdir(parents=True, exist_ok=True)
     work = Work(folder, options.kind, options.threads, options.rounds, options.quick)

@@ -149,10 +149,11 @@ def litellm(work: Path, upstream: str) -> Iterator[Side]:
 
 @contextmanager
 def llama(work: Path, gguf: Path, parallel: int, context: int, threads: int) -> Iterator[Side]:
-    """llama.cpp's own server."""
+    """llama.cpp's own server. BENCH_ASLEEP lets its threads sleep while they wait, as ours do beside other work."""
     flags = ["--parallel", str(parallel), "--context", str(context), "--threads", str(threads)]
     words = [sys.executable, str(HERE / "peer_llama.py"), str(gguf), *flags, "--parent", str(os.getpid())]
-    with running(words, ours(), work / "llama.log") as (process, ready):
+    env = ours() | ({"OMP_WAIT_POLICY": "passive"} if "BENCH_ASLEEP" in os.environ else {})
+    with running(words, env, work / "llama.log") as (process, ready):
         yield Side("llama-server", ready["url"], KEY, "mock", psutil.Process(process.pid))
 
 
