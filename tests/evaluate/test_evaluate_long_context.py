@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +239,26 @@ def test_predicted_cache_follows_the_blocks_of_each_type() -> None:
     assert shape.bytes_per_token(STRATEGIES["llamacpp_q4_0"]) == 30 * 2 * 3 * 64 * 18 / 32
 
 
+@pytest.mark.skipif(find_spec("optimum") is not None, reason="optimum-quanto is installed")
 def test_quantised_cache_of_transformers_says_what_is_missing(tiny: Any) -> None:
-    pytest.importorskip("transformers")
-    from importlib.util import find_spec
-
-    if find_spec("optimum") is not None:
-        pytest.skip("optimum-quanto is installed")
     with pytest.raises(UserError, match="optimum-quanto"):
         TorchReader(tiny, "quantized").read([1, 2, 3], [1], [[4]])
+
+
+def test_quantised_cache_of_transformers_is_near_the_full_one_and_as_small_as_foretold() -> None:
+    pytest.importorskip("optimum.quanto")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, num_hidden_layers=2, **sizes)).eval()
+    ids, full, small = [at * 7 % 300 for at in range(1500)], TorchReader(model), TorchReader(model, "quantized")
+    expected, read = (reader.read(ids, [10, 1400], [[1, 2], [3, 4]]) for reader in (full, small))
+    assert read.scored == pytest.approx(expected.scored, abs=0.02)
+    assert read.chosen == pytest.approx(expected.chosen, abs=0.02)
+    shape = KeptShape(layers=2, kv_heads=1, head_size=64, bits=32)
+    assert small.bytes_per_token() == pytest.approx(shape.bytes_per_token(STRATEGIES["quantized"]), rel=0.1)
 
 
 def test_bench_of_a_folder_measures_to_four_times_its_length_and_shows_it(tiny_llama: Path, tmp_path: Path) -> None:

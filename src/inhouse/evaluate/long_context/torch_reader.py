@@ -130,10 +130,8 @@ class TorchReader:
         total = float(last.log_softmax(-1)[choice[0]])
         if len(choice) > 1:
             fed = choice[:-1]
-            branch = _branch(cache)
-            logits = self._forward(branch, fed, range(length, length + len(fed)), range(len(fed)))
+            logits = self._forward(_branch(cache), fed, range(length, length + len(fed)), range(len(fed)))
             total += sum(float(row[token]) for row, token in zip(logits.log_softmax(-1), choice[1:], strict=True))
-            _back(branch, cache, len(fed))
         return total
 
     def _write(self, cache: Any, length: int, last: torch.Tensor, most: int) -> list[int]:
@@ -170,13 +168,10 @@ def _is_plain(cache: Any) -> bool:
 
 
 def _branch(cache: Any) -> Any:
-    """The same cache where it can be cropped again, else a copy."""
-    return cache if _is_plain(cache) else copy.deepcopy(cache)
-
-
-def _back(branch: Any, cache: Any, tokens: int) -> None:
-    if branch is cache:
-        cache.crop(-tokens)
+    """A cache that may grow without the other: growing puts new tensors in the place of old ones, and changes none."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch
 
 
 def _bytes(cache: Any) -> int | None:
