@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from release_workspace import make_model, make_report, run_stage
 
@@ -68,12 +68,16 @@ def workspace_with_two_releases(root: Path, gguf: Path) -> Registry:
     return registry
 
 
-def start(registry: Registry, settings: ServeParams) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def start(
+    registry: Registry, settings: ServeParams, stderr: IO[str] | None = None
+) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start a server process and read the line it prints when it is ready (or cannot be)."""
     if settings.engine == "auto":  # a second engine that is measured beside a test would take its cores
         settings = settings.model_copy(update={"engine": "llamacpp"})
     command = [sys.executable, "-c", SCRIPT, str(registry.store.root), settings.model_dump_json()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "INHOUSE_LANG": "en"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, "INHOUSE_LANG": "en"}
+    )
     assert process.stdout is not None
     return process, json.loads(process.stdout.readline())
 

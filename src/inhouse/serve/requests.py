@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Constraint
 from inhouse.core.serving import Sampling as Chosen
+from inhouse.serve.body_counts import check_counts
 from inhouse.serve.constraints import check_constraint, find_constraint
 from inhouse.serve.errors import invalid, too_long, unsupported
 from inhouse.serve.media import join_parts
@@ -257,6 +258,7 @@ def _messages(given: list[ChatMessage]) -> list[dict[str, Any]]:
 
 def read_body(model: type[B], raw: bytes) -> B:
     """Check a body against its model; raises ApiError 400 with the field at fault."""
+    check_counts(raw)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
