@@ -84,13 +84,17 @@ def engine_of(url: str, explain: Explain, wait_s: float) -> Engine:
     except (ArgumentError, ValueError):
         raise UserError("database.bad_url") from None
     if kind == "sqlite":
-        engine = create_engine(found, connect_args={"timeout": wait_s})
+        # hide_parameters: what is written holds answers and names, and errors end in logs.
+        engine = create_engine(found, connect_args={"timeout": wait_s}, hide_parameters=True)
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", _begin)
     elif kind in (POSTGRES, "postgres"):
         require("pg", "psycopg")
         engine = create_engine(
-            found.set(drivername="postgresql+psycopg"), connect_args={"connect_timeout": 5}, pool_pre_ping=True
+            found.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": 5},
+            pool_pre_ping=True,
+            hide_parameters=True,
         )
         event.listen(engine, "begin", _begin_on_server(wait_s))
     else:

@@ -11,6 +11,9 @@ import re
 import secrets
 from collections.abc import Callable
 
+from sqlalchemy.exc import DBAPIError
+
+from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
 from inhouse.serve.deployments import Deployments
@@ -62,6 +65,9 @@ class Gateway:
             await connection.refuse(error)
         except Gone:
             return
+        except (InhouseError, DBAPIError) as error:  # the registry is locked, away or full; an engine does not load
+            log.error("request %s: %s", connection.request_id, error)
+            await connection.refuse(ApiError(503, "temporarily_unavailable", text("serve.not_now")))
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
             log.exception("request %s failed", connection.request_id)
             await connection.refuse(ApiError(500, "internal_error", text("serve.internal")))
