@@ -29,7 +29,7 @@ def launch_on() -> Iterator[Callable[[Registry, ServeParams], Endpoint]]:
         process, ready = start(registry, settings)
         running.append(process)
         assert "error" not in ready, ready
-        return Endpoint(process, str(ready["url"]), token, registry)
+        return Endpoint(process, str(ready["url"]), token, registry, ready.get("grpc"))
 
     yield launched
     for process in running:
@@ -46,4 +46,4 @@ def endpoint(
 ) -> Endpoint:
     """The server that most tests share."""
     registry = workspace_with_two_releases(tmp_path_factory.mktemp("served"), smollm2_gguf)
-    return launch_on(registry, ServeParams(port=0, queue=8, embeddings=True))
+    return launch_on(registry, ServeParams(port=0, queue=8, embeddings=True, grpc_port=0))

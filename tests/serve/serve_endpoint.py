@@ -44,6 +44,7 @@ class Endpoint:
     url: str
     key: str
     registry: Registry
+    grpc: str | None = None
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

@@ -93,6 +93,9 @@ class ServeParams(Params):
 
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback is open to the network")
     port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose a free port")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="also answer over gRPC on this port; needs the extra `grpc`"
+    )
     context_length: int = Field(2048, ge=64, le=1_048_576, description="tokens of prompt and answer per request")
     parallel: int = Field(8, ge=1, le=256, description="requests that an engine answers at the same time")
     threads: int | None = Field(None, ge=1, le=1024, description="engine threads; absent: all usable cores")

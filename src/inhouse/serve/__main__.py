@@ -88,6 +88,8 @@ def _greeting(started: Started, made: str | None) -> str:
     if made:
         lines.append(text("serve.first_key", key=made))
     lines.append(text("serve.try", url=started.url, key=key, deployment=started.deployment))
+    if started.grpc is not None:
+        lines.append(text("serve_faces.grpc", address=started.grpc))
     if started.public:
         lines.append(text("serve.public", url=started.url))
     return "\n".join(lines)

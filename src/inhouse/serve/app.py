@@ -35,6 +35,7 @@ class Started:
     deployment: str
     release: str
     public: bool
+    grpc: str | None = None  # host and port
 
 
 def serve(registry: Registry, names: Sequence[str], settings: ServeParams, on_ready: Callable[[Started], None]) -> None:
@@ -44,6 +45,7 @@ def serve(registry: Registry, names: Sequence[str], settings: ServeParams, on_re
     engine from loading.
     """
     require("serve", "uvicorn", "httptools", "prometheus_client", "cachetools", "limits", "python_multipart")
+    settings = with_grpc_port(settings)
     listener = bind(settings.host, settings.port)
     try:
         _serve_on(listener, registry, names, settings, on_ready)
@@ -70,6 +72,18 @@ def bind(host: str, port: int) -> socket.socket:
             raise UserError("serve.port_refused", host=host, port=port) from None
         raise UserError("serve.bad_host", host=host, problem=error.strerror or str(error)) from None
     return listener
+
+
+def with_grpc_port(settings: ServeParams) -> ServeParams:
+    """Settings with a port that is free, before anything is loaded; gRPC takes no socket of ours.
+
+    Raises MissingExtra, serve.port_in_use, serve.port_refused, serve.bad_host.
+    """
+    if settings.grpc_port is None:
+        return settings
+    require("grpc", "grpc", "grpc_health", "grpc_reflection", "google.rpc")
+    with bind(settings.host, settings.grpc_port) as found:
+        return settings.model_copy(update={"grpc_port": found.getsockname()[1]})
 
 
 def is_loopback(host: str) -> bool:
@@ -112,7 +126,8 @@ def _serve_on(
     deployments = Deployments(registry, names, settings)
     try:
         label = deployments.serving[names[0]].main.release.label
-        started = Started(f"http://{shown}:{port}", names[0], label, public)
+        twin = None if settings.grpc_port is None else f"{shown}:{settings.grpc_port}"
+        started = Started(f"http://{shown}:{port}", names[0], label, public, twin)
         preloading.join()
         import uvicorn
 
@@ -121,8 +136,9 @@ def _serve_on(
 
         bound_unread(listener)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for each bad request would fill the disk
+        gateway = Gateway(deployments, lambda: on_ready(started))
         config = uvicorn.Config(
-            Gateway(deployments, lambda: on_ready(started)),
+            gateway,
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -140,7 +156,9 @@ def _serve_on(
         gc.collect()
         gc.freeze()
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server = uvicorn.Server(config)
+            gateway.stopping = lambda: server.should_exit
+            server.run(sockets=[listener])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

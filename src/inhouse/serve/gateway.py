@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
@@ -22,6 +23,9 @@ from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.routes import Routes, Services
 
 ANTHROPIC = "/v1/messages"
+if TYPE_CHECKING:
+    from inhouse.serve.grpc.server import Twin
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log = logging.getLogger("inhouse.serve")
 
@@ -33,6 +37,7 @@ class Gateway:
         self.services = Services.over(deployments)
         self.routes = Routes()
         self.on_started = on_started
+        self.stopping: Callable[[], bool] = bool  # whether the server drains
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -46,11 +51,25 @@ class Gateway:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await self.services.start()
+        twin = await self._twin()
         await send({"type": "lifespan.startup.complete"})
         self.on_started()
         await receive()
+        if twin is not None:
+            await twin.stop()
         await self.services.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _twin(self) -> Twin | None:
+        """The same over gRPC, where a port is set."""
+        settings = self.services.settings
+        if settings.grpc_port is None:
+            return None
+        from inhouse.serve.grpc.server import Twin
+
+        found = Twin(self.services, settings.host, settings.grpc_port)
+        await found.start(self.stopping)
+        return found
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])

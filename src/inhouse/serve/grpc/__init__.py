@@ -1,0 +1,1 @@
+"""The same endpoint over gRPC."""

@@ -1,0 +1,226 @@
+"""The endpoint over gRPC: the same keys, limits and answers as over HTTP, in the same event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from inhouse.core.messages import text
+from inhouse.core.serving import Usage
+from inhouse.release.keys import Key, Scope
+from inhouse.serve.direct import borrowed, vectors
+from inhouse.serve.errors import ApiError
+from inhouse.serve.grpc.faces import StreamFace, WholeFace, tell
+from inhouse.serve.grpc.messages import (
+    SERVICE,
+    chat_body,
+    completion_body,
+    embedding_body,
+    message,
+    pool,
+    usage_of,
+)
+from inhouse.serve.grpc.refusals import refuse
+from inhouse.serve.http import STILL_WANTED_S
+from inhouse.serve.pipeline import Caller
+from inhouse.serve.requests import ChatBody, CompletionBody, prepare, read_body, read_chat, read_completion
+from inhouse.serve.routes import Services
+from inhouse.serve.routes.embeddings import EmbeddingBody, shorten
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+LOOK_S = 0.25  # how soon health tells that engines have come or gone, and that the server stops
+MOST_CALLS = 4096  # at the same time; the queue of a release is far shorter
+log = logging.getLogger("inhouse.serve")
+
+
+class Twin:
+    """The gRPC server beside the HTTP one."""
+
+    def __init__(self, services: Services, host: str, port: int) -> None:
+        self.services = services
+        options = [
+            ("grpc.max_receive_message_length", services.settings.max_body_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.max_ping_strikes", 2),
+        ]
+        guard = _Guard(services)
+        self._server = grpc.aio.server(interceptors=(guard,), options=options, maximum_concurrent_rpcs=MOST_CALLS)
+        self._server.add_generic_rpc_handlers((Calls(services).handlers(),))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server, pool=pool())
+        shown = f"[{host}]" if ":" in host else host
+        self.port: int = self._server.add_insecure_port(f"{shown}:{port}")
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self, stopping: Callable[[], bool]) -> None:
+        """Answer from now on. When `stopping` says so, no further call is taken, while HTTP drains too."""
+        await self._server.start()
+        self._watch = asyncio.create_task(self._follow(stopping))
+
+    async def stop(self) -> None:
+        """Take no further call, let the running ones finish within serve.drain_s, end the rest."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.services.settings.drain_s)
+
+    async def _follow(self, stopping: Callable[[], bool]) -> None:
+        told: bool | None = None
+        while not stopping():
+            if (ready := self.services.deployments.ready) != told:
+                told = ready
+                status = health_pb2.HealthCheckResponse
+                for name in ("", SERVICE):
+                    await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
+            await asyncio.sleep(LOOK_S)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.services.settings.drain_s)
+
+
+class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses every call without a valid key, reflection too; only health needs none, as over HTTP."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """The call's own handler, or one that refuses."""
+        if details.method.startswith(f"/{HEALTH}/"):
+            return await continuation(details)
+        if await key_of(self._services, dict(details.invocation_metadata)) is None:
+            return grpc.unary_unary_rpc_method_handler(_keyless)
+        return await continuation(details)
+
+
+async def _keyless(request: Any, context: Any) -> None:
+    await refuse(context, ApiError(401, "invalid_api_key", text("serve.bad_key")), secrets.token_hex(16))
+
+
+async def key_of(services: Services, metadata: dict[str, Any]) -> Key | None:
+    """The key that a call carries."""
+    kind, _, token = str(metadata.get("authorization", "")).partition(" ")
+    return await services.deployments.keys.find(token.strip()) if kind.lower() == "bearer" else None
+
+
+class Calls:
+    """The calls of inhouse.v1.Inference."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def handlers(self) -> Any:
+        """What gRPC needs to know of them."""
+        one, many = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        calls: tuple[tuple[str, Any, Any, str, Scope], ...] = (
+            ("Chat", one, self._chat, "ChatRequest", "chat"),
+            ("ChatStream", many, self._chat_stream, "ChatRequest", "chat"),
+            ("Complete", one, self._complete, "CompleteRequest", "chat"),
+            ("CompleteStream", many, self._complete_stream, "CompleteRequest", "chat"),
+            ("Embed", one, self._embed, "EmbedRequest", "embed"),
+            ("ListModels", one, self._list_models, "ListModelsRequest", "chat"),
+        )
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: make(
+                    partial(self._attend, f"/{SERVICE}/{name}", scope, work),
+                    request_deserializer=message(asked).FromString,
+                    response_serializer=lambda made: made.SerializeToString(),
+                )
+                for name, make, work, asked, scope in calls
+            },
+        )
+
+    async def _attend(self, route: str, scope: Scope, work: Any, request: Any, context: Any) -> Any:
+        """The border of these calls: who asks, and refusals in gRPC's shape."""
+        metadata = dict(context.invocation_metadata() or ())
+        given = str(metadata.get("x-request-id", ""))
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        try:
+            key = await key_of(self.services, metadata)
+            if key is None:  # revoked since the call began
+                raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
+            if not key.allows(scope):
+                raise ApiError(403, "insufficient_scope", text("serve.scope", scope=scope))
+            headers = {name.encode(): str(value).encode("latin-1", "replace") for name, value in metadata.items()}
+            fresh = str(metadata.get("cache-control", "")) in ("no-store", "no-cache")
+            return await work(request, context, Caller(key, request_id, route, None, headers, fresh=fresh))
+        except ApiError as error:
+            refused = error
+        except Exception:  # the border of the product: a bug is logged, and its words stay inside
+            log.exception("request %s failed", request_id)
+            refused = ApiError(500, "internal_error", text("serve.internal"))
+        self.services.metrics.refused.add((str(refused.status), refused.code or "invalid_request"))
+        return await refuse(context, refused, request_id)
+
+    async def _chat(self, request: Any, context: Any, caller: Caller) -> Any:
+        face = WholeFace(context, caller)
+        await self._answer(read_chat(chat_body(request, stream=False)), caller, face)
+        return face.made
+
+    async def _chat_stream(self, request: Any, context: Any, caller: Caller) -> None:
+        await self._answer(read_chat(chat_body(request, stream=True)), caller, StreamFace(context, caller))
+
+    async def _complete(self, request: Any, context: Any, caller: Caller) -> Any:
+        face = WholeFace(context, caller)
+        await self._answer(read_completion(completion_body(request, stream=False)), caller, face)
+        return face.made
+
+    async def _complete_stream(self, request: Any, context: Any, caller: Caller) -> None:
+        await self._answer(read_completion(completion_body(request, stream=True)), caller, StreamFace(context, caller))
+
+    async def _embed(self, request: Any, context: Any, caller: Caller) -> Any:
+        body = read_body(EmbeddingBody, embedding_body(request))
+        async with borrowed(self.services, caller, body.model, turn=True) as lent:
+            found, tokens = await vectors(lent, body.inputs())
+            caller.notes.append((b"x-inhouse-release", lent.release.encode()))
+        if body.dimensions is not None:
+            found = [shorten(vector, body.dimensions) for vector in found]
+        await tell(context, caller)
+        return message("Embeddings")(
+            model=body.model,
+            data=[message("Vector")(values=vector) for vector in found],
+            usage=usage_of(Usage(tokens, 0)),
+        )
+
+    async def _list_models(self, request: Any, context: Any, caller: Caller) -> Any:
+        made = message("ModelList")()
+        for name in self.services.deployments.names():
+            made.data.add(id=name, created=self.services.started_at, owned_by="inhouse")
+        await tell(context, caller)
+        return made
+
+    async def _answer(self, body: ChatBody | CompletionBody, caller: Caller, face: WholeFace | StreamFace) -> None:
+        """Run the pipeline. gRPC cancels this call at its deadline, or when its client has gone."""
+        asking = replace(caller, user=body.user)
+        work = self.services.pipeline.run(body.model, partial(prepare, body), asking, face)
+        await while_wanted(work, caller)
+
+
+async def while_wanted(work: Coroutine[Any, Any, None], caller: Caller) -> None:
+    """Run the work; when this call is cancelled, go on as long as others read along with it."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while caller.wanted() and not task.done():
+            await asyncio.wait({task}, timeout=STILL_WANTED_S)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
