@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
 from inhouse.engines.process import Reporter
 from inhouse.engines.wire_child import Outbox, TookTooLong, serve, time_limit
@@ -91,5 +92,6 @@ class Echo:
 
 
 if __name__ == "__main__":
+    die_with_parent(os.getppid())
     reporter = Reporter()
     sys.exit(serve(Echo(), reporter))
