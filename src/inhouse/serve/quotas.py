@@ -21,6 +21,8 @@ from inhouse.serve.errors import ApiError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+JUMP_S = 5.0  # more than a clock is corrected by while it runs
+
 
 class DailyUse:
     """Requests and tokens of each key today (UTC): what the registry knew, and what came since."""
@@ -78,14 +80,16 @@ class Quotas:
     """What every key has used. A key without limits costs nothing."""
 
     def __init__(self, engine: Engine) -> None:
-        storage = MemoryStorage()
-        self._requests = MovingWindowRateLimiter(storage)
-        self._tokens = SlidingWindowCounterRateLimiter(storage)
+        self._storage = MemoryStorage()
+        self._requests = MovingWindowRateLimiter(self._storage)
+        self._tokens = SlidingWindowCounterRateLimiter(self._storage)
+        self._set_at = _clock_set_at()
         self.daily = DailyUse(engine)
 
     async def enter(self, key: Key) -> None:
         """Count a request. Raises ApiError 429 with the time to wait when a limit is reached."""
         limits = key.limits
+        await self._follow_clock()
         if limits.requests_per_minute is not None:
             item: RateLimitItem = RateLimitItemPerMinute(limits.requests_per_minute)
             if not await self._requests.hit(item, str(key.id)):
@@ -99,6 +103,12 @@ class Quotas:
         if limits.tokens_per_day is not None and self.daily.tokens(key) >= limits.tokens_per_day:
             raise _refusal("tokens_per_day", limits.tokens_per_day, _until_midnight_s())
 
+    async def _follow_clock(self) -> None:
+        # `limits` counts by the clock on the wall: set back by an hour, it would refuse a key for that hour.
+        if abs((set_at := _clock_set_at()) - self._set_at) > JUMP_S:
+            self._set_at = set_at
+            await self._storage.reset()
+
     async def spend(self, key: Key, tokens: int) -> None:
         """Count the tokens of a finished request; the one that goes over a limit is still answered."""
         self.daily.spend(key, tokens)
@@ -107,6 +117,11 @@ class Quotas:
             item = _tokens_item(most)
             stats = await self._tokens.get_window_stats(item, str(key.id))
             await self._tokens.hit(item, str(key.id), cost=min(tokens, stats.remaining))
+
+
+def _clock_set_at() -> float:
+    """What the clock on the wall showed when the monotonic one began; it changes when somebody sets the clock."""
+    return time.time() - time.monotonic()
 
 
 def _tokens_item(most: int) -> RateLimitItem:
