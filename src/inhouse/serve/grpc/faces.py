@@ -8,8 +8,9 @@ from typing import Any
 
 from inhouse.core.serving import Delta, Usage
 from inhouse.serve.grpc.messages import chat_choice, chat_delta, message, text_choice, usage_of
+from inhouse.serve.ids import new_id
 from inhouse.serve.pipeline import Caller
-from inhouse.serve.replies import Choice, Gathered, Reply, new_id
+from inhouse.serve.replies import Choice, Gathered, Reply
 from inhouse.serve.requests import Asked
 
 Write = Callable[[Any], Any]
