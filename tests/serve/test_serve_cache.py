@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import re
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 
 from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
 from inhouse.core.store import Store
-from inhouse.release.arms import Arm, Release
+from inhouse.release.arms import Arm, Deployment, Release
 from inhouse.release.keys import Key
+from inhouse.release.keys import Limits as KeyLimits
 from inhouse.release.registry import open_registry
 from inhouse.release.rules import Rules
 from inhouse.release.settings import CacheParams, ServeParams
@@ -25,6 +29,7 @@ from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
+from inhouse.serve.quick import QuickAnswers
 from inhouse.serve.replies import Gathered, Reply
 from inhouse.serve.requests import Asked, Limits
 from inhouse.serve.router import Serving, Way
@@ -317,5 +322,68 @@ def test_name_holds_everything_that_decides_the_answer_and_nothing_else() -> Non
         request_name(replace(HELLO, messages=[{"role": "user", "content": "Hell"}]), "a", "r:v1"),
     ]
     assert names[0] == names[1] and len(set(names)) == 6
-    swapped = replace(HELLO, messages=[{"content": "Hello", "role": "user"}])
-    assert request_name(swapped, "a", "r:v1") == names[0]
+
+
+def test_order_of_a_bodys_fields_does_not_decide() -> None:
+    from inhouse.serve.requests import prepare, read_chat
+
+    bodies = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "seed": 1}',
+        b'{"seed": 1, "messages": [{"content": "Hi", "role": "user"}], "model": "m", "stream": true}',
+    )
+    asks = [asyncio.run(prepare(read_chat(body), Limits(512, 2, 64, 0.0))).ask for body in bodies]
+    assert request_name(asks[0], "a", "r:v1") == request_name(asks[1], "a", "r:v1")
+
+
+def quick_serving(arms: int = 1) -> Serving:
+    arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
+    deployment = SimpleNamespace(name="desk", arms=(arm,) * arms, release=arm.release)
+    return Serving(cast(Deployment, deployment), {1: cast(Target, SimpleNamespace(release=arm.release))})
+
+
+def kept_by(name: str, until: float | None = math.inf, limits: KeyLimits = KeyLimits()) -> Caller:  # noqa: B008
+    return Caller(replace(key(name), limits=limits), "1", "/v1/chat/completions", kept_until=until)
+
+
+ANSWER = b'{"id": "chatcmpl-0123", "object": "chat.completion"}'
+
+
+def test_same_bytes_of_the_same_key_are_answered_with_an_id_of_their_own() -> None:
+    quick, serving = QuickAnswers(), quick_serving()
+    mine = kept_by("a")
+    quick.keep(mine, b"body", ANSWER, serving)
+    found = quick.find(mine.key, mine.route, b"body", {"desk": serving})
+    assert found is not None
+    answer, seen = found
+    told = json.loads(answer)
+    assert told["object"] == "chat.completion" and re.fullmatch("chatcmpl-[0-9a-f]{24}", told["id"])
+    assert (seen.model, seen.cache, seen.status) == ("r:v1", "hit", 200)
+    for other in (
+        (kept_by("b").key, mine.route, b"body"),
+        (mine.key, "/v1/completions", b"body"),
+        (mine.key, mine.route, b""),
+    ):
+        assert quick.find(*other, {"desk": serving}) is None
+
+
+@pytest.mark.parametrize(
+    ("caller", "serving", "now"),
+    [
+        (kept_by("a", until=0.0), quick_serving(), None),
+        (kept_by("a", until=None), quick_serving(), None),
+        (kept_by("a", limits=KeyLimits(requests_per_minute=1)), quick_serving(), None),
+        (kept_by("a"), quick_serving(arms=2), None),
+        (kept_by("a"), quick_serving(), quick_serving()),
+    ],
+    ids=["too-old", "not-kept", "key-with-quota", "several-arms", "release-changed"],
+)
+def test_what_may_have_changed_is_not_answered_at_once(caller: Caller, serving: Serving, now: Serving | None) -> None:
+    quick = QuickAnswers()
+    quick.keep(caller, b"body", ANSWER, serving)
+    assert quick.find(caller.key, caller.route, b"body", {"desk": now or serving}) is None
+
+
+def test_large_bodies_are_not_remembered() -> None:
+    quick, serving, mine = QuickAnswers(), quick_serving(), kept_by("a")
+    quick.keep(mine, b"x" * 20_000, ANSWER, serving)
+    assert quick.find(mine.key, mine.route, b"x" * 20_000, {"desk": serving}) is None

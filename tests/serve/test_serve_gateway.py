@@ -257,12 +257,13 @@ def test_equal_request_is_answered_from_memory(http: httpx.Client) -> None:
     body = {"model": "desk", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 6}
     answers = [
         http.post("/v1/chat/completions", json=body | {"stream": stream}, headers={"Cache-Control": ""})
-        for stream in (False, False, True)
+        for stream in (False, False, False, True)
     ]
-    assert [a.headers["x-cache"] for a in answers] == ["miss", "hit", "hit"]
-    first, second = (a.json() for a in answers[:2])
-    assert first["choices"] == second["choices"] and first["usage"] == second["usage"] and first["id"] != second["id"]
-    assert first["choices"][0]["message"]["content"] in answers[2].text.replace('\\"', '"')
+    assert [a.headers["x-cache"] for a in answers] == ["miss", "hit", "hit", "hit"]
+    first, second, third = (a.json() for a in answers[:3])
+    assert first["choices"] == second["choices"] == third["choices"] and first["usage"] == second["usage"]
+    assert len({first["id"], second["id"], third["id"]}) == 3 and third["usage"] == first["usage"]
+    assert first["choices"][0]["message"]["content"] in answers[3].text.replace('\\"', '"')
     assert "x-cache" not in http.post("/v1/chat/completions", json=body).headers
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from inhouse.release.keys import Key
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
+from inhouse.serve.ids import new_request_id
 from inhouse.serve.routes import Routes, Services
 
 ANTHROPIC = "/v1/messages"
@@ -74,7 +74,7 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        connection = Connection(send, given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16))
+        connection = Connection(send, given if given and REQUEST_ID.fullmatch(given) else new_request_id())
         connection.plain_errors = scope["path"].startswith("/api/")
         call = Call(scope, receive, connection, headers, self.services.settings.max_body_bytes)
         try:

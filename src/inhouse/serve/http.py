@@ -22,6 +22,7 @@ Header = tuple[bytes, bytes]
 READ_BODY_S = 30.0
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_NAMES = 20  # of ignored fields, in a header
+WATCH_AFTER_S = 0.01
 STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
 
@@ -38,6 +39,7 @@ class Connection:
         self.request_id = request_id
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
+        self.plain_errors = False  # Ollama's clients read one text, and lines that are no events
 
     def tell(self, release: str, ignored: Iterable[str]) -> None:
         """Say in headers which release answers, and which fields of the body were not looked at."""
@@ -69,10 +71,11 @@ class Connection:
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error: as a reply, or as the last event of a stream that has begun."""
+        body = error.plain_body() if self.plain_errors else error.body()
         if self.status:
-            await self.write(b"data: " + error.body() + b"\n\n", more=False)
+            await self.write(body + b"\n" if self.plain_errors else b"data: " + body + b"\n\n", more=False)
         else:
-            await self.reply(error.status, error.body(), extra=error.headers)
+            await self.reply(error.status, body, extra=error.headers)
 
 
 @dataclass
@@ -96,6 +99,12 @@ class Call:
     def header(self, name: str) -> str:
         """A header's value; empty when it was not sent."""
         return self.headers.get(name.encode(), b"").decode("latin-1")
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the client wants neither an answer from memory nor its own kept there."""
+        said = self.headers.get(b"cache-control", b"")
+        return b"no-store" in said or b"no-cache" in said
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter."""
@@ -133,7 +142,6 @@ class Call:
         """
         # One task and not two: the work stays in the task of the request, and is cancelled from beside it.
         watch = Watch(asyncio.current_task(), self.receive, wanted)
-        beside = asyncio.create_task(watch())
         try:
             await work
         except asyncio.CancelledError:
@@ -141,7 +149,7 @@ class Call:
                 raise Gone from None
             raise
         finally:
-            beside.cancel()
+            watch.end()
 
 
 class Watch:
@@ -153,9 +161,20 @@ class Watch:
         self.receive = receive
         self.wanted = wanted
         self.gone = False
+        self._beside: asyncio.Task[None] | None = None
+        # Most requests are over before it is worth a task to look whether somebody still waits.
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
 
-    async def __call__(self) -> None:
-        """Wait until then."""
+    def end(self) -> None:
+        """The request is over."""
+        self._timer.cancel()
+        if self._beside is not None:
+            self._beside.cancel()
+
+    def _begin(self) -> None:
+        self._beside = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
         await _closed(self.receive)
         while self.wanted():
             await asyncio.sleep(STILL_WANTED_S)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
 from inhouse.core.serving import Ask, Delta, Usage
 from inhouse.release.arms import Arm
+from inhouse.serve.errors import ApiError
 
 
 @dataclass
@@ -65,6 +67,13 @@ class Measured:
         """Begin again with another engine."""
         self.finish = self.first = self.last = None
         self.usages, self.gaps = [], []
+
+    def fail(self, error: ApiError | asyncio.CancelledError) -> None:
+        """It was refused, failed, or its client has gone."""
+        if isinstance(error, ApiError):
+            self.status, self.error = error.status, error.code or "invalid_request"
+        else:
+            self.status, self.error = 499, "client_closed"
 
     def end(self) -> None:
         """It is over."""

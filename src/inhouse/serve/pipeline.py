@@ -19,6 +19,7 @@ from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_lo
 from inhouse.serve.measured import Measured
 from inhouse.serve.overflow import Overflows
 from inhouse.serve.pool import Pool
+from inhouse.serve.quick import QuickAnswers
 from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import Asked, Limits
@@ -31,7 +32,7 @@ MOST_COPIES = 64  # requests that shadows answer at the same time
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Caller:
     """Who asks: the key, and what routing by user or header needs."""
 
@@ -44,6 +45,7 @@ class Caller:
     fresh: bool = False  # neither answered from memory nor kept there
     background: bool = False  # batches: only when nobody else waits
     flights: list[Flight] = field(default_factory=list)  # its requests that others may read along with
+    kept_until: float | None = None  # its answer came from memory, where it stays until then
 
     @property
     def tenant(self) -> str:
@@ -157,6 +159,7 @@ class Pipeline:
         self.overflows = Overflows()
         self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
+        self.quick = QuickAnswers()
         self.semantic = None if settings.cache.semantic is None else SemanticIndex(settings.cache.semantic)
 
     async def run(self, model: str, prepare: Prepare, caller: Caller, face: Face) -> None:
@@ -164,43 +167,55 @@ class Pipeline:
 
         Raises ApiError; cancelling it lets the engine go.
         """
-        async with self.attend(model, caller) as (way, seen):
-            going = Going(caller, face, seen, way, way.target)
+        way, seen = self._begin(model, caller)
+        try:
+            await self._allowed(caller.key, way.deployment)
             asked = await prepare(way.target.limits)
             if way.adapter is not None:
                 asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
             seen.asked_tokens, seen.choices = asked.ask.sampling.max_tokens, asked.ask.sampling.n
             if self.watchers.keeps_content:
                 seen.ask = asked.ask
-            self._copy(way, asked.ask, caller)
-            await self._answer(asked, going)
+            if len(way.serving.deployment.arms) > 1:
+                self._copy(way, asked.ask, caller)
+            await self._answer(asked, Going(caller, face, seen, way, way.target))
+            seen.status = 200
+        except (ApiError, asyncio.CancelledError) as error:
+            seen.fail(error)
+            raise
+        finally:
+            await self._end(way, seen, caller)
 
     @asynccontextmanager
     async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Way, Measured]]:
         """The release that answers for `model`, within what the key may; measured, and told to who watches."""
+        way, seen = self._begin(model, caller)
+        try:
+            await self._allowed(caller.key, way.deployment)
+            yield way, seen
+            seen.status = 200
+        except (ApiError, asyncio.CancelledError) as error:
+            seen.fail(error)
+            raise
+        finally:
+            await self._end(way, seen, caller)
+
+    def _begin(self, model: str, caller: Caller) -> tuple[Way, Measured]:
         way = self.deployments.enter(model, caller.stays)
         label = way.target.release.label
         seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
         seen.route, seen.arm = caller.route, way.arm
         self.watchers.metrics.enter()
-        try:
-            await self._allowed(caller.key, way.deployment)
-            yield way, seen
-            seen.status = 200
-        except ApiError as error:
-            seen.status, seen.error = error.status, error.code or "invalid_request"
-            raise
-        except asyncio.CancelledError:
-            seen.status, seen.error = 499, "client_closed"
-            raise
-        finally:
-            self.deployments.leave(way.target)
-            self.watchers.metrics.leave()
+        return way, seen
+
+    async def _end(self, way: Way, seen: Measured, caller: Caller) -> None:
+        self.deployments.leave(way.target)
+        self.watchers.metrics.leave()
+        if caller.key.limits != UNLIMITED:
             usage = seen.usage
-            if caller.key.limits != UNLIMITED:
-                await self.quotas.spend(caller.key, usage.prompt + usage.answer)
-            self.watchers.finished(seen)
-            self.deployments.trials.count(way.deployment, way.arm, seen)
+            await self.quotas.spend(caller.key, usage.prompt + usage.answer)
+        self.watchers.finished(seen)
+        self.deployments.trials.count(way.deployment, way.arm, seen)
 
     def _copy(self, way: Way, ask: Ask, caller: Caller) -> None:
         """Let shadows answer too; nobody waits for them, and when they are busy they miss it."""
@@ -267,6 +282,7 @@ class Pipeline:
 
     async def _from_memory(self, kept: Kept, how: str, asked: Asked, going: Going) -> None:
         going.caller.notes.append((b"x-cache", how.encode()))
+        going.caller.kept_until = kept.until if how == "hit" else None
         going.seen.cache = how
         going.seen.from_memory()
         reply = going.face.begin(asked, going.target.release.label)
@@ -293,7 +309,7 @@ class Pipeline:
         going.caller.flights.append(flight)
         try:
             await self._within(asked.ask, shared, going, flight)
-            if (kept := shared.whole.kept(going.seen.usage)) is not None:
+            if (kept := shared.whole.kept(going.seen.usage, self.settings.cache.ttl_s)) is not None:
                 self.cache.keep(name, kept)
         finally:
             if flight.usage is None:

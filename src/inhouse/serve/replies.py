@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from inhouse.core.serving import Delta, Usage
 from inhouse.serve.http import EVENTS, Connection
+from inhouse.serve.ids import new_id
 from inhouse.serve.requests import Asked
 
 Json = dict[str, Any]
@@ -34,11 +34,6 @@ class Reply(Protocol):
     def reset(self) -> None:
         """Begin again, after an engine was lost on the way; only called when nothing was sent."""
         ...
-
-
-def new_id(kind: str) -> str:
-    """An id for an answer; the engine's own is not passed on."""
-    return f"{kind}-{secrets.token_hex(12)}"
 
 
 def usage_dict(usage: Usage) -> Json:
@@ -139,6 +134,7 @@ class WholeReply:
         self.connection = connection
         self.asked = asked
         self.gathered = Gathered()
+        self.body = b""  # what was sent
 
     @property
     def sent(self) -> bool:
@@ -151,7 +147,24 @@ class WholeReply:
 
     async def finish(self, usage: Usage) -> None:
         """Send the object."""
-        await self.connection.reply(200, json.dumps(self.whole(usage), ensure_ascii=False).encode("utf-8", "replace"))
+        self.body = self._plain(usage) or json.dumps(self.whole(usage), ensure_ascii=False).encode("utf-8", "replace")
+        await self.connection.reply(200, self.body)
+
+    def _plain(self, usage: Usage) -> bytes | None:
+        """The usual answer, one text and nothing else, put together without a JSON encoder; None for any other."""
+        found = self.gathered.choices.get(0)
+        if found is None or len(self.gathered.choices) != 1 or self.asked.ask.sampling.n != 1 or not self.asked.chat:
+            return None
+        if found.calls or found.thoughts or found.logprobs or found.finish is None:
+            return None
+        return (
+            f'{{"id": "{new_id("chatcmpl")}", "object": "chat.completion", "created": {int(time.time())}, '
+            f'"model": {encode_basestring(self.asked.model)}, "choices": [{{"index": 0, "message": '
+            f'{{"role": "assistant", "content": {encode_basestring(found.text)}, "refusal": null}}, '
+            f'"logprobs": null, "finish_reason": "{found.finish}"}}], "usage": {{"prompt_tokens": {usage.prompt}, '
+            f'"completion_tokens": {usage.answer}, "total_tokens": {usage.prompt + usage.answer}, '
+            f'"prompt_tokens_details": {{"cached_tokens": {usage.cached}}}}}}}'
+        ).encode("utf-8", "replace")
 
     def whole(self, usage: Usage) -> Json:
         """The answer as one object."""

@@ -102,10 +102,9 @@ class Services:
     def caller(self, call: Call, user: str | None = None) -> Caller:
         """Who asks."""
         assert call.key is not None
-        fresh = "no-store" in call.header("cache-control") or "no-cache" in call.header("cache-control")
         notes = call.connection.headers
         return Caller(
-            call.key, call.connection.request_id, call.path, user, call.headers, notes, fresh, call.background
+            call.key, call.connection.request_id, call.path, user, call.headers, notes, call.fresh, call.background
         )
 
 

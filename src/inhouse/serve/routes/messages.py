@@ -12,9 +12,10 @@ from inhouse.core.serving import Delta, Usage
 from inhouse.serve.direct import borrowed
 from inhouse.serve.errors import ApiError, unsupported
 from inhouse.serve.http import EVENTS, Call, Connection
+from inhouse.serve.ids import new_id
 from inhouse.serve.message_events import MessageEvents, message_of
 from inhouse.serve.message_items import NAMES, chat_choice, chat_messages, chat_tools
-from inhouse.serve.replies import Gathered, Reply, new_id
+from inhouse.serve.replies import Gathered, Reply
 from inhouse.serve.requests import Asked, Body, ChatBody, Limits, prepare, read_body, read_chat
 from inhouse.serve.response_events import sse
 from inhouse.serve.routes import Route, Services

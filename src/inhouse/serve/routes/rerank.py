@@ -11,7 +11,7 @@ from inhouse.core.messages import text
 from inhouse.serve.direct import borrowed, vectors
 from inhouse.serve.errors import invalid
 from inhouse.serve.http import Call
-from inhouse.serve.replies import new_id
+from inhouse.serve.ids import new_id
 from inhouse.serve.requests import Body, read_body
 from inhouse.serve.routes import Route, Services
 
