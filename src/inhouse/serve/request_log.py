@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import random
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from inhouse.release.request_records import FILES
 from inhouse.release.settings import LogParams
 
-WAITING = 10_000  # lines
+WAITING = 50_000  # lines
 CLOSE_S = 30.0  # the first text that is masked loads what finds personal data
 # Lines are gathered: a thread that woke for every request would take the interpreter from the requests.
 GATHER_S = 0.25
@@ -35,7 +37,7 @@ class RequestLog:
         self.folder = folder
         self.params = params
         self.dropped = 0
-        self._lines: queue.Queue[Record | None] = queue.Queue(WAITING)
+        self._lines: deque[Record] = deque()
         self._dice = random.Random()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write, name="request log", daemon=True)
@@ -46,41 +48,38 @@ class RequestLog:
         return self.params.enabled and (failed or self._dice.random() < self.params.sample)
 
     def add(self, record: Record) -> None:
-        """Queue one record."""
-        try:
-            self._lines.put_nowait(record)
-        except queue.Full:
+        """Queue one record; nobody is woken for it."""
+        if len(self._lines) < WAITING:
+            self._lines.append(record)
+        else:
             self.dropped += 1
 
     def close(self) -> None:
         """Write what is queued."""
         self._closing.set()
-        self._lines.put(None)
         self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
         looked = 0.0
-        while (record := self._lines.get()) is not None:
-            self._closing.wait(GATHER_S)
-            together = [record]
-            while not self._lines.empty() and len(together) < 1000:
-                if (more := self._lines.get_nowait()) is None:
-                    self._lines.put(None)
-                    break
-                together.append(more)
+        while True:
+            last = self._closing.wait(GATHER_S)
+            together = [self._lines.popleft() for _ in range(len(self._lines))]
             try:
-                self._append(together)
+                if together:
+                    self._append(together)
                 if time.monotonic() - looked > LOOK_S:
                     looked = time.monotonic()
                     remove_old(self.folder, self.params)
             except OSError as error:
                 self.dropped += len(together)
                 log.error("the request log cannot be written below %s: %s", self.folder, error)
+            if last:
+                return
 
     def _append(self, records: list[Record]) -> None:
-        lines = "".join(json.dumps(_told(each), ensure_ascii=False) + "\n" for each in records)
+        lines = b"".join(_line(_told(each)) for each in records)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._file().open("a", encoding="utf-8", errors="replace") as file:
+        with self._file().open("ab") as file:
             file.write(lines)
 
     def _file(self) -> Path:
@@ -91,6 +90,13 @@ class RequestLog:
         if last.exists() and last.stat().st_size >= self.params.file_mb * 2**20:
             return self.folder / f"requests-{day}-{number + 1:04d}.jsonl"
         return last
+
+
+def _line(record: Record) -> bytes:
+    try:
+        return to_json(record) + b"\n"
+    except PydanticSerializationError:  # half a character, where a client sent one
+        return json.dumps(record).encode() + b"\n"
 
 
 def _told(record: Record) -> Record:
