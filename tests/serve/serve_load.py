@@ -86,7 +86,7 @@ class Wire:
             found = await reader.readexactly(int(headers["content-length"]))
         else:
             pieces = []
-            while size := int(await reader.readline(), 16):
+            while size := int(await _line(reader), 16):
                 pieces.append((await reader.readexactly(size + 2))[:-2])
             await reader.readline()
             found = b"".join(pieces)
@@ -98,6 +98,13 @@ class Wire:
         if self.open is not None:
             self.open[1].close()
             self.open = None
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        raise asyncio.IncompleteReadError(line, None)
+    return line
 
 
 async def crowd(at: tuple[str, str], clients: int, until: float, body: Body, pause_s: float = 0.05) -> Seen:
