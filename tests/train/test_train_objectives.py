@@ -17,10 +17,13 @@ from tiny_training import context, train_params
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context, Input
 from inhouse.core.rows import Message, Row
+from inhouse.core.run import Events
 from inhouse.dataset import write_rows
+from inhouse.train.arguments import arguments
 from inhouse.train.batches import Reading, collate
+from inhouse.train.brief import weights_kept
 from inhouse.train.learning import Coding
-from inhouse.train.loop import train
+from inhouse.train.loop import build_trainer, plan_steps, train
 from inhouse.train.setup import Place, Prepared, job_for, prepare
 from inhouse.train.stage import run
 from inhouse.train.step import reading
@@ -232,32 +235,132 @@ def test_odds_of_a_certain_answer_keep_their_digits() -> None:
     torch.testing.assert_close(log_odds(certain).double(), exact, rtol=1e-6, atol=0)
 
 
-def test_kto_loss_equals_that_of_trl(lively: Path, tmp_path: Path) -> None:
+KTO = {"use": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}
+
+
+@pytest.fixture(scope="module")
+def rated(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A model on rated answers, its reference measured, moved towards wrong answers: its drift is not nothing."""
+    here = place(lively, thumbs(9), tmp_path_factory.mktemp("thumbs"))
+    ready = ready_for(KTO, here, method={"use": "lora", "r": 4, "lora_dropout": 0})
+    stir(ready.loaded.model)
+    drift_away(ready)
+    return ready
+
+
+def wrong_answers(samples: Sequence[Sample]) -> list[Sample]:
+    """Every question with the answer of the next row, as TRL 1.16 makes them (kto_trainer.py, get_kl_dataset)."""
+    found = []
+    for own, other in zip(samples, [*samples[1:], samples[0]], strict=True):
+        begin, answer = own.learned.index(True), other.ids[other.learned.index(True) :]
+        found.append(Sample((*own.ids[:begin], *answer), (*[False] * begin, *[True] * len(answer))))
+    return found
+
+
+def trl_kto(ready: Prepared) -> tuple[Any, Any]:
+    """TRL 1.16, kto_trainer.py: the losses of all rows as one batch, and their log-ratios, differentiable."""
     import torch
 
-    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
-    ready = ready_for({"use": "kto", "beta": 0.3, **weights}, place(lively, thumbs(), tmp_path))
-    stir(ready.loaded.model)
-    samples = ready.texts.samples.kept[:12]
-    policy, base, _ = policy_and_base(ready.loaded.model, samples)
-    ratios = policy - base
-    drift = ratios[1::2].mean().clamp(min=0)
-    good = torch.tensor([bool(row.desirable) for row in ready.texts.rows[:6]])
-    chosen = 1 - torch.sigmoid(0.3 * (ratios[::2] - drift))
-    rejected = 1 - torch.sigmoid(0.3 * (drift - ratios[::2]))
-    wanted = torch.where(good, 1.5 * chosen, 0.7 * rejected)
-    loss, correct, _ = batch_loss(ready, samples, Reading())
-    assert loss == pytest.approx(float(wanted.mean()), rel=1e-4)
-    assert correct == int(((ratios[::2] > 0) == good).sum())
+    model, samples = ready.loaded.model, ready.texts.samples.kept
+    policy, base, _ = policy_and_base(model, wrong_answers(samples))
+    drift = (policy - base).mean().clamp(min=0)
+    assert float(drift) > 0.05  # else the test would show nothing of it
+    _, before, _ = policy_and_base(model, samples)
+    ratios = torch.stack([likelihood(model, sample).sum() for sample in samples]) - before
+    good = torch.tensor([bool(row.desirable) for row in ready.texts.rows])
+    chosen, rejected = (1 - torch.sigmoid(0.3 * (sign * (ratios - drift))) for sign in (1, -1))
+    return torch.where(good, 1.5 * chosen, 0.7 * rejected), ratios
 
 
-def test_kto_reads_each_question_with_the_answer_of_another(lively: Path, tmp_path: Path) -> None:
-    ready = ready_for({"use": "kto"}, place(lively, thumbs(4), tmp_path))
-    words, kept = ready.texts.tokenizer, ready.texts.samples.kept
-    for at, (own, wrong) in enumerate(zip(kept[::2], kept[1::2], strict=True)):
-        other, begin = kept[::2][(at + 1) % 4], own.learned.index(True)
+def drift_away(ready: Prepared) -> None:
+    """Move the model until it finds wrong answers likelier than before."""
+    import torch
+
+    model, wrong = ready.loaded.model, wrong_answers(ready.texts.samples.kept)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.02)
+    for _ in range(3):
+        torch.stack([-likelihood(model, sample).mean() for sample in wrong]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_kto_step_cut_into_parts_has_the_gradient_of_trl_on_the_whole(
+    size: int, rated: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    model, parts = rated.loaded.model, math.ceil(9 / size)
+    model.eval()
+    model.zero_grad()
+    losses, _ = trl_kto(rated)
+    losses.mean().backward()
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    params = train_params(
+        objective=KTO,
+        method={"use": "lora", "r": 4},
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=parts,
+        max_steps=1,
+        max_grad_norm=1e9,
+    )
+    found: list[Any] = []
+    trainer = one_step(rated, params, tmp_path, found)
+    with weights_kept(model):
+        loss = trainer.train().training_loss
+    assert loss == pytest.approx(float(losses.mean().detach()), rel=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def one_step(ready: Prepared, params: Any, folder: Path, found: list[Any]) -> Any:
+    """The loop's trainer over one step, which leaves that step's gradients in `found`."""
+    from transformers import TrainerCallback
+
+    class Look(TrainerCallback):  # type: ignore[misc]
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            found.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
+
+    job = job_for(ready, params, 3, Place(folder, Events()))
+    batches = [[job.samples[at] for at in batch] for batch in plan_steps(params, job)]
+    trainer = build_trainer(ready.loaded.model, arguments(params, folder, 1, 3), batches, job)
+    trainer.add_callback(Look())
+    return trainer
+
+
+def test_kto_held_back_rows_have_one_drift_however_they_are_read(rated: Prepared, tmp_path: Path) -> None:
+    samples = rated.texts.samples.kept
+    wanted, ratios = trl_kto(rated)
+    params = train_params(objective=KTO, method={"use": "lora", "r": 4}, max_steps=1, eval_steps=1)
+    trainer = one_step(rated, params, tmp_path, [])
+    for size in (2, 9):
+        valid = [samples[at : at + size] for at in range(0, len(samples), size)]
+        with reading(rated.loaded.model, trainer.how):
+            found = trainer.evaluate(valid)
+        assert found["eval_loss"] == pytest.approx(float(wanted.mean().detach()), rel=1e-4)
+    good = [bool(row.desirable) for row in rated.texts.rows]
+    right = sum((ratio > 0) == one for ratio, one in zip(ratios.tolist(), good, strict=True))
+    assert found["eval_accuracy"] == pytest.approx(right / 9)
+
+
+def test_kto_reads_each_question_with_the_answer_of_another(rated: Prepared) -> None:
+    words, kept = rated.texts.tokenizer, rated.texts.samples.kept
+    for at, (own, (wrong, _)) in enumerate(zip(kept, rated.learning.ahead(kept) or [], strict=True)):
+        other, begin = kept[(at + 1) % 9], own.learned.index(True)
         assert wrong.ids[:begin] == own.ids[:begin]
         assert words.decode(wrong.ids[begin:]) == words.decode(other.ids[other.learned.index(True) :])
+
+
+def test_kto_of_all_turns_takes_the_answers_of_another_and_not_its_questions(lively: Path, tmp_path: Path) -> None:
+    more = [turn("user", "and wheat?"), turn("assistant", "grain")]
+    rows = [one.model_copy(update={"messages": [*one.messages, *more]}) for one in thumbs(4)]
+    ready = ready_for({"use": "kto"}, place(lively, rows, tmp_path), turns="all")
+    kept = ready.texts.samples.kept
+    for at, (wrong, _) in enumerate(ready.learning.ahead(kept) or []):
+        other = kept[(at + 1) % 4]
+        learned = [[i for i, on in zip(s.ids, s.learned, strict=True) if on] for s in (wrong, other)]
+        assert learned[0] == learned[1] and 0 < len(learned[0]) < len(other.ids) - other.learned.index(True)
 
 
 @pytest.mark.parametrize("use", ["dpo", "orpo", "kto"])

@@ -37,7 +37,8 @@ class Coding:
 class Start:
     """Where training begins: the model with what is trained on it, everything it learns from, and further inputs.
 
-    `compute` is the type that the model computes in; a second model that is only read is loaded in it.
+    `compute` is the type that the model computes in; a second model that is only read is loaded in it. A sample may
+    have `longest` tokens, virtual ones included.
     """
 
     model: torch.nn.Module
@@ -47,6 +48,7 @@ class Start:
     pad: int
     inputs: Mapping[str, Input]
     events: Events
+    longest: int
 
 
 class Loss(NamedTuple):
@@ -99,6 +101,11 @@ class Learning:
         """One entry for each thing that the loss is averaged over: learned tokens, or examples."""
         counted: list[int] = self._function("counted")(samples)
         return counted
+
+    def ahead(self, samples: Sequence[Sample]) -> list[tuple[Sample, float]] | None:
+        """What a step reads of these examples before it learns (see `train.ahead`); None: this objective nothing."""
+        found: list[tuple[Sample, float]] | None = self._function("ahead")(samples, self.state)
+        return found
 
     def loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Loss:
         """The loss of a batch."""

@@ -153,10 +153,15 @@ def shape_of(samples: Sequence[Sample], ready: Prepared) -> Shape:
 
 def loss_of(samples: Sequence[Sample], ready: Prepared) -> torch.Tensor:
     """Mean loss of one batch, as training takes it; the model must be set up to read (`step.reading`)."""
-    device = next(ready.loaded.model.parameters()).device
+    from inhouse.train.ahead import AHEAD, mean_of, read_ahead
+    from inhouse.train.step import reading_of
+
+    model = ready.loaded.model
+    device, how = next(model.parameters()).device, (reading_of(model, ready.reading), ready.texts.pad)
     found = _inputs(samples, ready)
     inputs = {name: value.to(device) if name != "batch" else value for name, value in found.items()}
-    return ready.learning.loss(ready.loaded.model, inputs).total / len(found["labels"])
+    inputs[AHEAD] = mean_of(read_ahead(model, [samples], ready.learning, how))
+    return ready.learning.loss(model, inputs).total / len(found["labels"])
 
 
 def _inputs(samples: Sequence[Sample], ready: Prepared) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from inhouse.train.params import Precision, TrainParams
 from inhouse.train.penalties.terms import prepare_penalties, samples_from, total
 from inhouse.train.replay import mix_in
 from inhouse.train.tokens import Limit
+from inhouse.train.virtual import virtual_ids
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +133,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     texts = _with_virtual(loaded.model, texts)
     known = [*texts.samples.kept, *texts.valid]
     reading = checked_reading(loaded.model, _wanted(params), texts.pad, events)
-    start = Start(loaded.model, loaded.compute, known, reading, texts.pad, inputs, events)
+    longest = coding.limit.longest + len(virtual_ids(loaded.model))
+    start = Start(loaded.model, loaded.compute, known, reading, texts.pad, inputs, events, longest)
     penalties = penalties_of(loaded.model, texts, params)
     return Prepared(base, facts, loaded, texts, learning.prepared(start), reading, penalties, changes)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
+from inhouse.train.ahead import AHEAD, mean_of, read_ahead
 from inhouse.train.apart import IGNORED
 from inhouse.train.batches import Reading
 from inhouse.train.batching import backing_off
@@ -30,6 +31,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
     how: Reading
     sizes: TrainParams  # how many examples are read together; fewer once memory has run out
     held: list[Sequence[Sample]]  # batches of the step so far
+    ahead: torch.Tensor | None = None  # what the objective has read ahead of the step
 
     def train(self, *settings: Any, **more: Any) -> Any:
         """The whole run, with the model set up to read batches."""
@@ -37,6 +39,32 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         whole = not (self.args.fsdp or self.args.deepspeed)  # else weights lie in parts that cannot be joined
         with reading(self.model, self.how, fuse=whole):
             return super().train(*settings, **more)
+
+    def get_batch_samples(self, *settings: Any) -> Any:
+        """The batches of the next step; what the objective reads ahead of it is read here."""
+        found = super().get_batch_samples(*settings)
+        self.ahead = self._read_ahead([inputs["batch"].own for inputs in found[0]])
+        return found
+
+    def evaluation_loop(self, dataloader: Any, *settings: Any, **more: Any) -> Any:
+        """As the library's; what the objective reads ahead is one figure of all rows held back."""
+        parts, ranks = list(dataloader.dataset), self.args.world_size
+        parts += [()] * (-len(parts) % ranks)
+        self.ahead = self._read_ahead(parts[self.args.process_index :: ranks])
+        return super().evaluation_loop(dataloader, *settings, **more)
+
+    def _read_ahead(self, parts: Sequence[Sequence[Sample]]) -> torch.Tensor | None:
+        """The mean over all ranks of what the objective reads ahead of a step with these batches."""
+
+        def once(size: TrainParams) -> torch.Tensor | None:
+            cut = [part for batch in parts for part in self._cut(batch, size)]
+            return read_ahead(self.model_wrapped, cut, self.job.learning, (self.how, self.job.pad))
+
+        if self.args.world_size > 1:  # ranks must run the model equally often: none may cut what the others do not
+            found = once(self.sizes)
+        else:
+            found, self.sizes = backing_off(once, self.sizes, self.job.events)
+        return mean_of(None if found is None else self.accelerator.reduce(found, "sum"))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one batch; where memory runs out, those of the whole step anew, in smaller parts."""
@@ -69,7 +97,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss of what the objective counts in the whole step."""
-        total, correct = self.job.learning.loss(model, inputs)
+        total, correct = self.job.learning.loss(model, inputs | {AHEAD: self.ahead})
         count = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / count if inputs["batch"].own else total * 0
         if not isfinite(float(loss.detach())):

@@ -11,7 +11,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, each_example, told_too_long
-from inhouse.train.objectives.sft import prepare
+from inhouse.train.objectives.sft import ahead, prepare
 from inhouse.train.spans import Sample
 from inhouse.train.tokens import Counts, Samples
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from inhouse.train.batches import Batch
 
-__all__ = ["UNIT", "Classify", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Classify", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 1
 counted = each_example(UNIT)

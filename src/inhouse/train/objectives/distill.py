@@ -17,7 +17,7 @@ from inhouse.core.protocols import Input
 from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
-from inhouse.train.objectives.sft import complete, labels
+from inhouse.train.objectives.sft import ahead, complete, labels
 from inhouse.train.tokens import Samples
 from inhouse.train.virtual import virtual_ids
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["UNIT", "Distill", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Distill", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 1
 counted = every_token

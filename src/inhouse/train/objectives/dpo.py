@@ -10,7 +10,7 @@ from pydantic import Field
 from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, Start, each_example
-from inhouse.train.objectives.sft import complete, labels
+from inhouse.train.objectives.sft import ahead, complete, labels
 from inhouse.train.preference import before, encode_preferences, reference_of, sums
 from inhouse.train.spans import Sample
 from inhouse.train.tokens import Samples
@@ -18,7 +18,7 @@ from inhouse.train.tokens import Samples
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["UNIT", "Dpo", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Dpo", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 2
 counted = each_example(UNIT)

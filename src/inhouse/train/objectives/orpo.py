@@ -14,14 +14,14 @@ from pydantic import Field
 from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, each_example
-from inhouse.train.objectives.sft import complete, labels, prepare
+from inhouse.train.objectives.sft import ahead, complete, labels, prepare
 from inhouse.train.preference import encode_preferences, sums
 from inhouse.train.tokens import Samples
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["UNIT", "Orpo", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Orpo", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 2
 counted = each_example(UNIT)

@@ -10,10 +10,10 @@ from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding
 from inhouse.train.objectives import sft
-from inhouse.train.objectives.sft import complete, counted, labels, loss, prepare
+from inhouse.train.objectives.sft import ahead, complete, counted, labels, loss, prepare
 from inhouse.train.tokens import Samples
 
-__all__ = ["UNIT", "Pretrain", "complete", "counted", "encode", "labels", "loss", "prepare"]
+__all__ = ["UNIT", "Pretrain", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
 UNIT = 1
 

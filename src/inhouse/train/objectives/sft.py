@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from inhouse.core.params import Params
 from inhouse.core.rows import Row
 from inhouse.train.learning import Coding, Loss, Start, every_token, told_too_long
+from inhouse.train.spans import Sample
 from inhouse.train.tokens import Samples, encode_rows
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def encode(rows: Sequence[Row], coding: Coding, params: Sft) -> Samples:
 
 def prepare(params: Sft, start: Start) -> None:
     """Nothing need be known before."""
+
+
+def ahead(samples: Sequence[Sample], state: Any) -> None:
+    """Nothing is read before a step."""
 
 
 def loss(model: torch.nn.Module, inputs: dict[str, Any], params: Sft, state: None) -> Loss:

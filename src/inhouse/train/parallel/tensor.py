@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
+from inhouse.train.ahead import AHEAD, mean_of, read_ahead
 from inhouse.train.spans import Sample
 from inhouse.train.step import reading, reading_of, unwrapped
 
@@ -39,10 +40,11 @@ class TensorSide:
         learning, loss = self.job.learning, 0.0
         count = sum(len(learning.counted(batch)) for batch in batches)
         with reading(self.model, self.how, fuse=False):  # the fused path knows whole matrices only
+            ahead = mean_of(read_ahead(self.model, batches, learning, (self.how, self.job.pad)))
             for batch in filter(None, batches):
                 inputs = collate(batch, self.job.pad, self.how, learning)
                 here = {name: v.to(device()) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-                part = learning.loss(self.model, here).total / count
+                part = learning.loss(self.model, here | {AHEAD: ahead}).total / count
                 part.backward()
                 loss += float(part.detach())
         return loss
