@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: setup demo test check bench bench-data bench-train clean
+.PHONY: setup demo test check bench bench-data bench-train bench-serve soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make bench   measure this machine beside the figures in bench/demo/RESULTS.md"
 	@echo "make bench-data   the data build beside data-juicer and datatrove (bench/data/RESULTS.md; half an hour)"
 	@echo "make bench-train  training beside TRL and LLaMA-Factory (bench/train/RESULTS.md; an hour)"
+	@echo "make bench-serve  serving beside llama.cpp's server and LiteLLM (bench/serve/RESULTS.md; half an hour)"
+	@echo "make soak    what serving survives, at full length: overload, kills, hangs, slow clients (half an hour)"
 
 setup: $(READY)
 
@@ -57,6 +59,15 @@ bench-train: setup
 	$(BIN)/python bench/train/run.py ours-dpo trl-dpo trl-dpo-best
 	$(BIN)/python bench/train/run.py --ladder
 	$(BIN)/python bench/train/run.py --losses
+
+bench-serve: setup
+	$(BIN)/python bench/serve/gguf_files.py
+	$(BIN)/python bench/serve/peers.py
+	$(BIN)/python bench/serve/run.py
+	$(BIN)/python bench/serve/run.py tokens prompt --kind q4_k_m
+
+soak: setup
+	$(BIN)/python bench/soak/run.py
 
 clean:
 	rm -rf $(VENV) .inhouse
