@@ -124,3 +124,15 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = {line: main(shlex.split(line)[1:]) for line in lines}
     assert {line: code for line, code in codes.items() if code != 0} == {}
     assert {("deployments", "canary"), ("requests", "show"), ("keys", "rotate")} <= set(understood)
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a page: small letters, no punctuation, hyphens for spaces."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=str)
+def test_links_to_headings_lead_to_one(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
+        assert anchor in anchors(path.parent / target if target else path), f"{target}#{anchor}"
