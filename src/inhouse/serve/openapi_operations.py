@@ -79,8 +79,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): asking("Answer a conversation", ChatBody, answers.ChatCompletion, EVENTS),
     ("POST", "/v1/completions"): asking("Continue a text", CompletionBody, answers.Completion, EVENTS),
     ("POST", "/v1/embeddings"): asking("Vectors of texts", EmbeddingBody, answers.EmbeddingList),
-    ("POST", "/v1/rerank"): asking("Put documents in the order of their fit", RerankBody, answers.Ranking),
-    ("POST", "/v1/score"): asking("How well texts fit", ScoreBody, answers.ScoreList),
     ("POST", "/tokenize"): asking("The tokens of a text or a conversation", TokenizeBody, answers.Tokens),
     ("POST", "/detokenize"): asking("The text of tokens", DetokenizeBody, answers.Prompt),
     ("POST", "/v1/responses"): asking("Answer, and keep the answer", ResponseBody, answers.Response, EVENTS),
@@ -115,6 +113,14 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/feedback"): Operation(
         "Say how good an answer was", FeedbackBody, answers.FeedbackKept, refusals=(*READ, 404)
     ),
+    **{
+        ("POST", path): asking("Put documents in the order of their fit", RerankBody, answers.Ranking)
+        for path in ("/v1/rerank", "/rerank", "/v2/rerank")
+    },
+    **{
+        ("POST", path): asking("How well texts fit", ScoreBody, answers.ScoreList)
+        for path in ("/v1/score", "/score")
+    },
     ("POST", "/api/chat"): asking("Answer a conversation", ollama.OllamaChat, answers.OllamaChatAnswer, LINES),
     ("POST", "/api/generate"): asking(
         "Answer a prompt", ollama.OllamaGenerate, answers.OllamaGenerateAnswer, LINES

@@ -110,4 +110,8 @@ def similarity(one: list[float], other: list[float]) -> float:
     return math.fsum(x * y for x, y in zip(one, other, strict=True))
 
 
-ROUTES = (Route("POST", "/v1/rerank", rerank, scope="embed"), Route("POST", "/v1/score", score, scope="embed"))
+# vLLM answers these under several names, and its clients use them all.
+ROUTES = (
+    *(Route("POST", path, rerank, scope="embed") for path in ("/v1/rerank", "/rerank", "/v2/rerank")),
+    *(Route("POST", path, score, scope="embed") for path in ("/v1/score", "/score")),
+)
