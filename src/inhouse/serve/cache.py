@@ -43,20 +43,21 @@ class Flight:
         self.pieces: list[list[Delta]] = []
         self.usage: Usage | None = None  # set when it is whole
         self.failed = False
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # made for the first who reads along
         self.followers = 0
 
     def add(self, deltas: list[Delta]) -> None:
         """Tell those who read along."""
         self.pieces.append(deltas)
-        if self.followers:
+        if self._changed is not None:
             self._changed.set()
 
     def end(self, usage: Usage | None) -> None:
         """The answer is whole; None when it will never be."""
         self.usage = usage
         self.failed = usage is None
-        self._changed.set()
+        if self._changed is not None:
+            self._changed.set()
 
     def restart(self) -> None:
         """The engine was lost and the answer begins again; nobody has been sent anything of it."""
@@ -65,6 +66,7 @@ class Flight:
     async def follow(self) -> AsyncGenerator[list[Delta], None]:
         """Everything from the beginning on, as it comes. Ends early when the leader fails: look at `failed`."""
         self.followers += 1
+        changed = self._changed = self._changed or asyncio.Event()
         at = 0
         try:
             while True:
@@ -73,8 +75,8 @@ class Flight:
                     yield self.pieces[at - 1]
                 if self.usage is not None or self.failed:
                     return
-                self._changed.clear()
-                await self._changed.wait()
+                changed.clear()
+                await changed.wait()
         finally:
             self.followers -= 1
 

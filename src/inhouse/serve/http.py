@@ -22,7 +22,7 @@ Header = tuple[bytes, bytes]
 READ_BODY_S = 30.0
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_NAMES = 20  # of ignored fields, in a header
-WATCH_AFTER_S = 0.01
+WATCH_AFTER_S = 0.025
 STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
 

@@ -10,6 +10,8 @@ from inhouse.core.serving import Ask, Delta, Usage
 from inhouse.release.arms import Arm
 from inhouse.serve.errors import ApiError
 
+NOTHING = Usage(0, 0)
+
 
 @dataclass
 class Measured:
@@ -78,13 +80,16 @@ class Measured:
     def end(self) -> None:
         """It is over."""
         self.ended = time.monotonic()
+        self.usages = [self.usage]
 
     @property
     def usage(self) -> Usage:
         """Of all choices: they share the prompt."""
         if not self.usages:
-            return Usage(0, 0)
+            return NOTHING
         first = self.usages[0]
+        if len(self.usages) == 1:
+            return first
         answer = sum(usage.answer for usage in self.usages)
         return Usage(first.prompt, answer, first.cached, first.prefill_s, first.decode_s)
 
