@@ -22,7 +22,10 @@ OK = b"HTTP/1.1 200 OK"
 
 
 class App:
-    """`/` answers at once; `/stream` sends until the client is gone; `/slow` waits for `go` or for the client's end."""
+    """`/` answers at once; `/stream` sends until the client is gone; `/slow` waits for `go` or for the client's end.
+
+    `/late` answers after longer than a head may take.
+    """
 
     def __init__(self) -> None:
         self.begun = 0
@@ -35,6 +38,8 @@ class App:
             if scope["path"] == "/stream":
                 await self._stream(receive, send)
                 return
+            if scope["path"] == "/late":
+                await asyncio.sleep(1.0)
             while scope["path"] == "/slow" and not self.go.is_set() and not await _gone(receive):
                 pass
             await _answer(send, 401 if scope["path"] == "/refuse" else 200)
@@ -146,6 +151,17 @@ def test_header_sent_byte_by_byte_is_cut_while_others_are_answered(served: Serve
     assert 0.25 < time.monotonic() - began < 3
     for raw in slow:
         raw.close()
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_answer_may_take_longer_than_a_head(served: Served, pieces: int) -> None:
+    whole = b"POST /late HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
+    with served.connect() as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (whole,) if pieces == 1 else (whole[:-2], whole[-2:]):
+            raw.sendall(piece)
+            time.sleep(0.02)
+        assert closed(raw).startswith(OK)
 
 
 def test_connection_that_asks_nothing_is_closed(served: Served) -> None:

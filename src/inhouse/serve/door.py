@@ -92,8 +92,8 @@ class Guarded(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
-            return
+        if not self._in_head or not self._head_bytes or self.transport.is_closing():
+            return  # not in the middle of a head: in a body, or behind a whole request
         if self._head_bytes > HEAD_BYTES:
             self._refuse_head()
         elif self not in self.door.heads:
