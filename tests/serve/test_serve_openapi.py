@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 from openapi_narrowed import CHECKS, narrowed
 from serve_endpoint import Endpoint
 
@@ -42,14 +43,9 @@ def test_every_reference_leads_somewhere() -> None:
     assert wanted and wanted <= set(schemas)
 
 
-def test_document_is_valid_openapi_3_1() -> None:
-    import jsonschema_rs
-    from schemathesis.openapi import from_dict
-
-    told = document()
-    assert sum(1 for _ in from_dict(told).get_all_operations()) == len(OPERATIONS)
-    for schema in told["components"]["schemas"].values():
-        jsonschema_rs.meta.validate(schema | {"$schema": "https://json-schema.org/draft/2020-12/schema"})
+def test_schemas_are_valid_json_schema() -> None:
+    for schema in document()["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
 
 
 def test_schema_command_prints_the_document(tmp_path: Path) -> None:
