@@ -38,8 +38,7 @@ check: setup
 
 test: check
 	@rm -f .coverage .coverage.*
-	INHOUSE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
-	$(BIN)/python -m pytest -m real --cov --cov-append --cov-report=
+	INHOUSE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --fail-under=90
 	@$(BIN)/coverage report --include='src/inhouse/core/*,src/inhouse/flow/*' --fail-under=100
 

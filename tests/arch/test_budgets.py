@@ -10,6 +10,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ MESSAGES = SOURCE / "core" / "messages"
 RAISERS = {"UserError", "GateFailed", "InhouseError"}
 
 
-def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in FILES:
-        yield path, ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
 
 
+@cache
 def catalogue() -> dict[str, dict[str, str]]:
     texts: dict[str, dict[str, str]] = {}
     for path in MESSAGES.glob("*.json"):
