@@ -406,3 +406,48 @@ def test_mlflow_run_holds_the_curves_and_is_ended_also_when_training_fails(
 def test_no_tensorboard_files_leave_no_folder(tmp_path: Path) -> None:
     keep_curves(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def scaled_run(scaler: Any, model: Path, dataset: Path, work: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Any:
+    """A run whose gradients a scaler holds, as fp16 has it; on the CPU, in float32."""
+    from inhouse.train import loop
+    from inhouse.train.setup import Place, job_for, prepare
+
+    real = loop.build_trainer
+
+    def build(*given: Any) -> Any:
+        trainer = real(*given)
+        trainer.accelerator.scaler = scaler
+        return trainer
+
+    monkeypatch.setattr(loop, "build_trainer", build)
+    params = train_params(max_steps=steps, logging_steps=1, save_steps=99, lr_scheduler_type="constant")
+    here = context(model, dataset, work)
+    ready = prepare(params, here.inputs, 7, here.events)
+    return loop.train(ready.loaded.model, params, job_for(ready, params, 7, Place(here.scratch, here.events)))
+
+
+def test_first_overflows_of_a_scaler_are_skipped_and_training_goes_on(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    # Float32 has room up to 2**128: the first step overflows, and the next has a scale of 1.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-127)
+    made = scaled_run(scaler, tiny_llama, dataset, tmp_path, monkeypatch, 8)
+    assert ["grad_norm" in point for point in made.losses] == [False] + [True] * 7
+    assert json.dumps(made.losses, allow_nan=False)
+    steps = [event for event in events_of(tmp_path) if event["event"] == "train.step"]
+    assert steps[0]["grad_norm"] is None and len(steps) == 8
+    assert made.losses[-1]["loss"] < made.losses[0]["loss"]
+
+
+def test_scaler_that_skips_step_after_step_is_told_as_divergence(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.999)
+    with pytest.raises(UserError) as stopped:
+        scaled_run(scaler, tiny_llama, dataset, tmp_path, monkeypatch, 24)
+    assert (stopped.value.code, stopped.value.facts["step"]) == ("train.diverged", 21)

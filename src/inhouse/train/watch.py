@@ -131,6 +131,7 @@ class Watch:
         self.pace = Pace(run.tokens)
         self.loss = Divergence(params.divergence_factor, params.divergence_patience)
         self.evaluated = 0
+        self.skipped = 0  # steps in a row that the scaler of fp16 left out
         self.told = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -148,8 +149,9 @@ class Watch:
         self.pulse.alive()
         self.run.events.check()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         self.pulse.stepped(state.global_step)
+        self.skipped = self.skipped + 1 if _was_skipped(optimizer) else 0
         # A log just before each save: no checkpoint is written that was not looked at, and the means of the loss
         # curve do not depend on where a run was interrupted.
         control.should_log = control.should_log or control.should_save or control.should_evaluate
@@ -170,7 +172,8 @@ class Watch:
         self._judge(step, facts)
 
     def _judge(self, step: int, facts: dict[str, float]) -> None:
-        if not (isfinite(facts["loss"]) and isfinite(facts["grad_norm"])):
+        scaling = 0 < self.skipped <= MOST_SKIPPED
+        if not isfinite(facts["loss"]) or not (isfinite(facts["grad_norm"]) or scaling):
             raise diverged(step, facts["learning_rate"], self.run.folder, self.loss.since)
         if self.loss.add(step, facts["loss"]):
             raise loss_rose(self.loss, facts, self.run.folder)
@@ -211,12 +214,26 @@ class Watch:
 
 
 MEASURED = ("loss", "accuracy")
+# With fp16 the scale of the loss is halved after each step whose gradient overflows, and that step is left out, the
+# first steps as a rule. torch begins at 65,536: after 20 in a row it is below 0.1: the gradient is too large.
+MOST_SKIPPED = 20
+
+
+def _was_skipped(optimizer: Any) -> bool:
+    """Whether the scaler of fp16 left the last step out, so that no weight has changed."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    return isinstance(optimizer, AcceleratedOptimizer) and bool(optimizer.step_was_skipped)
 
 
 def curve(log_history: Sequence[Mapping[str, Any]]) -> Curve:
-    """The points of the loss curve out of the trainer's log: step, loss, learning_rate, grad_norm."""
+    """The points of the loss curve out of the trainer's log: step, loss, learning_rate, grad_norm.
+
+    A point at a step that was left out because its gradient overflowed (fp16) has no grad_norm.
+    """
     wanted = ("step", "loss", "learning_rate", "grad_norm")
-    return [{key: float(log[key]) for key in wanted} for log in log_history if "grad_norm" in log]
+    points = [{key: float(log[key]) for key in wanted} for log in log_history if "grad_norm" in log]
+    return [{key: value for key, value in one.items() if key != "grad_norm" or isfinite(value)} for one in points]
 
 
 def evaluations(log_history: Sequence[Mapping[str, Any]]) -> Curve:
