@@ -164,6 +164,17 @@ def test_checkpoint_of_another_recipe_is_set_aside_whole_and_named(tmp_path: Pat
     assert names(folder) == [] and aside.parent == tmp_path / "set-aside"
 
 
+def test_checkpoints_set_aside_are_removed_at_the_next_start_and_told_of(tmp_path: Path) -> None:
+    folder, mended = tmp_path / "checkpoints", {**RECIPE, "settings": "2"}
+    saved(folder, 5)
+    find_complete(folder, mended, Log())
+    assert names(tmp_path) == ["checkpoints", "set-aside"]
+    log = Log()
+    assert find_complete(folder, mended, log) is None
+    assert names(tmp_path) == ["checkpoints"]
+    assert [code for code, _ in log.notes] == ["train.aside_removed"]
+
+
 def test_checkpoint_of_other_library_versions_is_used_and_told_of(tmp_path: Path) -> None:
     saved(tmp_path, 5)
     mark = tmp_path / "checkpoint-5" / "complete"

@@ -58,10 +58,12 @@ def find_complete(folder: Path, recipe: Recipe, events: Events) -> Path | None:
     """The newest checkpoint below `folder` that is whole and was written by this recipe; None to begin anew.
 
     Unfinished ones are removed. Damaged ones are removed and told of (train.checkpoint_damaged), those of another
-    recipe are set aside and told of (train.checkpoint_other): the run would write its own in their places.
+    recipe are set aside and told of (train.checkpoint_other): the run would write its own in their places. What an
+    earlier start of the run has set aside is removed and told of (train.aside_removed).
     """
     if not folder.exists():
         return None
+    _clear_aside(folder, events)
     for path, _ in _checkpoints(folder):
         _sort_out(path, recipe, events)
     for path, _ in reversed(_checkpoints(folder)):
@@ -71,6 +73,14 @@ def find_complete(folder: Path, recipe: Recipe, events: Events) -> Path | None:
         _tell_of_other_versions(path, events)
         return path
     return None
+
+
+def _clear_aside(folder: Path, events: Events) -> None:
+    left = folder.with_name(ASIDE)
+    if left.is_dir():
+        size = sum(file.stat().st_size for _, file in _files(left))
+        shutil.rmtree(left)
+        events.note("train.aside_removed", path=str(left), megabytes=f"{size / 1e6:.1f}")
 
 
 def _sort_out(path: Path, recipe: Recipe, events: Events) -> None:
