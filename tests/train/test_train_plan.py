@@ -245,6 +245,35 @@ def test_plan_counts_the_tokens_that_batches_hold(ready: Prepared) -> None:
     assert plan.tokens == sum(shape_of(batch, ready).tokens for batch in batches)
 
 
+def test_plan_of_pairs_counts_pairs(tiny_llama: Path, tmp_path: Path) -> None:
+    worse = [row.messages[-1].model_copy(update={"content": "poor"}) for row in rows(7)]
+    pairs = [row.model_copy(update={"rejected": [one]}) for row, one in zip(rows(7), worse, strict=True)]
+    write_rows(tmp_path, "train", pairs)
+    params = train_params(objective="dpo", num_train_epochs=1)
+    ready = prepare(params, context(tiny_llama, tmp_path, tmp_path / "work").inputs, 7, Events())
+    plan = plan_training(ready, params, 7)
+    assert (plan.samples, plan.steps) == (7, 2)
+
+
+def test_plan_of_a_private_run_is_held_to_its_settings(ready: Prepared) -> None:
+    private = train_params(privacy={"noise_multiplier": 1.0})
+    plan = plan_training(ready, private.model_copy(update={"gradient_checkpointing": "auto"}), 7)
+    assert plan.gradient_checkpointing is False
+    with pytest.raises(UserError) as refused:
+        plan_training(ready, private.model_copy(update={"eval_steps": 2}), 7)
+    assert refused.value.code.startswith("privacy.")
+
+
+def test_trials_on_private_rows_are_refused(ready: Prepared, tmp_path: Path) -> None:
+    private = train_params(privacy={"noise_multiplier": 1.0})
+    with pytest.raises(UserError) as refused:
+        find_rate(ready, private, 20, 7, Events())
+    assert refused.value.code == "privacy.no_trials" and "find-rate" in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        search.search(private, {}, Budget(1, 2, 7, tmp_path), Events())
+    assert refused.value.code == "privacy.no_trials"
+
+
 def test_batch_is_cut_only_where_it_may_be(ready: Prepared) -> None:
     found = forecast(ready, 10**7)
     needed = found.split(found.largest(4), False).peak
@@ -495,6 +524,44 @@ def test_one_conversation_too_large_is_told(
     narrow(monkeypatch, 0, MemoryError())
     with pytest.raises(UserError) as error:
         trained(tiny_llama, dataset, tmp_path)
+    assert error.value.code == "train.out_of_memory"
+
+
+def held_back_losses(model: Path, dataset: Path, work: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """What two measurements on rows held back found; and what was told of memory while measuring."""
+    from inhouse.train.loop import train
+
+    lora = {"use": "lora", "r": 8, "lora_dropout": 0.0}
+    params = train_params(method=lora, eval_steps=1, eval_share=0.4, max_steps=2, save_steps=99)
+    here = context(model, dataset, work)
+    ready = prepare(params, here.inputs, 7, Events())
+    made = train(ready.loaded.model, params, job_for(ready, params, 7, Place(here.scratch, here.events)))
+    lines = map(json.loads, (work / "events.jsonl").read_text().splitlines())
+    return made.evaluations, [line["facts"] for line in lines if line.get("code") == "train.eval_backed_off"]
+
+
+def test_memory_that_runs_out_while_measuring_reads_fewer_rows_and_finds_the_same(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    whole, told = held_back_losses(tiny_llama, dataset, tmp_path / "whole")
+    assert len(whole) == 2 and not told
+    real, most = Learning.loss, [3]
+
+    def loss(self: Learning, model: Any, inputs: dict[str, Any]) -> Any:
+        if not torch.is_grad_enabled() and len(inputs["batch"].own) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, inputs)
+
+    monkeypatch.setattr(Learning, "loss", loss)
+    cut, told = held_back_losses(tiny_llama, dataset, tmp_path / "cut")
+    assert told == [{"before": 8, "size": 4}, {"before": 4, "size": 2}]
+    for before, after in zip(whole, cut, strict=True):
+        assert after == pytest.approx(before, rel=1e-5)
+    most[0] = 0
+    with pytest.raises(UserError) as error:
+        held_back_losses(tiny_llama, dataset, tmp_path / "none")
     assert error.value.code == "train.out_of_memory"
 
 

@@ -63,13 +63,47 @@ def sizes_of(params: BatchingParams) -> list[int]:
     return sizes
 
 
+def read_by(params: TrainParams, size: int) -> TrainParams:
+    """The settings of a reading of `size` conversations at a time that is no step: nothing is made up for in parts."""
+    return params.model_copy(update={"per_device_train_batch_size": size, "gradient_accumulation_steps": 1})
+
+
 def resized(params: TrainParams, size: int) -> TrainParams:
     """The same optimiser steps read `size` conversations at a time."""
     parts = ceil(params.step_size / size)
     return params.model_copy(update={"per_device_train_batch_size": size, "gradient_accumulation_steps": parts})
 
 
-def backing_off(train_once: Callable[[TrainParams], T], params: TrainParams, events: Events) -> tuple[T, TrainParams]:
+def told_of_step(events: Events, before: int, params: TrainParams) -> None:
+    """Say that the parts of a step have become smaller."""
+    size, parts = params.per_device_train_batch_size, params.gradient_accumulation_steps
+    events.note("train.backed_off", before=before, size=size, parts=parts)
+
+
+def told_of_evaluation(events: Events, before: int, params: TrainParams) -> None:
+    """Say that fewer rows held back are read together."""
+    events.note("train.eval_backed_off", before=before, size=params.per_device_train_batch_size)
+
+
+def as_it_is(run_once: Callable[[TrainParams], T], params: TrainParams) -> T:
+    """What `run_once` gives; nothing is cut where memory runs out (train.out_of_memory).
+
+    For ranks that train together: they must run the model equally often.
+    """
+    try:
+        return run_once(params)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("train.out_of_memory", max_length=params.max_length) from error
+
+
+def backing_off(
+    train_once: Callable[[TrainParams], T],
+    params: TrainParams,
+    events: Events,
+    told: Callable[[Events, int, TrainParams], None] = told_of_step,
+) -> tuple[T, TrainParams]:
     """What `train_once` gives, with batches halved as often as memory runs out; and the settings that went through.
 
     `train_once` is one optimiser step (or a whole run): it begins without gradients and reads
@@ -88,8 +122,7 @@ def backing_off(train_once: Callable[[TrainParams], T], params: TrainParams, eve
         # Outside of the handler: the error's traceback holds the tensors of the step that failed.
         params = resized(params, ceil(size / 2))
         _free()
-        events.note("train.backed_off", before=size, size=params.per_device_train_batch_size,
-                    parts=params.gradient_accumulation_steps)  # fmt: skip
+        told(events, size, params)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

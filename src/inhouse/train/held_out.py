@@ -70,18 +70,14 @@ def _families(rows: Sequence[Row]) -> list[str]:
     return [root(origin) for origin in origins]
 
 
-def measure(trainer: Trainer, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """What `prediction_step` of a trainer returns for one batch: its mean loss, and its figures twice.
-
-    The figures (1, 3): summed loss, how much is learned, and how much of it the model gets right.
-    """
+def measure(trainer: Trainer, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Figures (1, 3) of one batch: summed loss, how much is learned, and how much of it the model gets right."""
     import torch
 
     count = (inputs["labels"] >= 0).sum()
     with torch.no_grad():
         loss, more = trainer.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=count)
-    found = torch.stack([loss.double() * count, count.double(), more["correct"].double()]).unsqueeze(0)
-    return loss, found, found
+    return torch.stack([loss.double() * count, count.double(), more["correct"].double()]).unsqueeze(0)
 
 
 def pooled(found: EvalPrediction) -> dict[str, float]:

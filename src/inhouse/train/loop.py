@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from inhouse.core.run import Events
 from inhouse.train.arguments import arguments
 from inhouse.train.batches import Reading, collate, plan_batches
+from inhouse.train.batching import read_by
 from inhouse.train.checkpoint import Recipe, find_complete, step_of, stopped_early
 from inhouse.train.held_out import pooled
 from inhouse.train.learning import Learning
@@ -135,6 +136,7 @@ def build_trainer(model: PeftModel, args: TrainingArguments, batches: list[list[
     )
     trainer.job, trainer.how = job, how
     trainer.sizes = job.sizes or TrainParams(per_device_train_batch_size=max(1, *map(len, batches)) // unit)
+    trainer.eval_sizes = read_by(trainer.sizes, EVAL_ROWS)
     trainer.model_accepts_loss_kwargs = True  # so that the trainer counts the learned tokens of a whole step
     trainer.remove_callback(PrinterCallback)
     return trainer

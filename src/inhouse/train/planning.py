@@ -20,6 +20,7 @@ from inhouse.train.batching import resized, sizes_of
 from inhouse.train.lint import Remark, remarks
 from inhouse.train.memory import Machine, Split, machine
 from inhouse.train.params import TrainParams
+from inhouse.train.privacy import private_settings
 from inhouse.train.probe import Calibration, Probed, Shape, calibrate, shape_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Plan(Frozen):
     parameters: int
     trainable: int
     trainable_share: float
-    samples: int
+    samples: int = Field(description="examples: conversations, or pairs of a better and a worse one")
     too_long: int
     tokens: int = Field(description="token positions computed in the whole run, shared beginnings once")
     steps: int
@@ -100,6 +101,7 @@ def plan_training(ready: Prepared, params: TrainParams, seed: int) -> Plan:
     The batch is cut where the settings allow it (auto_find_batch_size), and activations are computed twice
     (gradient_checkpointing: auto) where nothing else fits.
     """
+    params = private_settings(params)
     here = machine()
     room = int(here.available * SAFE)
     steps = steps_of(ready, params, seed)
@@ -209,7 +211,7 @@ def _plan(forecast: Forecast, params: TrainParams, split: Split, here: Machine) 
         parameters=loaded.total,
         trainable=loaded.trainable,
         trainable_share=loaded.trainable / loaded.total,
-        samples=len(texts.samples.kept),
+        samples=len(texts.samples.kept) // forecast.ready.learning.unit,
         too_long=texts.samples.too_long,
         tokens=found.tokens,
         steps=found.steps,

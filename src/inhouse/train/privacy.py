@@ -128,6 +128,12 @@ def private_settings(params: TrainParams) -> TrainParams:
     return params.model_copy(update={"gradient_checkpointing": False})
 
 
+def refuse_private(params: TrainParams, command: str) -> None:
+    """Raise privacy.no_trials: what trials on private rows say would be told without noise, and counted nowhere."""
+    if params.privacy is not None:
+        raise UserError("privacy.no_trials", command=command)
+
+
 def publishable(parity: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
     """The checks of a private run that may stand in its record: how rightly it answers its rows may not."""
     return {name: value for name, value in parity.items() if name in UNREAD}

@@ -15,6 +15,7 @@ from inhouse.core.run import Events
 from inhouse.train.brief import brief_job, brief_trainer, weights_kept
 from inhouse.train.lint import rate_range
 from inhouse.train.params import TrainParams
+from inhouse.train.privacy import refuse_private
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -50,8 +51,9 @@ class RateFound(Frozen):
 def find_rate(ready: Prepared, params: TrainParams, steps: int, seed: int, events: Events) -> RateFound:
     """Train `steps` steps while the rate rises exponentially; the weights are given back as they were.
 
-    Raises train.rate_flat where the loss never fell.
+    Raises train.rate_flat where the loss never fell, and privacy.no_trials.
     """
+    refuse_private(params, "train find-rate")
     usual = rate_range(params)
     low, high = usual[0] / SPAN, usual[1] * SPAN
     ramp = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]

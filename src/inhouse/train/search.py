@@ -23,6 +23,7 @@ from inhouse.train.lint import rate_range
 from inhouse.train.memory import machine
 from inhouse.train.params import TrainParams
 from inhouse.train.planning import steps_of
+from inhouse.train.privacy import refuse_private
 from inhouse.train.probe import calibrate
 from inhouse.train.setup import Prepared, Texts, load_again, penalties_of, prepare
 
@@ -97,6 +98,7 @@ def search(params: TrainParams, inputs: Mapping[str, Input], budget: Budget, eve
 
     An interrupted search goes on where it stopped. Raises train.search_too_short where no trial came to its end.
     """
+    refuse_private(params, "train search")
     require("search", "optuna")
     deadline = time.monotonic() + budget.minutes * 60
     params = measured_on(params, inputs["dataset"])

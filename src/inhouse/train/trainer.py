@@ -13,7 +13,7 @@ from transformers import Trainer
 from inhouse.train.ahead import AHEAD, mean_of, read_ahead
 from inhouse.train.apart import IGNORED
 from inhouse.train.batches import Reading
-from inhouse.train.batching import backing_off
+from inhouse.train.batching import as_it_is, backing_off, told_of_evaluation
 from inhouse.train.divergence import diverged
 from inhouse.train.held_out import measure
 from inhouse.train.params import TrainParams
@@ -30,6 +30,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
     job: Job
     how: Reading
     sizes: TrainParams  # how many examples are read together; fewer once memory has run out
+    eval_sizes: TrainParams  # the same of rows held back
     held: list[Sequence[Sample]]  # batches of the step so far
     ahead: torch.Tensor | None = None  # what the objective has read ahead of the step
 
@@ -60,8 +61,8 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
             cut = [part for batch in parts for part in self._cut(batch, size)]
             return read_ahead(self.model_wrapped, cut, self.job.learning, (self.how, self.job.pad))
 
-        if self.args.world_size > 1:  # ranks must run the model equally often: none may cut what the others do not
-            found = once(self.sizes)
+        if self.args.world_size > 1:
+            found = as_it_is(once, self.sizes)
         else:
             found, self.sizes = backing_off(once, self.sizes, self.job.events)
         return mean_of(None if found is None else self.accelerator.reduce(found, "sum"))
@@ -105,8 +106,19 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         return (loss, {"correct": correct}) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-        """Summed figures of a batch held back, for `compute_metrics`."""
-        return measure(self, model, inputs)
+        """Summed figures of a batch held back, for `compute_metrics`; in smaller parts once memory has run out."""
+        own = inputs["batch"].own
+
+        def once(size: TrainParams) -> torch.Tensor:
+            parts = self._cut(own, size)
+            whole = [inputs] if len(parts) == 1 else [self._prepare_inputs(self.data_collator([one])) for one in parts]
+            return torch.stack([measure(self, model, part) for part in whole]).sum(0)
+
+        if self.args.world_size > 1:
+            found = as_it_is(once, self.eval_sizes)
+        else:
+            found, self.eval_sizes = backing_off(once, self.eval_sizes, self.job.events, told_of_evaluation)
+        return found[0, 0] / found[0, 1], found, found
 
     def _cut(self, samples: Sequence[Sample], sizes: TrainParams) -> list[Sequence[Sample]]:
         """A batch in parts of so many examples; an empty one is one part."""

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inhouse.core.errors import UserError
 from inhouse.train.arguments import arguments
-from inhouse.train.batching import is_out_of_memory
+from inhouse.train.batching import as_it_is
 from inhouse.train.checkpoint import find_complete, step_of, stopped_early
 from inhouse.train.launch.deepspeed import deepspeed_settings
 from inhouse.train.loop import Job, Trained, build_trainer, plan_steps
@@ -98,11 +97,6 @@ def _add_up(trainer: Trainer, params: TrainParams, ranks: int) -> None:
         return mean(model, inputs, num_items_in_batch=num_items_in_batch) * ranks
 
     def step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        try:
-            return Trainer.training_step(trainer, model, inputs, num_items_in_batch)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError("train.out_of_memory", max_length=params.max_length) from error
+        return as_it_is(lambda _: Trainer.training_step(trainer, model, inputs, num_items_in_batch), params)
 
     trainer.compute_loss, trainer.training_step = summed, step
