@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
@@ -12,7 +13,9 @@ CONNECT_S = 5.0
 READ_S = 600.0
 
 
-def stream_chat(url: str, key: str | None, model: str, messages: Sequence[Message], max_tokens: int) -> Iterator[str]:
+def stream_chat(
+    url: str, key: str | None, model: str, messages: Sequence[Message], max_tokens: int | None = None
+) -> Iterator[str]:
     """Ask, and yield the answer's text as it comes. `url` is the server's address, with or without `/v1`.
 
     Raises chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
@@ -22,7 +25,9 @@ def stream_chat(url: str, key: str | None, model: str, messages: Sequence[Messag
 
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
     turns = [message.as_dict() for message in messages]
-    body = {"model": model, "messages": turns, "max_tokens": max_tokens, "stream": True}
+    body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with (

@@ -53,7 +53,7 @@ class ChatRequest(Request):
     url: str | None = Field(None, description="endpoint; the server of this workspace when left out")
     key: str | None = Field(None, description="API key")
     system: str | None = Field(None, description="system message")
-    max_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+    max_tokens: int | None = Field(None, ge=1, description="longest answer, in tokens; absent: as the release says")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,9 @@ class ServeParams(Params):
 
     def engine_settings(self) -> dict[str, Any]:
         """The part that changes what the engine answers or needs; a release records it."""
-        return self.model_dump(include={"context_length", "parallel", "threads", "temperature", "max_tokens"})
+        usual = self.model_dump(include={"context_length", "parallel", "threads", "temperature", "max_tokens"})
+        more = self.model_dump(include={"adapters", "kv_cache", "embeddings"}, exclude_defaults=True)
+        return usual | more
 
 
 class ReleaseNode(Params):

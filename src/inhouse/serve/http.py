@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +40,7 @@ class Connection:
         self.request_id = request_id
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
+        self.wrote_at = time.monotonic()
         self.plain_errors = False  # Ollama's clients read one text, and lines that are no events
 
     def tell(self, release: str, ignored: Iterable[str]) -> None:
@@ -58,8 +60,14 @@ class Connection:
         headers = [(b"content-type", content_type), *self.headers, *extra]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def open_events(self) -> None:
+        """Begin a stream of server-sent events, unless it has begun."""
+        if not self.status:
+            await self.start(200, EVENTS, [(b"cache-control", b"no-cache")])
+
     async def write(self, body: bytes, more: bool = True) -> None:
         """Send a piece of the body."""
+        self.wrote_at = time.monotonic()
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def reply(

@@ -8,7 +8,7 @@ from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from inhouse.core.serving import Delta, Usage
-from inhouse.serve.http import EVENTS, Connection
+from inhouse.serve.http import Connection
 from inhouse.serve.ids import new_id
 from inhouse.serve.requests import Asked
 
@@ -67,16 +67,15 @@ class StreamReply:
 
     @property
     def sent(self) -> bool:
-        """Whether the client has seen something."""
-        return self.connection.status != 0
+        """Whether the client has seen something of the answer."""
+        return bool(self._spoken)
 
     async def add(self, deltas: list[Delta]) -> None:
         """Send what arrived together in one write. Each event is whole JSON, so no character is ever split."""
         events = "".join([self._event(delta) for delta in deltas])
         if not events:
             return
-        if not self.connection.status:
-            await self.connection.start(200, EVENTS, [(b"cache-control", b"no-cache")])
+        await self.connection.open_events()
         await self.connection.write(events.encode("utf-8", "replace"))
 
     async def finish(self, usage: Usage) -> None:
@@ -84,8 +83,7 @@ class StreamReply:
         last = ""
         if self.asked.usage:
             last = self._prefix + '], "usage": ' + json.dumps(usage_dict(usage)) + "}\n\n"
-        if not self.connection.status:
-            await self.connection.start(200, EVENTS, [(b"cache-control", b"no-cache")])
+        await self.connection.open_events()
         await self.connection.write(last.encode() + b"data: [DONE]\n\n", more=False)
 
     def reset(self) -> None:

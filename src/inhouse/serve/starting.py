@@ -47,9 +47,9 @@ def engine_settings(settings: ServeParams, params: ServeParams) -> EngineSetting
         threads=max(1, share) if params.replicas.most > 1 or params.replicas.least > 1 else settings.threads,
         load_timeout_s=settings.load_timeout_s,
         silence_s=params.first_token_s,
-        embeddings=params.embeddings,
+        embeddings=settings.embeddings,
         speculation=params.speculation,
-        kv_cache=params.kv_cache,
+        kv_cache=settings.kv_cache,
     )
 
 

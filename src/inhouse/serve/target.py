@@ -46,7 +46,7 @@ class Target:
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
         facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
-        engine = with_adapters(engine_settings(settings, params), registry.store, path, params.adapters)
+        engine = with_adapters(engine_settings(settings, params), registry.store, path, settings.adapters)
         self.model = Model(path, served["model"]["sha256"], facts, engine)
         self._numbers = itertools.count(1)
         kinds = kinds_for(path, params.engine, release.label)

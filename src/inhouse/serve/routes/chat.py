@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from inhouse.serve.http import Call, Connection
+from inhouse.serve.pings import Pings
 from inhouse.serve.replies import Reply, StreamReply, WholeReply
 from inhouse.serve.requests import Asked, ChatBody, CompletionBody, prepare, read_chat, read_completion
 from inhouse.serve.routes import Route, Services
@@ -16,12 +17,20 @@ class OpenAiFace:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.reply: StreamReply | WholeReply | None = None
+        self._pings: Pings | None = None
 
     def begin(self, asked: Asked, release: str) -> Reply:
         """Say in headers which release answers, and which fields were not looked at."""
         mark(self.connection, asked, release)
+        if asked.stream:
+            self._pings = Pings(self.connection)
         self.reply = (StreamReply if asked.stream else WholeReply)(self.connection, asked)
         return self.reply
+
+    def end(self) -> None:
+        """Nothing more is sent."""
+        if self._pings is not None:
+            self._pings.end()
 
 
 def mark(connection: Connection, asked: Asked, release: str) -> None:
@@ -63,7 +72,10 @@ async def _known(services: Services, call: Call, raw: bytes) -> bool:
 async def _answer(services: Services, call: Call, body: ChatBody | CompletionBody, raw: bytes) -> None:
     caller = services.caller(call, body.user)
     face = OpenAiFace(call.connection)
-    await call.while_there(services.pipeline.run(body.model, partial(prepare, body), caller, face), caller.wanted)
+    try:
+        await call.while_there(services.pipeline.run(body.model, partial(prepare, body), caller, face), caller.wanted)
+    finally:
+        face.end()
     if caller.kept_until is not None and isinstance(face.reply, WholeReply) and not face.reply.asked.ignored:
         serving = services.deployments.serving.get(body.model)
         if serving is not None and serving.deployment.rules.overflow is None:
