@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,4 +22,16 @@ def made_project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> 
     project = write_tiny_project(tmp_path_factory.mktemp("made") / "tiny", tiny_llama)
     done = project.run("run")
     assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def half_made_project(made_project: Project, tiny_project: Callable[[str], Project]) -> Project:
+    """A project whose steps up to the report were made already, with no release and an empty registry."""
+    project = tiny_project("half-made")
+    made = {step["name"]: step["id"] for step in made_project.json("run")["steps"]}
+    for name, artifact in made.items():
+        if name != "release":
+            place = Path(".inhouse", "objects", artifact)
+            shutil.copytree(made_project.folder / place, project.folder / place)
     return project

@@ -95,8 +95,8 @@ def test_release_list_and_show_give_the_evidence(made_project: Project) -> None:
     assert made_project.run("release", "show", "tiny:v9").returncode == 2
 
 
-def test_promote_and_rollback_move_the_deployment(tiny_project: Make) -> None:
-    project = tiny_project("moved")
+def test_promote_and_rollback_move_the_deployment(half_made_project: Project) -> None:
+    project = half_made_project
     assert project.run("run").returncode == 0
     assert project.run("release", "rollback", "tiny").returncode == 2
     assert project.json("run", "serve.context_length=512")["release"]["serving"] == "tiny:v2"

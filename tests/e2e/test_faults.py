@@ -43,8 +43,8 @@ def workers(project: Project) -> list[psutil.Process]:
     return found
 
 
-def test_run_killed_twenty_times_ends_in_the_same_ids(tiny_project: Make) -> None:
-    clean = ids(tiny_project("clean").json("run"))
+def test_run_killed_twenty_times_ends_in_the_same_ids(tiny_project: Make, made_project: Project) -> None:
+    clean = ids(made_project.json("run"))
     project = tiny_project("killed")
     moments = random.Random(5)
     interrupted = 0
@@ -150,8 +150,8 @@ def test_fresh_run_works_without_any_network(tiny_project: Make) -> None:
     assert json.loads(done.stdout)["release"]["label"] == "tiny:v1"
 
 
-def test_run_failed_gate_ends_in_exit_code_3_and_promotes_nothing(tiny_project: Make) -> None:
-    project = tiny_project("gated")
+def test_run_failed_gate_ends_in_exit_code_3_and_promotes_nothing(half_made_project: Project) -> None:
+    project = half_made_project
     words = ("run", "release.gates.0.figure=tuned.accuracy", "release.gates.0.at_least=2")
     done = project.run(*words)
     assert done.returncode == 3
