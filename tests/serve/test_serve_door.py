@@ -19,6 +19,7 @@ from inhouse.serve import door
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 OK = b"HTTP/1.1 200 OK"
+LARGE = 2_500_000
 
 
 class App:
@@ -38,6 +39,12 @@ class App:
             if scope["path"] == "/stream":
                 await self._stream(receive, send)
                 return
+            if scope["path"] == "/large":
+                await _answer(send, 200, b"x" * LARGE)
+                return
+            if scope["path"] == "/drip":
+                await self._drip(send)
+                return
             if scope["path"] == "/late":
                 await asyncio.sleep(1.0)
             while scope["path"] == "/slow" and not self.go.is_set() and not await _gone(receive):
@@ -45,6 +52,12 @@ class App:
             await _answer(send, 401 if scope["path"] == "/refuse" else 200)
         finally:
             self.ended += 1
+
+    async def _drip(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(60):
+            await send({"type": "http.response.body", "body": b"token", "more_body": number < 59})
+            await asyncio.sleep(0.03)
 
     async def _stream(self, receive: Any, send: Any) -> None:
         watch = asyncio.create_task(_until_gone(receive))
@@ -54,9 +67,10 @@ class App:
             await asyncio.sleep(0)
 
 
-async def _answer(send: Any, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+async def _answer(send: Any, status: int, body: bytes = b"ok") -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _gone(receive: Any) -> bool:
@@ -101,7 +115,7 @@ class Served:
 def _quick() -> Iterator[None]:
     """Short bounds: what takes seconds in service takes tenths here."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("KEEP_S", 1), ("HEAD_S", 0.3), ("STALLED_S", 0.4), ("LINGER_S", 0.3), ("SWEEP_S", 0.1)):
+        for name, seconds in (("KEEP_S", 1), ("HEAD_S", 0.3), ("STALLED_S", 0.6), ("LINGER_S", 0.3), ("SWEEP_S", 0.1)):
             patch.setattr(door, name, seconds)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         yield
@@ -234,7 +248,43 @@ def test_stream_that_nobody_reads_is_dropped_with_a_bounded_buffer(served: Serve
         raw.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: served.app.begun - served.app.ended == running + 1)
         wait_for(lambda: served.app.begun - served.app.ended == running)
-        assert len(closed(raw)) < 2**20
+        assert len(closed(raw)) < 2**20 + door.UNSENT_BYTES
+
+
+def unread(served: Served, path: str, window: int = 4096) -> socket.socket:
+    """A client with a small window that has asked for something large."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    raw.connect(served.listener.getsockname())
+    raw.settimeout(5)
+    raw.sendall(b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    return raw
+
+
+def test_answer_that_nobody_reads_is_whole_at_once_and_dropped_later(served: Served) -> None:
+    ended = served.app.ended
+    with unread(served, "/large") as raw:
+        wait_for(lambda: served.app.ended == ended + 1, 0.3)
+        wait_for(lambda: served.connections() == 0, 5)
+        assert len(closed(raw)) < LARGE
+
+
+def test_answer_that_is_read_slowly_comes_whole(served: Served) -> None:
+    """It takes many times as long as a client may read nothing, and as long as a connection may be idle."""
+    began, found = time.monotonic(), 0
+    with unread(served, "/large", window=65_536) as raw:
+        while found < LARGE:
+            piece = raw.recv(30_000)
+            assert piece
+            found += len(piece)
+            time.sleep(0.02)
+        assert time.monotonic() - began > 1.2
+
+
+def test_stream_goes_on_while_somebody_reads(served: Served) -> None:
+    with served.connect() as raw:
+        raw.sendall(b"GET /drip HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert closed(raw).count(b"token") == 60
 
 
 def test_body_that_goes_on_after_a_refusal_is_cut(served: Served) -> None:

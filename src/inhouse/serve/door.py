@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -18,6 +19,7 @@ HEAD_BYTES = 64 * 2**10
 STALLED_S = 30.0  # an answer of which the client reads nothing
 LINGER_S = 5.0  # how long the rest of a body that was refused is read, so that the client sees why
 PIPELINED = 16  # requests sent ahead of answers
+UNSENT_BYTES = 2 * 2**20  # of an answer, kept here so that its engine need not wait for a client that reads slowly
 UNREAD_BYTES = 256 * 2**10  # of an answer, in the kernel; the kernel's own bound is some megabytes
 SWEEP_S = 1.0
 MOST_FILES = 65_536
@@ -54,8 +56,20 @@ class Door:
         now = loop.time()
         for waiting, most_s in ((self.idle, KEEP_S), (self.heads, HEAD_S)):
             for connection in [each for each, since in waiting.items() if now - since > most_s]:
-                connection.cut()
+                if waiting is self.idle and connection.transport.get_write_buffer_size():
+                    self.forget(connection)  # it still reads its last answer, and is looked after for that
+                else:
+                    connection.cut()
         loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """What a client had not read when its answer was whole, or when the buffers were full."""
+
+    timer: asyncio.TimerHandle
+    bytes: int
+    of: RequestResponseCycle | None
 
 
 class Guarded(HttpToolsProtocol):
@@ -70,14 +84,17 @@ class Guarded(HttpToolsProtocol):
         self._body_open = False
         self._head_bytes = 0
         self._answering: RequestResponseCycle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._unsent: Unsent | None = None
+        self._has_read = False
+        transport.set_write_buffer_limits(high=UNSENT_BYTES)
         self.door.make_room(self.loop, len(self.connections))
         self.door.idle[self] = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone: every request that it has sent ahead is told, not only the last."""
         self.door.forget(self)
-        self._watch_writing(False)
+        if self._unsent is not None:
+            self._unsent.timer.cancel()
         for cycle in (self._answering, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -121,9 +138,10 @@ class Guarded(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is sent: wait for the next request, but not for long for the rest of this one."""
         super().on_response_complete()
+        self._look_after()
         if self.transport.is_closing():
-            self._close_soon()
-        elif self._body_open and self.cycle.response_complete:
+            return
+        if self._body_open and self.cycle.response_complete:
             self.loop.call_later(LINGER_S, self._end_lingering, self.cycle)
         elif self.cycle.response_complete:
             self.door.idle[self] = self.loop.time()
@@ -131,23 +149,22 @@ class Guarded(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client does not read, and the buffers are full."""
         super().pause_writing()
-        self._watch_writing(True)
+        self._look_after()
 
     def resume_writing(self) -> None:
         """It has read something."""
         super().resume_writing()
-        self._watch_writing(False)
+        self._has_read = True
 
     def shutdown(self) -> None:
         """The server stops: answer what is being answered, and close."""
         super().shutdown()
-        if self.transport.is_closing():
-            self._close_soon()
+        self._look_after()
 
     def timeout_keep_alive_handler(self) -> None:
         """No request for a while."""
         super().timeout_keep_alive_handler()
-        self._close_soon()
+        self._look_after()
 
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
@@ -165,7 +182,7 @@ class Guarded(HttpToolsProtocol):
             self.cut()
         elif not self.transport.is_closing():
             super().send_400_response(msg)
-            self._close_soon()
+            self._look_after()
 
     @property
     def _busy(self) -> bool:
@@ -178,21 +195,30 @@ class Guarded(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(HEAD_TOO_LARGE)
             self.transport.close()
-            self._close_soon()
+            self._look_after()
 
-    def _close_soon(self) -> None:
-        """A closing connection whose client reads nothing of what is left is cut."""
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(STALLED_S, self.cut)
+    def _look_after(self) -> None:
+        """Look again in a while whether the client has read anything of what is unsent."""
+        if self._unsent is None and (size := self.transport.get_write_buffer_size()):
+            self._has_read = False
+            self._unsent = Unsent(self.loop.call_later(STALLED_S, self._look), size, self._answering)
+
+    def _look(self) -> None:
+        before, self._unsent = self._unsent, None
+        done = self._answering is None or self._answering.response_complete
+        if before is None or not (done or self.flow.write_paused):
+            return  # it is being written: more is unsent with every token
+        size = self.transport.get_write_buffer_size()
+        if size >= before.bytes and not self._has_read and before.of is self._answering:
+            self.cut()
+        elif size:
+            self._look_after()
+        elif done and self not in self.door.heads and not self.transport.is_closing():
+            self.door.idle.setdefault(self, self.loop.time())
 
     def _end_lingering(self, cycle: RequestResponseCycle) -> None:
         if self._body_open and self.cycle is cycle:
             self.cut()
-
-    def _watch_writing(self, paused: bool) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-        self._stalled = self.loop.call_later(STALLED_S, self.cut) if paused else None
 
 
 def guarded(most: int) -> type[Guarded]:
