@@ -95,6 +95,22 @@ def test_two_processes_follow_the_losses_of_one_to_five_digits(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_tell_their_steps_and_the_memory_of_each(kind: str, places: dict[str, Context]) -> None:
+    lines = (places[kind].scratch.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    shown = [event for event in events if event["event"] == "stage.progress" and event["unit"] == "steps"]
+    assert (shown[-1]["done"], shown[-1]["total"]) == (6, 6) and shown[-1]["tokens_per_s"] > 0
+    steps = [event for event in events if event["event"] == "train.step"]
+    assert [event["step"] for event in steps] == list(range(1, 7))  # of one rank, not of both
+    wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes", "eta_s"}
+    assert all(wanted <= event.keys() for event in steps)
+    assert sum(event["event"] == "train.ended" for event in events) == 1
+    ranks = outcome_of(places[kind].scratch / "parallel")["ranks"]
+    assert [one["rank"] for one in ranks] == [0, 1] and all(one["memory_bytes"] > 10**8 for one in ranks)
+    assert "train.ranks_memory" in [event.get("code") for event in events]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_end_with_the_weights_of_one(
     kind: str, places: dict[str, Context], alone: tuple[Any, Any]
 ) -> None:
@@ -169,3 +185,15 @@ def test_batches_that_come_out_even_are_dealt_whole() -> None:
 def test_samples_that_make_one_example_stay_together() -> None:
     shares = share_out([[0, 1, 2, 3, 4, 5], [6, 7], []], 3, 2, unit=2)
     assert shares.items == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_memory_of_each_process_is_a_table_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from inhouse.cli.train_views import trained as shown
+
+    shown(
+        {"ranks": [{"rank": 0, "memory_bytes": 2 * 10**9}, {"rank": 1, "memory_bytes": 3 * 10**9}]}, Console(width=80)
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "GB" in line] == ["0", "1"] and "3.00 GB" in "".join(lines)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inhouse.train.rates import RateFound, RatePoint
     from inhouse.train.search import Searched
 
+PEAKS = ("memory_bytes", "gpu_bytes")  # of each process
 PARTS = ("process", "weights", "gradients", "optimizer", "activations", "logits", "peak")
 CHART_LINES, CHART_WIDTH = 16, 40
 SHORT = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}  # as train.precision names them
@@ -63,6 +64,10 @@ def trained(facts: dict[str, Any], console: Console) -> None:
     found = {name: Split.model_validate(known[name]) for name in ("foretold", "measured") if known.get(name)}
     if found:
         memory(found, console)
+    if ranks := facts.get("ranks"):
+        rows = [(str(one["rank"]), *(_gb(one[name]) for name in PEAKS if name in one)) for one in ranks]
+        heads = [f">{text(f'cell.train.{name}')}" for name in PEAKS if name in ranks[0]]
+        table(console, text("cell.train.rank"), *heads, rows=rows)
     if privacy := facts.get("privacy"):
         console.print(text("cell.train.privacy", epsilon=f"{privacy['epsilon']:.3g}", delta=f"{privacy['delta']:.1e}"))
 

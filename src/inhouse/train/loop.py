@@ -35,6 +35,7 @@ class Trained:
     """What a run of the loop did. `losses` holds one mapping per log: step, loss, learning_rate, grad_norm.
 
     `evaluations`: step, loss, accuracy of each measurement; `best_step`: whose weights the model has, None: the last.
+    `ranks`: of several processes rank, memory_bytes and gpu_bytes of each at its fullest moment.
     """
 
     losses: list[dict[str, float]]
@@ -44,6 +45,7 @@ class Trained:
     resumed_from: int
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best_step: int | None = None
+    ranks: list[dict[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

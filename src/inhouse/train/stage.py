@@ -90,6 +90,7 @@ def run(params: TrainParams, context: Context) -> Made:
             "precision": str(loaded.compute).removeprefix("torch."),
             "ran_on": ran_on(),
             "memory": memory,
+            "ranks": trained.ranks,
             "privacy": spent.facts() if spent else None,
         }
     )

@@ -167,7 +167,7 @@ class Watch:
             return
         step, facts = state.global_step, {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}
         if state.is_world_process_zero:
-            told = self.pace.log(step, state.max_steps) | _memory()
+            told = self.pace.log(step, state.max_steps) | memory_now()
             self.run.events.emit("train.step", step=step, steps=state.max_steps, **_sayable(facts), **told)
         self._judge(step, facts)
 
@@ -261,7 +261,8 @@ def _sayable(facts: Mapping[str, float]) -> dict[str, float | None]:
     return {key: value if isfinite(value) else None for key, value in facts.items()}
 
 
-def _memory() -> dict[str, int]:
+def memory_now() -> dict[str, int]:
+    """Peak memory of this process so far, and of its GPU where it has one, in bytes."""
     import torch
 
     gpu = {"gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}

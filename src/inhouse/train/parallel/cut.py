@@ -13,13 +13,13 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from inhouse.core.run import peak_memory
 from inhouse.train.checkpoint import find_complete, settle
 from inhouse.train.divergence import diverged
 from inhouse.train.loop import Job, Trained, plan_steps
 from inhouse.train.parallel.group import clip, device, local, tell
 from inhouse.train.params import TrainParams
 from inhouse.train.spans import Sample
+from inhouse.train.watch import Pace, memory_now
 
 if TYPE_CHECKING:
     import torch
@@ -78,13 +78,16 @@ def train_cut(model: torch.nn.Module, params: TrainParams, job: Job) -> Trained:
     course = _load(resume, hands) if resume else Course()
     started = course.step
     save = params.save_steps or max(10, ceil(steps / 10))
+    chosen = [[[job.samples[i] for i in batch] for batch in plan[at : at + every]] for at in range(0, len(plan), every)]
+    pace = Pace([sum(len(sample.ids) for batch in step for sample in batch) for step in chosen])
+    pace.begin(course.step)
     while course.step < steps:
-        chosen = plan[course.step * every : (course.step + 1) * every]
-        _step(side, hands, [[job.samples[i] for i in batch] for batch in chosen], (params, job, course, steps))
+        _step(side, hands, chosen[course.step], (params, job, course, pace))
         if course.step % save == 0 or course.step == steps:
             _save(folder, hands, course, (job, params.save_total_limit))
-    tokens = sum(len(job.samples[i].ids) for batch in plan for i in batch)
-    return Trained(course.losses, steps, sum(map(len, plan)) / len(job.samples), tokens, started)
+    told = {"step": course.step, "steps": steps, "stopped_early": False, "best_step": None, "best_loss": None}
+    job.events.emit("train.ended", **told)
+    return Trained(course.losses, steps, sum(map(len, plan)) / len(job.samples), sum(pace.tokens), started)
 
 
 def _hands(model: torch.nn.Module, params: TrainParams, steps: int) -> Hands:
@@ -111,8 +114,9 @@ def _hands(model: torch.nn.Module, params: TrainParams, steps: int) -> Hands:
     return Hands(trained, optimizer, schedule)
 
 
-def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[TrainParams, Job, Course, int]) -> None:
-    params, job, course, steps = run
+def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[TrainParams, Job, Course, Pace]) -> None:
+    params, job, course, pace = run
+    steps = len(pace.tokens)
     loss = side.backward(batches)
     if not isfinite(loss):
         raise diverged(course.step + 1, float(hands.schedule.get_last_lr()[0]), job.scratch / "checkpoints")
@@ -122,12 +126,13 @@ def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[Trai
     hands.schedule.step()
     hands.optimizer.zero_grad()
     course.step, course.since = course.step + 1, course.since + loss
-    job.events.progress(course.step, steps, "steps")
+    job.events.progress(course.step, steps, "steps", tokens_per_s=pace.step(course.step))
     if course.step % params.logging_steps == 0:
         facts = {"loss": course.since / (course.step - course.logged), "learning_rate": rate, "grad_norm": length}
         course.losses.append({"step": course.step, **facts})
         course.since, course.logged = 0.0, course.step
-        job.events.emit("train.step", step=course.step, steps=steps, memory_bytes=peak_memory(), **facts)
+        told = pace.log(course.step, steps) | memory_now()
+        job.events.emit("train.step", step=course.step, steps=steps, **facts, **told)
 
 
 def _save(folder: Path, hands: Hands, course: Course, kept: tuple[Job, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def carry_out(order: Order) -> None:
     import torch.distributed as dist
 
     from inhouse.train.setup import Place, job_for, prepare
+    from inhouse.train.watch import memory_now
 
     params, parallel, rank = order.params, order.params.parallel, dist.get_rank()
     assert parallel is not None
@@ -67,9 +69,16 @@ def carry_out(order: Order) -> None:
     else:
         from inhouse.train.parallel.shared import train_shared as train
     trained = train(model, params, job)
+    ranks: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, {"rank": rank, **memory_now()})
+    trained = replace(trained, ranks=ranks)
     weights = gathered(model, names, parallel.kind)
     if rank == 0:
         leave(order.folder, weights, trained)
+        peaks = ", ".join(
+            f"{one['rank']}: {(one.get('gpu_bytes') or one['memory_bytes']) / 1e9:.2f} GB" for one in ranks
+        )
+        events.note("train.ranks_memory", peaks=peaks)
     dist.barrier()
 
 
