@@ -564,8 +564,8 @@ def test_verdict_follows_the_interval(capsys: pytest.CaptureFixture[str]) -> Non
     from inhouse.api.compare_figures import Quality
     from inhouse.core.gate import Figure
 
-    def said(low: float, high: float) -> str:
-        loss = Figure(value=(low + high) / 2, low=low, high=high, n=9)
+    def said(low: float, high: float, n: int = 20) -> str:
+        loss = Figure(value=(low + high) / 2, low=low, high=high, n=n)
         line = SliceLine(slice="source=a[b]", rows=3, difference=Quality(loss=loss))
         refused = SliceLine(slice="label=c", rows=3, refused="the time was over")
         held = Held(train=9, rows=9, part="valid")
@@ -574,8 +574,37 @@ def test_verdict_follows_the_interval(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert "source=a[b]: these rows help" in said(-0.3, -0.1)
     assert "do harm" in said(0.1, 0.3)
+    assert "over 20 held-out rows" in said(-0.3, -0.1)
     assert "no difference beyond chance" in said(-0.1, 0.3)
+    few = said(-0.3, -0.1, n=19)
+    assert "nothing is claimed from 19 held-out rows; 20 are needed" in few and "help" not in few
     assert "label=c was not run: the time was over" in said(0.1, 0.3)
+
+
+@pytest.mark.parametrize("rows", [6, 20])
+def test_interval_of_few_rows_is_as_wide_as_that_of_students_t(rows: int) -> None:
+    from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignore]
+
+    generator, ratios, holds = np.random.default_rng(1), [], 0
+    for _ in range(60):
+        losses = generator.normal(5, 1, rows)
+        one, two = (
+            [RowFound(id=str(number), loss=float(loss), count=1) for number, loss in enumerate(found)]
+            for found in (losses, np.full(rows, 5.0))
+        )
+        found = apart([one], [two]).loss
+        assert found is not None and found.low is not None and found.high is not None and found.n == rows
+        wanted = ttest_1samp(losses - 5.0, 0).confidence_interval(0.95)
+        ratios.append((found.high - found.low) / (wanted.high - wanted.low))
+        holds += found.low <= 0 <= found.high
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+    assert holds >= 54  # of 60; 57 are to be expected
+
+
+def test_difference_on_one_row_has_no_interval() -> None:
+    one, two = ([RowFound(id="1", loss=loss, count=1)] for loss in (1.0, 2.0))
+    found = apart([one], [two]).loss
+    assert found is not None and (found.value, found.low, found.high) == (-1.0, None, None)
 
 
 # What may go wrong

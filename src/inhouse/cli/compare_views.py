@@ -209,14 +209,19 @@ def _differences(result: Ablation, name: str, console: Console) -> None:
 
 
 def _told(line: SliceLine, seeds: int) -> Iterator[str]:
+    from inhouse.api.compare_figures import LEAST_CLAIMED
+
     if line.refused is not None:
         yield f"[yellow]![/] {escape(text('cell.compare.refused', name=line.slice, reason=line.refused))}"
         return
     loss = line.difference.loss
     if loss is None or loss.low is None or loss.high is None:
         return
-    verdict = "helps" if loss.high < 0 else "harms" if loss.low > 0 else "unclear"
-    yield f"[bold]{escape(text(f'cell.compare.{verdict}', slice=line.slice))}[/]"
+    if loss.n is not None and loss.n < LEAST_CLAIMED:
+        yield f"[bold]{escape(text('cell.compare.few_held', slice=line.slice, rows=loss.n, least=LEAST_CLAIMED))}[/]"
+    else:
+        verdict = "helps" if loss.high < 0 else "harms" if loss.low > 0 else "unclear"
+        yield f"[bold]{escape(text(f'cell.compare.{verdict}', slice=line.slice, rows=loss.n))}[/]"
     if seeds > 1:
         yield f"  {text('cell.compare.same_sign', count=line.same_sign, seeds=seeds)}"
     for name in ("inside", "outside"):
