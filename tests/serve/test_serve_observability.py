@@ -141,6 +141,7 @@ def test_log_holds_a_line_a_request_and_nothing_that_was_said(tmp_path: Path) ->
 
 
 def test_log_with_content_masks_personal_data(tmp_path: Path) -> None:
+    assert redacted("nothing here") == "nothing here"  # compiled on first use, for longer than closing waits
     log = RequestLog(tmp_path / "logs", LogParams(content="redacted"))
     watchers = Watchers(no_gauges(), log, None)
     seen = answered()
@@ -151,7 +152,6 @@ def test_log_with_content_masks_personal_data(tmp_path: Path) -> None:
     assert watchers.keeps_content and seen.ask is None
     content = next(read_records(tmp_path))["content"]
     assert content == {"prompt": "user: Write to [email]", "answer": "Call [phone] now"}
-    assert redacted("nothing here") == "nothing here"
 
 
 def test_log_samples_successes_and_keeps_every_failure(tmp_path: Path) -> None:
