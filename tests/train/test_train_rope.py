@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_training import context, train_params, write_dataset
@@ -21,6 +22,7 @@ from inhouse.engines.llamacpp import LlamaCppSettings, start_server
 from inhouse.engines.rope import RopeScaling, longest_text, scale_rope, shaped_like, window_attention
 from inhouse.engines.transformers import open_model
 from inhouse.train import stage
+from inhouse.train.result import about_reach
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 TURNS = [Message(role="user", content="oil wheat 银行 " * 20), Message(role="assistant", content="crude")]
@@ -54,6 +56,39 @@ def test_adapter_on_the_base_reads_positions_as_the_merged_model_does(stretched:
     ids = engine.token_ids(LONG.prompt)
     assert len(ids) > 64  # the stretching shows
     assert (engine.all_logits(ids)[-1] - logits[0]).abs().max() < 1e-3
+
+
+def test_card_says_how_positions_are_stretched(stretched: tuple[Input, Input]) -> None:
+    said = (stretched[1].path / "README.md").read_text(encoding="utf-8")
+    assert "yarn, factor 4, from 64 positions" in said and "up to 256" in said and "sliding_window" not in said
+
+
+def test_card_says_how_far_attention_looks_back() -> None:
+    window = {"sliding_window": 4096, "layer_types": ["sliding_attention"], "rope_parameters": {"rope_type": "default"}}
+    assert "Attention sees the last 4,096 tokens" in about_reach(window)
+    assert about_reach({**window, "sliding_window": None}) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"sliding_window": 32}, 32),
+        ({"sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]}, 32),
+        ({"sliding_window": 32, "use_sliding_window": False}, None),
+        ({"sliding_window": 32, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": None}, None),
+        ({}, None),
+    ],
+)
+def test_window_that_a_gguf_file_does_not_carry_is_told(
+    config: dict[str, Any], window: int | None, gguf: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    told = Events(tmp_path / "events.jsonl")
+    convert(tmp_path, gguf, "tiny", told)  # the file is there: only what it carries is looked at
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines() if window else []
+    assert [json.loads(line)["facts"] for line in lines] == ([{"name": "tiny", "window": window}] if window else [])
+    assert (tmp_path / "events.jsonl").exists() == bool(window)
 
 
 @pytest.fixture(scope="module")

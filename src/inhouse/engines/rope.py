@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +69,14 @@ def window_attention(model: PreTrainedModel, window: int) -> PreTrainedModel:
     if known.get("layer_types"):
         changes["layer_types"] = [SLIDING if kind in (FULL, SLIDING) else kind for kind in known["layer_types"]]
     return rebuilt(model, changes)
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a layer looks back over at most, as a config.json says; None where every layer sees all."""
+    window, kinds = config.get("sliding_window"), config.get("layer_types")
+    if not window or config.get("use_sliding_window") is False or (kinds and SLIDING not in kinds):
+        return None
+    return int(window)
 
 
 def longest_text(config: PreTrainedConfig) -> int | None:

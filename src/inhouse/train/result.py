@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from inhouse.core.fingerprint import list_files
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Context, Engine, Input
 from inhouse.core.rows import Row
+from inhouse.engines.rope import window_of
 from inhouse.train.tokens import Sample
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def finish(model: PeftModel | PreTrainedModel, origin: Origin, context: Context)
         left = _leave_adapters(model, origin, context)
     else:
         left = _leave_weights(model, origin, context)
-    (context.out / "README.md").write_text(card(origin, left), encoding="utf-8")
+    settings = json.loads((context.out / "merged" / "config.json").read_text(encoding="utf-8"))
+    (context.out / "README.md").write_text(card(origin, left, settings), encoding="utf-8")
     header = _header(origin, context.out, left)
     parity = check_merged(Input(_record(origin, header), context.out), left, origin, context)
     return Checked(header, {**left.parity, **parity})
@@ -306,8 +308,8 @@ def _record(origin: Origin, header: ModelFacts) -> Artifact:
     return origin.base.record.model_copy(update={"facts": {"model": header.model_dump()}})
 
 
-def card(origin: Origin, left: Left) -> str:
-    """The model card: what it is, what it was made from, and how to load it."""
+def card(origin: Origin, left: Left, settings: Mapping[str, Any]) -> str:
+    """The model card: what it is, what it was made from, and how to load it. `settings`: its config.json."""
     licences = (
         "\n".join(f"- {item.subject}: {item.spdx}" for item in origin.base.record.licences) or "- see record.json"
     )
@@ -319,9 +321,29 @@ def card(origin: Origin, left: Left) -> str:
         f"# {origin.facts.name}, fine-tuned\n\n"
         f"{len(origin.samples) // origin.unit} training conversations; base artifact `{origin.base.record.id}`.\n\n"
         f"{adapter if left.adapter else ''}- `merged/`: {merged}.\n\n"
-        f"{_about_labels(origin, left)}"
+        f"{_about_labels(origin, left)}{about_reach(settings)}"
         f"## Licences inherited from the base\n\n{licences}\n"
     )
+
+
+def about_reach(settings: Mapping[str, Any]) -> str:
+    """How far the model looks back, and how its positions are stretched, where that is not as usual."""
+    lines, window = [], window_of(settings)
+    if window is not None:
+        lines.append(
+            f"- Attention sees the last {window:,} tokens (`sliding_window`). An engine that does not know it, such as "
+            "llama.cpp for many architectures, gives other answers to longer texts."
+        )
+    rope = settings.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        native = rope.get("original_max_position_embeddings")
+        trained = f", from {native:,} positions" if native else ""
+        factor = f", factor {rope['factor']:g}" if "factor" in rope else ""
+        lines.append(
+            f"- Positions are stretched (`rope_parameters`: {rope['rope_type']}{factor}{trained}); up to "
+            f"{settings.get('max_position_embeddings', 0):,} in this folder's config.json."
+        )
+    return "## How far it reads\n\n" + "\n".join(lines) + "\n\n" if lines else ""
 
 
 def _about_labels(origin: Origin, left: Left) -> str:
