@@ -142,6 +142,7 @@ def test_engine_that_scales_better_wins_from_a_crossover_on() -> None:
     assert (found.few, found.many) == ("few", "many")
     assert found.crossover in (2, 3, 4)  # equal at 2.5
     assert found.agreement == 1.0
+    assert found.prompt_tokens_per_s["few"] > found.prompt_tokens_per_s["many"] > 0
     assert few.running == many.running == 0
 
 

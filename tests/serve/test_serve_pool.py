@@ -309,6 +309,20 @@ def test_crossover_changes_over_once_and_back_only_when_half_is_left() -> None:
     assert kinds == ["llamacpp"] * 3 + ["openvino"] * 4 + ["llamacpp"] * 3
 
 
+def test_long_prompt_goes_to_the_engine_that_is_done_sooner() -> None:
+    read, written = {"llamacpp": 350.0, "openvino": 1140.0}, {"llamacpp": 112.0, "openvino": 85.0}
+    rule = Crossover("llamacpp", "openvino", 4, read=read, written=written)
+
+    def chat(tokens: int, answer: int) -> Ask:
+        return Ask(Sampling(answer), messages=[{"role": "user", "content": "word" * tokens}])
+
+    # 128 tokens of answer: 1.14 s and 1.51 s; 182 prompt tokens make up for it
+    assert [rule.choose(0, chat(tokens, 500)) for tokens in (20, 160, 210, 1500)] == ["llamacpp"] * 2 + ["openvino"] * 2
+    assert rule.choose(0, chat(100, 8)) == "openvino" and rule.choose(0) == "llamacpp"
+    assert rule.choose(0, Ask(Sampling(128), prompt=[1] * 300)) == "openvino"
+    assert rule.choose(9, chat(20, 500)) == "openvino"
+
+
 def test_pool_with_crossover_sends_few_here_and_many_there_and_stays_where_one_is_gone() -> None:
     (a, _), (b, _) = replica("a", "llamacpp"), replica("b", "openvino")
     pool = Pool("r", [a, b])

@@ -135,7 +135,9 @@ class AutoChoice:
     def _use(self, replica: Replica, found: Calibration) -> None:
         if found.many == replica.kind:
             at = 1 if found.few == found.many else found.crossover or 1
-            self._pool.crossover = Crossover(self._first, replica.kind, at)
+            alone = {name: own[min(own)] for name, own in found.tokens_per_s.items()}
+            read = found.prompt_tokens_per_s
+            self._pool.crossover = Crossover(self._first, replica.kind, at, read=read, written=alone)
             replica.held = ""
             self._pool.on_change()
         self._ends("done")

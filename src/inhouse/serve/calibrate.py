@@ -23,6 +23,7 @@ WINDOW_S = 1.5
 ANSWER_TOKENS = 48
 COMPARED_TOKENS = 24
 WARM_S = 0.5
+LONG_WORDS = 150  # pairs of numbers, about four tokens each
 AGREE = 0.8  # of the compared tokens; a wrong reader gets almost none, one that quantises again 0.7, rounding 0.9
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 GAIN = 1.05  # less is noise: one engine is simpler than two
@@ -50,6 +51,7 @@ class Calibration(Frozen):
         description="part of the first engine's greedy tokens that the second would have written next too"
     )
     tokens_per_s: dict[str, dict[int, float]] = Field({}, description="engine -> clients -> output tokens a second")
+    prompt_tokens_per_s: dict[str, float] = Field({}, description="engine -> tokens of a long prompt read a second")
 
 
 def name_of(model_sha256: str, machine: Sequence[str], versions: Mapping[str, str], settings: Any) -> str:
@@ -88,7 +90,8 @@ async def calibrate(
     for clients in loads:
         for engine in (first, second):
             rates[engine.name][clients] = round(await undisturbed(rate(engine, clients, window_s), busy), 1)
-    return concluded(first.name, second.name, rates, share)
+    read = {engine.name: round(await undisturbed(reading(engine), busy), 1) for engine in (first, second)}
+    return concluded(first.name, second.name, rates, share).model_copy(update={"prompt_tokens_per_s": read})
 
 
 def concluded(first: str, second: str, rates: Mapping[str, Mapping[int, float]], share: float) -> Calibration:
@@ -152,6 +155,21 @@ async def rate(engine: ServingEngine, clients: int, window_s: float) -> float:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     return counted / taken
+
+
+async def reading(engine: ServingEngine) -> float:
+    """Tokens of a long prompt that is read for the first time, a second."""
+    words = min(LONG_WORDS, engine.context_length // 8)
+    best = 0.0
+    for turn in range(2):
+        said = " ".join(f"{turn} {place * 7919 % 9973}" for place in range(words))
+        began, first, tokens = time.perf_counter(), 0.0, 0
+        async with aclosing(engine.submit(_ask(said, 1))) as pieces:
+            async for deltas in pieces:
+                first = first or time.perf_counter() - began
+                tokens += sum(delta.usage.prompt for delta in deltas if delta.usage)
+        best = max(best, tokens / first if first else 0.0)
+    return best
 
 
 async def undisturbed(work: Coroutine[Any, Any, T], busy: Callable[[], bool]) -> T:

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, EngineSilent, ServingEngine
@@ -20,6 +20,8 @@ from inhouse.serve.tool_engine import submit
 
 RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 OPEN_WAIT_S = 3.0  # and for a circuit to close; longer, and it is told at once
+USUAL_ANSWER = 128  # tokens
+BYTES_A_TOKEN = 4
 BUSIER = 4  # requests that the holder of a prefix may have more than the least loaded
 Need = Literal["embeddings", "rerank"]
 log = logging.getLogger("inhouse.serve")
@@ -58,14 +60,30 @@ class Crossover:
     many: str
     at: int
     now: str = ""
+    read: Mapping[str, float] = field(default_factory=dict)  # engine -> prompt tokens a second
+    written: Mapping[str, float] = field(default_factory=dict)  # engine -> tokens a second, alone
 
-    def choose(self, running: int) -> str:
-        """The kind for a request that comes while so many run."""
+    def choose(self, running: int, ask: Ask | None = None) -> str:
+        """The kind for a request that comes while so many run; a long prompt goes to the one that is done sooner."""
         if running + 1 >= self.at:
             self.now = self.many
         elif running + 1 <= max(1, self.at // 2) or not self.now:
             self.now = self.few
-        return self.now
+        if ask is None or self.now == self.many or not self.read or not self.written:
+            return self.now
+        return min((self.few, self.many), key=lambda kind: self._seconds(kind, ask))
+
+    def _seconds(self, kind: str, ask: Ask) -> float:
+        """How long a request takes, as far as one can tell: its answer is rarely as long as it may be."""
+        answer = min(ask.sampling.max_tokens, USUAL_ANSWER)
+        return prompt_tokens(ask) / (self.read.get(kind) or 1) + answer / (self.written.get(kind) or 1)
+
+
+def prompt_tokens(ask: Ask) -> float:
+    """Roughly how many tokens a prompt has."""
+    if ask.messages is None:
+        return len(ask.prompt) / BYTES_A_TOKEN if isinstance(ask.prompt, str) else len(ask.prompt or ())
+    return sum(len(str(message.get("content") or "").encode()) for message in ask.messages) / BYTES_A_TOKEN
 
 
 class Pool:
@@ -201,7 +219,7 @@ class Pool:
             return None
         chosen = free[0]  # for a question without a request, the engine that came first: it can do the most
         if ask is not None and len(free) > 1:
-            chosen = self._by_prefix(ask, self._of_kind(free))
+            chosen = self._by_prefix(ask, self._of_kind(free, ask))
         engine = chosen.engine()
         return None if engine is None else (chosen, engine)
 
@@ -227,11 +245,11 @@ class Pool:
             raise unsupported(missing)
         return found
 
-    def _of_kind(self, free: Sequence[Replica]) -> Sequence[Replica]:
+    def _of_kind(self, free: Sequence[Replica], ask: Ask) -> Sequence[Replica]:
         """Those of the kind that is faster for as many requests as run now."""
         if self.crossover is None:
             return free
-        kind = self.crossover.choose(self.running)
+        kind = self.crossover.choose(self.running, ask)
         here = [r for r in free if r.kind in (kind, "remote")]
         return here or free
 
