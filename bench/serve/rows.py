@@ -170,7 +170,7 @@ def start(work: Work) -> Iterator[Run]:
     path = model_file(work.folder.parent, work.kind)
     for number in range(work.rounds):
         began = time.perf_counter()
-        ready = sides.inhouse(work.folder, path, 2, 1024, work.threads)
+        ready = sides.inhouse(work.folder, path, 2, 1024, work.threads, "background")
         with ready as side:
             listening = time.perf_counter() - began - side.prepared_s
             found = side.load("stream", clients=1, requests=1, max_tokens=1, prompts=["Hello"])

@@ -158,9 +158,13 @@ def llama(work: Path, gguf: Path, parallel: int, context: int, threads: int) -> 
 
 
 @contextmanager
-def inhouse(work: Path, gguf: Path, parallel: int, context: int, threads: int) -> Iterator[Side]:
-    """`inhouse serve` of a release with this model."""
-    serve = {"parallel": parallel, "context_length": context, "threads": threads, "queue": 256}
+def inhouse(
+    work: Path, gguf: Path, parallel: int, context: int, threads: int, calibrate: str = "before"
+) -> Iterator[Side]:
+    """`inhouse serve` of a release with this model; engines are compared before the first request."""
+    serve = {
+        "parallel": parallel, "context_length": context, "threads": threads, "queue": 256, "calibrate": calibrate,
+    }  # fmt: skip
     began = time.perf_counter()
     with workspace(gguf, serve) as (root, key):
         prepared = time.perf_counter() - began
