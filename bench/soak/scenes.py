@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,31 +192,43 @@ def slow(minutes: float) -> list[Row]:
     with served() as server, session(server) as http:
         before = asyncio.run(crowd(at(server), 1, time.monotonic() + 5, asked))
         size = size_of(server.process.pid)
-        more = {"max_tokens": 450, "stream": True, "logprobs": True, "top_logprobs": 20, "n": 2, "ignore_eos": True}
+        more = {"max_tokens": 450, "stream": True, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
         body = json.dumps(asked(messages=STORY, **more)).encode()
         with socket.socket() as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             raw.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
             raw.sendall(Wire(*at(server)).head(CHAT, len(body)) + body)
-            began, most = time.monotonic(), size.rss_mb
+            began, most, freed, reading = time.monotonic(), size.rss_mb, 0.0, True
 
             async def others() -> Seen:
-                return await crowd(at(server), 1, time.monotonic() + 15, asked)
+                return await crowd(at(server), 1, time.monotonic() + 10, asked)
 
             while not gauge(http):
                 time.sleep(0.01)
-            meanwhile = asyncio.run(others())
-            while gauge(http) and time.monotonic() - began < 120:
-                raw.recv(1)
-                most = max(most, size_of(server.process.pid).rss_mb)
-                time.sleep(1)
-            freed = time.monotonic() - began
+            with ThreadPoolExecutor() as pool:
+                asking = pool.submit(lambda: asyncio.run(others()))
+                while reading and time.monotonic() - began < 120:
+                    raw.recv(1)
+                    # Asked of the server: what lies in the client's own buffer can be read long after the end.
+                    held = psutil.Process(server.process.pid).net_connections("tcp")
+                    reading = any(each.raddr and each.raddr.port == raw.getsockname()[1] for each in held)
+                    if not freed and asking.done() and not gauge(http):
+                        freed = time.monotonic() - began
+                    most = max(most, size_of(server.process.pid).rss_mb)
+                    time.sleep(1)
+            meanwhile, dropped = asking.result(), time.monotonic() - began
     usual, then = statistics.median(before.answered_s), statistics.median(meanwhile.answered_s)
     failed = only(meanwhile, 200)
     return [
-        Row("its turn is free after", f"{freed:.0f} s", "< 90 s (30 s after all buffers are full)", freed < 90),
+        Row("its turn is free after", f"{freed:.0f} s", "as soon as the answer is whole", 0 < freed < dropped),
+        Row("it is dropped after", f"{dropped:.0f} s", "<= 60 s + answer", not reading and dropped < 100),
         Row("memory meanwhile", f"{most - size.rss_mb:+.1f} MB", "bounded (< 5 MB)", most - size.rss_mb < 5),
-        Row("others, median", f"{1000 * then:.0f} ms, alone {1000 * usual:.0f} ms", "unaffected", failed == 0),
+        Row(
+            "others, median",
+            f"{1000 * then:.0f} ms, alone {1000 * usual:.0f} ms",
+            "unaffected",
+            failed == 0 and then < 2.5 * usual,
+        ),
     ]
 
 

@@ -46,7 +46,7 @@ class App:
                 await self._drip(send)
                 return
             if scope["path"] == "/late":
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.6)
             while scope["path"] == "/slow" and not self.go.is_set() and not await _gone(receive):
                 pass
             await _answer(send, 401 if scope["path"] == "/refuse" else 200)
@@ -55,8 +55,8 @@ class App:
 
     async def _drip(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for number in range(60):
-            await send({"type": "http.response.body", "body": b"token", "more_body": number < 59})
+        for number in range(45):
+            await send({"type": "http.response.body", "body": b"token", "more_body": number < 44})
             await asyncio.sleep(0.03)
 
     async def _stream(self, receive: Any, send: Any) -> None:
@@ -284,7 +284,7 @@ def test_answer_that_is_read_slowly_comes_whole(served: Served) -> None:
 def test_stream_goes_on_while_somebody_reads(served: Served) -> None:
     with served.connect() as raw:
         raw.sendall(b"GET /drip HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert closed(raw).count(b"token") == 60
+        assert closed(raw).count(b"token") == 45
 
 
 def test_body_that_goes_on_after_a_refusal_is_cut(served: Served) -> None:
