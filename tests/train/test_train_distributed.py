@@ -192,8 +192,7 @@ def test_memory_of_each_process_is_a_table_of_the_result(capsys: pytest.CaptureF
 
     from inhouse.cli.train_views import trained as shown
 
-    shown(
-        {"ranks": [{"rank": 0, "memory_bytes": 2 * 10**9}, {"rank": 1, "memory_bytes": 3 * 10**9}]}, Console(width=80)
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "GB" in line] == ["0", "1"] and "3.00 GB" in "".join(lines)
+    ranks = [{"rank": 0, "memory_bytes": 2 * 10**9}, {"rank": 1, "memory_bytes": 3 * 10**9}]
+    shown({"memory": {"ranks": ranks}}, Console(width=80))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "GB" in line]
+    assert [line.split()[0] for line in lines] == ["0", "1"] and "3.00 GB" in lines[-1]

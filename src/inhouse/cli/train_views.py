@@ -64,10 +64,10 @@ def trained(facts: dict[str, Any], console: Console) -> None:
     found = {name: Split.model_validate(known[name]) for name in ("foretold", "measured") if known.get(name)}
     if found:
         memory(found, console)
-    if ranks := facts.get("ranks"):
+    if ranks := known.get("ranks"):
         rows = [(str(one["rank"]), *(_gb(one[name]) for name in PEAKS if name in one)) for one in ranks]
         heads = [f">{text(f'cell.train.{name}')}" for name in PEAKS if name in ranks[0]]
-        table(console, text("cell.train.rank"), *heads, rows=rows)
+        table(console, text("cell.train.process_rank"), *heads, rows=rows)
     if privacy := facts.get("privacy"):
         console.print(text("cell.train.privacy", epsilon=f"{privacy['epsilon']:.3g}", delta=f"{privacy['delta']:.1e}"))
 

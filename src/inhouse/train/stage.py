@@ -61,7 +61,7 @@ def run(params: TrainParams, context: Context) -> Made:
         trained, spent = _privately(ready, settled, job)
     else:
         trained = train(loaded.model, settled.training, replace(job, sizes=settled.params))
-    memory = None if ranks else settled.facts()
+    memory = {"ranks": trained.ranks} if ranks else settled.facts()
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
@@ -90,7 +90,6 @@ def run(params: TrainParams, context: Context) -> Made:
             "precision": str(loaded.compute).removeprefix("torch."),
             "ran_on": ran_on(),
             "memory": memory,
-            "ranks": trained.ranks,
             "privacy": spent.facts() if spent else None,
         }
     )
