@@ -12,7 +12,6 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.release.request_records import read_records
 
-
 SHOWN = 8  # characters of an id that lists show
 
 
