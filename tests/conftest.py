@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _english() -> None:
     """Every test begins in English, whatever the machine's locale and the test before."""
     use_language("en")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _heap_is_not_searched() -> None:
+    """What was loaded before a file of tests is no garbage: looking through all of it takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
