@@ -26,9 +26,11 @@ CORPUS = [
 
 # Longest first. What a worker begins last, it does alone while the other has nothing left.
 LONG = (
-    "test_faults.py", "test_commands.py", "test_versions.py", "test_build.py", "test_train_resume.py",
-    "test_train_plan.py", "test_runner.py", "test_pages.py", "test_compress_gguf.py", "test_train_distributed.py",
-    "test_training_project.py", "test_train_launch.py", "test_train_stage.py",
+    "test_readme.py", "test_faults.py", "test_commands.py", "test_build.py", "test_train_plan.py",
+    "test_compress_gguf.py", "test_compare.py", "test_training_project.py", "test_pages.py", "test_train_resume.py",
+    "test_train_distributed.py", "test_transformers.py", "test_serve_faults.py", "test_dataset_views.py",
+    "test_serve_survival.py", "test_evaluate_long_context.py", "test_train_methods.py", "test_train_objectives.py",
+    "test_near_dedup.py", "test_databases.py", "test_engines_adapter_gguf.py", "test_serve_attacks.py",
 )  # fmt: skip
 
 
