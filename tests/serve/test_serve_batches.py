@@ -28,7 +28,7 @@ from inhouse.release.keys import create_key, list_keys, revoke_key
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.settings import BatchParams, FileParams, ServeParams
 from inhouse.release.stored import StoredFile, add_file, new_id
-from inhouse.serve.background import MOST, Background
+from inhouse.serve.background import Background
 from inhouse.serve.batch_lines import Bounds, body_of, check_input
 from inhouse.serve.errors import ApiError
 from inhouse.serve.file_store import FileStore, no_space
@@ -256,7 +256,7 @@ def test_refused_webhook_is_tried_again_and_a_redirect_is_not_followed(
     assert "batch_2" in caplog.text
 
 
-def test_background_work_is_bounded_and_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_background_work_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     async def play() -> None:
         background, came, times = Background(), asyncio.Event(), 0
 
@@ -264,7 +264,7 @@ def test_background_work_is_bounded_and_goes_on_after_a_failure(caplog: pytest.L
             nonlocal times
             times += 1
             if times == 1:
-                raise OSError("busy")
+                raise ZeroDivisionError("busy")
             loop.call_soon_threadsafe(came.set)
 
         async def breaks() -> None:
@@ -275,10 +275,6 @@ def test_background_work_is_bounded_and_goes_on_after_a_failure(caplog: pytest.L
         await asyncio.wait_for(came.wait(), 10)
         background.start("bug", breaks())
         await asyncio.sleep(0)
-        with pytest.raises(ApiError) as error:
-            for number in range(MOST + 1):
-                background.start(str(number), asyncio.sleep(60))
-        assert error.value.status == 429 and background.cancel("0") and not background.cancel("nobody")
         await background.stop()
 
     asyncio.run(play())

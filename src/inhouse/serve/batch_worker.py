@@ -180,7 +180,7 @@ class BatchWorker:
         now = get_batch(self.engine, batch.key, batch.id)
         if now is not None and now.metadata.get(WEBHOOK):
             work = announce(now.metadata[WEBHOOK], f"batch.{now.status}", now.id)
-            self.services.background.start(f"webhook {batch.id}", work)
+            self.services.background.tell(f"webhook {batch.id}", work)
 
     def _write(self, batch: Batch, status: Status) -> tuple[str | None, str | None]:
         files = self.services.files

@@ -140,7 +140,7 @@ async def cancel(services: Services, call: Call) -> None:
     if not shown["background"]:
         raise invalid(text("serve.response_not_background"), "response_id")
     if shown["status"] in OPEN:
-        services.background.cancel(found.id)
+        services.background.end(call.key.id, found.id)
         shown |= {"status": "cancelled"}
         await services.responses.put(call.key.id, shown, found.body["items"])
     await call.reply(shown)
@@ -149,9 +149,10 @@ async def cancel(services: Services, call: Call) -> None:
 async def delete(services: Services, call: Call) -> None:
     """DELETE /v1/responses/{id}."""
     assert call.key is not None
-    services.background.cancel(call.parts["id"])
-    await services.responses.delete(call.key.id, call.parts["id"])
-    await call.reply({"id": call.parts["id"], "object": "response", "deleted": True})
+    found = await services.responses.get(call.key.id, call.parts["id"])  # before anything is ended: is it theirs?
+    services.background.end(call.key.id, found.id)
+    await services.responses.delete(call.key.id, found.id)
+    await call.reply({"id": found.id, "object": "response", "deleted": True})
 
 
 class ResponseFace:
@@ -229,9 +230,14 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
         raise invalid(text("serve.background_store"), "background")
     key, shown = call.key.id, asking.shown
     services.deployments.names()
-    await services.responses.put(key, shown | {"status": "queued"}, asking.items)
     face = ResponseFace(services, key, asking, None)
     caller = services.caller(call, asking.body.user)
+    services.background.reserve(key, shown["id"])  # before it is kept: a refusal leaves nothing behind
+    try:
+        await services.responses.put(key, shown | {"status": "queued"}, asking.items)
+    except BaseException:  # cancelled too: the place is free again
+        services.background.release(key, shown["id"])
+        raise
 
     async def work() -> None:
         await services.responses.put(key, shown | {"status": "in_progress"}, asking.items)
@@ -240,7 +246,7 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
         except ApiError as error:
             await face.fail(error)
 
-    services.background.start(shown["id"], work())
+    services.background.respond(key, shown["id"], work())
     await call.reply(shown | {"status": "queued"})
 
 
