@@ -28,13 +28,14 @@ def test_split_gives_each_release_its_part_and_rollback_returns_to_the_parts_bef
     assert [e.action for e in four.audit(3, "desk")] == ["rollback", "rollback", "split"]
 
 
-def test_arm_keeps_the_moment_since_when_it_has_its_role(four: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    began = four.deployment("desk").arms[0].since
-    monkeypatch.setattr("inhouse.release.arms.now", lambda: "2030-01-01T00:00:00+00:00")
+def test_arms_are_counted_from_one_moment_on(four: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = "2030-01-01T00:00:00+00:00"
+    monkeypatch.setattr("inhouse.release.arms.now", lambda: moment)
     found = four.split("desk", {"routing:v1": 400, "routing:v2": 600})
-    assert {arm.release.label: arm.since for arm in found.arms} == {
-        "routing:v1": began, "routing:v2": "2030-01-01T00:00:00+00:00",
-    }  # fmt: skip
+    assert {arm.since for arm in found.arms} == {moment}
+    monkeypatch.setattr("inhouse.release.arms.now", lambda: "2031-01-01T00:00:00+00:00")
+    same = four.split("desk", {"routing:v1": 400, "routing:v2": 600})  # no change is no new beginning
+    assert {arm.since for arm in same.arms} == {moment}
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_quantiles_are_near_those_of_the_latencies_themselves() -> None:
     assert counted(3, seconds=10_000.0).quantile(0.5) == pytest.approx(486, rel=0.01)  # the last bound
 
 
-def test_results_of_several_gateways_add_up_and_a_new_arm_begins_with_none(
+def test_results_of_several_gateways_add_up_and_begin_anew_with_each_change(
     four: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = four.split("desk", {"routing:v1": 500, "routing:v2": 500}).arms
@@ -96,9 +96,8 @@ def test_results_of_several_gateways_add_up_and_a_new_arm_begins_with_none(
     four.promote("desk", "routing:v1")
     monkeypatch.setattr("inhouse.release.arms.now", lambda: "2030-01-01T00:00:00+00:00")
     again = four.split("desk", {"routing:v1": 500, "routing:v2": 500}).arms
-    found, same = read_results(four.engine, "desk", again)  # of the second release, which has come anew, and the first
     assert [arm.release.label for arm in again] == ["routing:v2", "routing:v1"]
-    assert found == Counters() and same.requests == 6
+    assert read_results(four.engine, "desk", again) == [Counters(), Counters()]  # of one period: both begin anew
 
 
 def test_feedback_counts_once_for_each_request_of_a_key_and_only_since_the_arm_is_there(

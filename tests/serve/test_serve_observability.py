@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -123,9 +124,59 @@ def test_stages_of_a_recent_request_are_told_to_its_key_only() -> None:
     found = watchers.recent("r1", "1")
     assert found is not None and found.stages()["prefill_s"] == 1.0
     assert watchers.recent("r1", "2") is None and watchers.recent("r1", None) is found
+    watchers.finished(answered("r1", "2"))  # another key's request with the same id
     for number in range(RECENT):
-        watchers.finished(answered(f"x{number}"))
-    assert watchers.recent("r1", "1") is None
+        watchers.finished(answered(f"x{number}", "2"))
+    assert watchers.recent("r1", "1") is found and watchers.recent("r1", "2") is None
+
+
+def test_request_whose_client_left_counts_what_it_was_sent() -> None:
+    seen = Measured(key="ann", model="desk:v1", engine="llamacpp", status=499)
+    seen.turn()
+    seen.prompt_guess = 30
+    for _ in range(5):
+        seen.add([Delta("word")])
+    watchers = Watchers(no_gauges(), None, None)
+    watchers.finished(seen)
+    assert (seen.usage.prompt, seen.usage.answer) == (30, 5)
+    assert "inhouse_generation_tokens_total" in watchers.metrics.text().decode()
+
+
+def test_metrics_tell_a_key_nothing_of_others() -> None:
+    metrics = no_gauges()
+    for name in ("ann", "bob"):
+        seen = answered()
+        seen.key = name
+        metrics.observe(seen)
+    assert b'key="bob"' in metrics.text("bob")
+    assert b'key="ann"' not in metrics.text("bob") and b'key="ann"' in metrics.text()
+
+
+def test_counts_of_arms_are_kept_while_the_registry_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inhouse.core.errors import UserError
+    from inhouse.release.arms import Arm, Release
+    from inhouse.release.results import Counters
+    from inhouse.serve import trials
+
+    saved: list[int] = []
+    busy = [True]
+
+    def add(engine: object, deployment: str, found: object) -> None:
+        if busy[0]:
+            raise UserError("release.busy", path="x", seconds=5)
+        saved.extend(counters.requests for _, counters in found)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(trials, "add_results", add)
+    kept = trials.Trials(SimpleNamespace(engine=None))  # type: ignore[arg-type]
+    arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
+    kept.count("desk", arm, answered())
+    with pytest.raises(UserError):
+        kept.save()
+    kept.count("desk", arm, answered())
+    busy[0] = False
+    kept.save()
+    kept.save()
+    assert saved == [2] and Counters().requests == 0
 
 
 def test_log_holds_a_line_a_request_and_nothing_that_was_said(tmp_path: Path) -> None:
@@ -207,7 +258,7 @@ def test_requests_of_the_log_are_found_by_what_went_wrong(tmp_path: Path) -> Non
         return [line.request_id for line in found.requests]
 
     assert ids() == ["failed-request", "slow", "first"] and ids(last=1) == ["failed-request"]
-    assert ids(failed=True) == ["failed-request"] and ids(deployment="other") == [] and len(ids(key="ann")) == 3
+    assert ids(failed=True) == ["failed-request"] and ids(deployment="other") == [] and len(ids(by="ann")) == 3
     assert ids(slower_s=1e6) == []
     assert show_request(OneRequest(workspace=tmp_path, id="failed-request")).error == "overloaded"
     with pytest.raises(UserError) as unknown:

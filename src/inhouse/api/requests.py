@@ -22,7 +22,7 @@ class RequestsRequest(Request):
     failed: bool = Field(False, description="only those that failed")
     slower_s: float | None = Field(None, ge=0, description="only those that took longer than so many seconds")
     deployment: str | None = Field(None, description="only those of this deployment")
-    key: str | None = Field(None, description="only those of the key with this name")
+    by: str | None = Field(None, description="only those of the key with this name")
 
 
 class OneRequest(Request):
@@ -82,5 +82,5 @@ def _wanted(record: dict[str, Any], asked: RequestsRequest) -> bool:
         (not asked.failed or record.get("status", 200) >= 400)
         and (asked.slower_s is None or record.get("total_s", 0.0) > asked.slower_s)
         and asked.deployment in (None, record.get("deployment"))
-        and asked.key in (None, record.get("key"))
+        and asked.by in (None, record.get("key"))
     )

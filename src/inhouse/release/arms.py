@@ -223,16 +223,14 @@ def write_layout(connection: Connection, name: str, new: Layout) -> None:
 
 
 def _write_arms(connection: Connection, name: str, new: Layout, moment: str) -> None:
-    """Replace the arms; those that keep their role keep the moment since when they have it."""
-    from sqlalchemy import delete, insert, select
+    """Replace the arms; all begin anew: what is compared has to be of one period, with one way to share requests."""
+    from sqlalchemy import delete, insert
 
     from inhouse.release.tables import arms
 
-    mine = arms.c.deployment == name
-    since = {(row.release, row.role): row.since for row in connection.execute(select(arms).where(mine))}
-    connection.execute(delete(arms).where(mine))
+    connection.execute(delete(arms).where(arms.c.deployment == name))
     rows = [
-        {"deployment": name, "release": r, "weight": w, "role": role, "since": since.get((r, role), moment)}
+        {"deployment": name, "release": r, "weight": w, "role": role, "since": moment}
         for (r, role), w in new.rows().items()
     ]
     connection.execute(insert(arms), rows)

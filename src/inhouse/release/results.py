@@ -48,6 +48,16 @@ class Counters:
         self.latency_s += seconds
         self.histogram[bisect_left(BOUNDS, seconds)] += 1
 
+    def add(self, other: Counters) -> None:
+        """Count what another counted too."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.alarms += other.alarms
+        self.latency_s += other.latency_s
+        self.histogram = [ours + theirs for ours, theirs in zip(self.histogram, other.histogram, strict=True)]
+        self.prompt_tokens += other.prompt_tokens
+        self.answer_tokens += other.answer_tokens
+
     def quantile(self, share: float) -> float | None:
         """Latency that this share of the requests stayed below, in seconds; None without requests."""
         return quantile(self.histogram, share)

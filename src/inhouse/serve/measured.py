@@ -38,6 +38,8 @@ class Measured:
     ended: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds between pieces
     usages: list[Usage] = field(default_factory=list)
+    prompt_guess: int = 0  # tokens, where the engine never told because the client left
+    written: int = 0  # tokens that have come so far
     arm: Arm | None = None
     elsewhere: bool = False  # answered by the overflow, not by a release
     ask: Ask | None = None  # only where the log holds content
@@ -56,6 +58,7 @@ class Measured:
             self.gaps.append(now - self.last)
         self.last = now
         for delta in deltas:
+            self.written += delta.tokens
             if delta.finish is not None:
                 self.finish = delta.finish
             if delta.usage is not None:
@@ -63,12 +66,12 @@ class Measured:
 
     def from_memory(self) -> None:
         """The answer was there already, or another request's: no engine has worked for it."""
-        self.engine, self.usages = "cache", []
+        self.engine, self.usages, self.written, self.prompt_guess = "cache", [], 0, 0
 
     def reset(self) -> None:
         """Begin again with another engine."""
         self.finish = self.first = self.last = None
-        self.usages, self.gaps = [], []
+        self.usages, self.gaps, self.written = [], [], 0
 
     def fail(self, error: ApiError | asyncio.CancelledError) -> None:
         """It was refused, failed, or its client has gone."""
@@ -86,7 +89,7 @@ class Measured:
     def usage(self) -> Usage:
         """Of all choices: they share the prompt."""
         if not self.usages:
-            return NOTHING
+            return Usage(self.prompt_guess, self.written) if self.admitted is not None else NOTHING
         first = self.usages[0]
         if len(self.usages) == 1:
             return first

@@ -40,11 +40,13 @@ class Counts:
         """Count."""
         self.values[labels] = self.values.get(labels, 0) + amount
 
-    def family(self, prefix: str) -> Metric:
-        """As Prometheus gets it."""
+    def family(self, prefix: str, key: str | None = None) -> Metric:
+        """As Prometheus gets it; with `key`, without what other keys did."""
         family = CounterMetricFamily(prefix + self.name, self.says, labels=self.labels)
+        at = self.labels.index("key") if "key" in self.labels else None
         for labels, value in list(self.values.items()):
-            family.add_metric(labels, value)
+            if at is None or key in (None, labels[at]):
+                family.add_metric(labels, value)
         return family
 
 
@@ -84,7 +86,7 @@ class Gauges:
     read: Callable[[], Iterable[tuple[str, str, dict[Labels, float]]]]
 
 
-class Metrics(Collector):
+class Metrics:
     """The numbers of one gateway."""
 
     def __init__(self, gauges: Gauges, vllm_names: bool = False, price_per_hour: float | None = None) -> None:
@@ -115,8 +117,6 @@ class Metrics(Collector):
         self.answers = Spread("request_generation_tokens", "Generated tokens of a request.", TOKENS)
         self.choices = Spread("request_params_n", "Answers asked for.", CHOICES)
         self.most = Spread("request_params_max_tokens", "Longest answer asked for.", TOKENS)
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def enter(self) -> None:
         """A request is being worked on: the machine is busy."""
@@ -176,16 +176,18 @@ class Metrics(Collector):
             return None
         return self._price * self.busy_s() / 3600 / self.answered * 1000
 
-    def text(self) -> bytes:
-        """The numbers in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def text(self, key: str | None = None) -> bytes:
+        """The numbers in Prometheus' text format; with `key`, without what other keys did."""
+        registry = CollectorRegistry()
+        registry.register(View(self, key))
+        return generate_latest(registry)
 
-    def collect(self) -> Iterator[Metric]:
-        """Everything, for prometheus_client."""
+    def families(self, key: str | None) -> Iterator[Metric]:
+        """Everything, as prometheus_client writes it."""
         recorded = [each for each in vars(self).values() if isinstance(each, Counts | Spread)]
         for prefix in self._prefixes:
             for each in recorded:
-                yield each.family(prefix)
+                yield each.family(prefix, key) if isinstance(each, Counts) else each.family(prefix)
             for name, says, values in (*self._gauges.read(), *self._own()):
                 family = GaugeMetricFamily(prefix + name, says, labels=WHO if any(values) else ())
                 for labels, value in values.items():
@@ -196,3 +198,15 @@ class Metrics(Collector):
         yield "busy_seconds", "Seconds in which at least one request was worked on.", {(): self.busy_s()}
         if (cost := self.cost_per_1k()) is not None:
             yield "cost_per_1k_requests", "Price of 1,000 answers at serve.price_per_hour.", {(): cost}
+
+
+class View(Collector):
+    """The numbers as one key may see them."""
+
+    def __init__(self, metrics: Metrics, key: str | None) -> None:
+        self._metrics = metrics
+        self._key = key
+
+    def collect(self) -> Iterator[Metric]:
+        """For prometheus_client."""
+        return self._metrics.families(self._key)

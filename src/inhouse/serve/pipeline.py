@@ -18,7 +18,7 @@ from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
 from inhouse.serve.measured import Measured
 from inhouse.serve.overflow import Overflows
-from inhouse.serve.pool import Pool
+from inhouse.serve.pool import Pool, prompt_tokens
 from inhouse.serve.quick import QuickAnswers
 from inhouse.serve.quotas import Quotas
 from inhouse.serve.replies import Reply
@@ -346,6 +346,7 @@ class Pipeline:
                     async with target.admission.turn(caller.tenant, caller.background):
                         admitted = True
                         seen.turn()
+                        seen.prompt_guess = round(prompt_tokens(ask))
                         await self._relay(target.pool, ask, reply, seen)
                 if flight is not None:
                     flight.end(seen.usage)

@@ -25,6 +25,7 @@ WAITING = 50_000  # lines
 CLOSE_S = 30.0  # the first text that is masked loads what finds personal data
 # Lines are gathered: a thread that woke for every request would take the interpreter from the requests.
 GATHER_S = 0.25
+TELL_S = 60.0  # how often it is said that nothing can be written
 LOOK_S = 60.0  # how often old files are looked for
 log = logging.getLogger("inhouse.serve")
 Record = dict[str, Any]
@@ -60,7 +61,7 @@ class RequestLog:
         self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
-        looked = 0.0
+        looked = told = float("-inf")
         while True:
             last = self._closing.wait(GATHER_S)
             together = [self._lines.popleft() for _ in range(len(self._lines))]
@@ -72,7 +73,9 @@ class RequestLog:
                     remove_old(self.folder, self.params)
             except OSError as error:
                 self.dropped += len(together)
-                log.error("the request log cannot be written below %s: %s", self.folder, error)
+                if time.monotonic() - told > TELL_S:
+                    told = time.monotonic()
+                    log.error("the request log cannot be written below %s: %s", self.folder, error)
             if last:
                 return
 

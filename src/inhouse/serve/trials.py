@@ -14,6 +14,7 @@ from inhouse.release.results import Counters, add_results
 from inhouse.serve.measured import Measured
 
 OURS = 500  # from this status on, a failure is ours and not the client's
+Unsaved = dict[str, dict[tuple[int, str, str], tuple[Arm, Counters]]]  # by deployment, then by arm
 log = logging.getLogger("inhouse.serve")
 
 
@@ -33,7 +34,7 @@ class Trials:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._lock = threading.Lock()
-        self._unsaved: dict[str, dict[tuple[int, str], tuple[Arm, Counters]]] = {}
+        self._unsaved: Unsaved = {}
         self._windows: dict[str, Window] = {}
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
@@ -43,7 +44,7 @@ class Trials:
         failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
         with self._lock:
             arms = self._unsaved.setdefault(deployment, {})
-            _, counters = arms.setdefault((arm.release.id, arm.role), (arm, Counters()))
+            _, counters = arms.setdefault((arm.release.id, arm.role, arm.since), (arm, Counters()))
             counters.count(seconds, failed)
             counters.prompt_tokens += usage.prompt
             counters.answer_tokens += usage.answer
@@ -77,5 +78,20 @@ class Trials:
         """Add to the registry what was counted since the last time."""
         with self._lock:
             unsaved, self._unsaved = self._unsaved, {}
-        for deployment, arms in unsaved.items():
-            add_results(self._registry.engine, deployment, arms.values())
+        try:
+            for deployment in list(unsaved):
+                add_results(self._registry.engine, deployment, unsaved[deployment].values())
+                del unsaved[deployment]
+        finally:
+            self._give_back(unsaved)
+
+    def _give_back(self, unsaved: Unsaved) -> None:
+        """Keep for the next time what could not be saved."""
+        with self._lock:
+            for deployment, arms in unsaved.items():
+                mine = self._unsaved.setdefault(deployment, {})
+                for name, (arm, counters) in arms.items():
+                    if name in mine:
+                        mine[name][1].add(counters)
+                    else:
+                        mine[name] = (arm, counters)

@@ -12,7 +12,8 @@ from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Labels, Metrics
 from inhouse.serve.request_log import RequestLog
 
-RECENT = 4096  # requests whose stages can be asked for by id
+RECENT = 4096  # requests of a key whose stages can be asked for by id
+TENANTS = 256  # keys of which they are kept; those that asked longest ago are forgotten
 CONTENT_CHARS = 20_000
 Trace = Callable[[Measured], None]
 Reading = tuple[str, str, dict[Labels, float]]
@@ -25,15 +26,13 @@ class Watchers:
         self.metrics = metrics
         self.log = log
         self.trace = trace
-        self._recent: OrderedDict[str, Measured] = OrderedDict()
+        self._recent: OrderedDict[str, OrderedDict[str, Measured]] = OrderedDict()  # tenant -> id -> request
 
     def finished(self, seen: Measured) -> None:
         """One request is over."""
         seen.end()
         self.metrics.observe(seen)
-        self._recent[seen.request_id] = seen
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        self._remember(seen)
         if self.trace is not None:
             self.trace(seen)
         if self.log is not None and self.log.wants(seen.status != 200):
@@ -43,6 +42,18 @@ class Watchers:
             self.log.add(record)
         seen.ask = None  # recent requests are kept without what was said
 
+    def _remember(self, seen: Measured) -> None:
+        mine = self._recent.get(seen.tenant)
+        if mine is None:
+            mine = self._recent[seen.tenant] = OrderedDict()
+            if len(self._recent) > TENANTS:
+                self._recent.popitem(last=False)
+        else:
+            self._recent.move_to_end(seen.tenant)
+        mine[seen.request_id] = seen
+        if len(mine) > RECENT:
+            mine.popitem(last=False)
+
     @property
     def keeps_content(self) -> bool:
         """Whether answers are put together for the log."""
@@ -50,8 +61,9 @@ class Watchers:
 
     def recent(self, request_id: str, tenant: str | None) -> Measured | None:
         """A recent request of this tenant; None asks for everybody's."""
-        found = self._recent.get(request_id)
-        return found if found is not None and tenant in (None, found.tenant) else None
+        tenants = self._recent if tenant is None else (tenant,)
+        found = (self._recent[name].get(request_id) for name in tenants if name in self._recent)
+        return next((seen for seen in found if seen is not None), None)
 
 
 def gauges(deployments: Deployments) -> list[Reading]:

@@ -39,7 +39,7 @@ from inhouse.serve.routes import Services
 from inhouse.serve.routes.embeddings import EmbeddingBody, shorten
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LOOK_S = 0.25  # how soon health tells that engines have come or gone, and that the server stops
 MOST_CALLS = 4096  # at the same time; the queue of a release is far shorter
 log = logging.getLogger("inhouse.serve")
