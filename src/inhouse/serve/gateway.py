@@ -26,7 +26,7 @@ ANTHROPIC = "/v1/messages"
 if TYPE_CHECKING:
     from inhouse.serve.grpc.server import Twin
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("inhouse.serve")
 
 
