@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import resource
 import time
 from typing import Any
 
@@ -9,7 +11,23 @@ import pytest
 
 from inhouse.core.serving import Sampling
 from inhouse.serve.errors import ApiError
-from inhouse.serve.requests import Asked, Limits, prepare, read_chat, read_completion
+from inhouse.serve.ollama_requests import OllamaChat, OllamaEmbed, OllamaGenerate
+from inhouse.serve.requests import (
+    Asked,
+    Body,
+    ChatBody,
+    CompletionBody,
+    Limits,
+    prepare,
+    read_body,
+    read_chat,
+    read_completion,
+)
+from inhouse.serve.routes.embeddings import EmbeddingBody
+from inhouse.serve.routes.messages import MessageBody
+from inhouse.serve.routes.rerank import RerankBody, ScoreBody
+from inhouse.serve.routes.responses import ResponseBody
+from inhouse.serve.routes.tokens import DetokenizeBody, TokenizeBody
 
 LIMITS = Limits(context_length=512, parallel=2, max_tokens=64, temperature=0.0)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -183,7 +201,8 @@ def test_completion_takes_one_prompt() -> None:
     assert complete(prompt=["Hello"]).ask.prompt == "Hello"
     assert complete(prompt=[1, 2]).ask.prompt == complete(prompt=[[1, 2]]).ask.prompt == [1, 2]
     assert complete(logprobs=2).ask.sampling.logprobs == 2
-    for fields in ({"prompt": ["a", "b"]}, {"prompt": []}, {"logprobs": 21}, {"echo": True}, {"suffix": "x"}):
+    wrong: tuple[dict[str, Any], ...] = ({"prompt": ["a", "b"]}, {"prompt": []}, {"logprobs": 21})
+    for fields in (*wrong, {"echo": True}, {"suffix": "x"}):
         with pytest.raises(ApiError):
             complete(**fields)
 
@@ -193,3 +212,54 @@ def test_overload_tells_when_to_try_again() -> None:
 
     assert overloaded().headers == [(b"retry-after", b"1")] and overloaded(503).status == 503
     assert ApiError(400, None, "x").headers == []
+
+
+SOON_S = 0.05  # asserted ten times as loosely, for machines that do other things meanwhile
+LISTS: dict[str, tuple[str, type[Body]]] = {
+    "completions": ("prompt", CompletionBody),
+    "chat": ("messages", ChatBody),
+    "stop": ("stop", ChatBody),
+    "embeddings": ("input", EmbeddingBody),
+    "rerank": ("documents", RerankBody),
+    "score": ("text_1", ScoreBody),
+    "tokenize": ("messages", TokenizeBody),
+    "detokenize": ("tokens", DetokenizeBody),
+    "ollama chat": ("messages", OllamaChat),
+    "ollama generate": ("context", OllamaGenerate),
+    "ollama embed": ("input", OllamaEmbed),
+    "responses": ("input", ResponseBody),
+    "include": ("include", ResponseBody),
+    "messages": ("messages", MessageBody),
+    "stop_sequences": ("stop_sequences", MessageBody),
+}
+ENTRIES = ("{}", "[]", "[1]", '""', "1", "null", '{"a":[]}', '{"text":1}', "[[[]]]")
+
+
+@pytest.mark.parametrize("face", LISTS)
+def test_list_of_four_megabytes_keeps_nobody_waiting(face: str) -> None:
+    """For every body with a list: a million wrong entries, and as many as are let through with the last one wrong."""
+    field, model = LISTS[face]
+    for entry in ENTRIES:
+        for count in (4 * 2**20 // (len(entry) + 1) - 20, 30_000 // len(re.findall(r"[\[{\"]", entry) or "1")):
+            body = f'{{"model":"desk","{field}":[{",".join([entry] * count)},-0.5]}}'.encode()
+            before, began = memory(), time.thread_time()
+            with pytest.raises(ApiError) as refused:
+                read_body(model, body)
+            spent = time.thread_time() - began
+            assert refused.value.status == 400
+            assert spent < 10 * SOON_S and memory() - before < 200 * 2**20, (entry, count)
+
+
+def memory() -> int:
+    """The most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_marks_inside_of_texts_are_no_entries() -> None:
+    told = '[{"a": "\\", },,' * 100_000
+    body = json.dumps({"model": "desk", "messages": [{"role": "user", "content": told}]}).encode()
+    assert read_chat(body).messages[0].content == told
+
+
+def test_as_many_token_ids_as_are_allowed_are_read() -> None:
+    assert len(read_completion(json.dumps({"model": "desk", "prompt": [7] * 2**20}).encode()).prompt) == 2**20

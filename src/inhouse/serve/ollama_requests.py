@@ -12,11 +12,13 @@ from pydantic import Field, StringConstraints
 from inhouse.core.messages import text
 from inhouse.serve.errors import ApiError, invalid, unsupported
 from inhouse.serve.requests import (
+    Anything,
     Asked,
     Body,
     ChatBody,
     CompletionBody,
     Limits,
+    Numbers,
     Text,
     prepare,
     read_chat,
@@ -47,8 +49,8 @@ class OllamaMessage(Body):
 
     role: str
     content: Text | None = None
-    images: list[Any] | None = None
-    tool_calls: Annotated[list[OllamaCall], Field(max_length=128)] | None = None
+    images: Anything | None = None
+    tool_calls: Annotated[list[OllamaCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
@@ -68,8 +70,8 @@ class OllamaAsk(Body):
 class OllamaChat(OllamaAsk):
     """POST /api/chat."""
 
-    messages: Annotated[list[OllamaMessage], Field(max_length=2000)] | None = None
-    tools: Annotated[list[Any], Field(max_length=128)] | None = None
+    messages: Annotated[list[OllamaMessage], Field(max_length=2000, fail_fast=True)] | None = None
+    tools: Annotated[list[Any], Field(max_length=128, fail_fast=True)] | None = None
 
 
 class OllamaGenerate(OllamaAsk):
@@ -79,8 +81,8 @@ class OllamaGenerate(OllamaAsk):
     system: Text | None = None
     suffix: Text | None = None
     template: Text | None = None
-    context: list[int] | None = None
-    images: list[Any] | None = None
+    context: Numbers | None = None
+    images: Anything | None = None
     raw: bool | None = None
 
 
@@ -88,7 +90,7 @@ class OllamaEmbed(Body):
     """POST /api/embed."""
 
     model: Name
-    input: Text | Annotated[list[Text], Field(max_length=2048)]
+    input: Text | Annotated[list[Text], Field(max_length=2048, fail_fast=True)]
     truncate: bool | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)
     options: dict[str, Any] | None = None
@@ -247,6 +249,6 @@ def _answered(message: OllamaMessage, waiting: list[tuple[str, str]], where: str
     raise invalid(text("serve_faces.tool_result"), where)
 
 
-def _no_images(images: list[Any] | None, where: str) -> None:
+def _no_images(images: Anything | None, where: str) -> None:
     if images:
         raise ApiError(400, "unsupported_content", text("serve.no_media", kind="image"), where)

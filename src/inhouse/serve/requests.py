@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Constraint
 from inhouse.core.serving import Sampling as Chosen
-from inhouse.serve.body_counts import check_counts
+from inhouse.serve.body_counts import NUMBERS, TEXTS_OR_LISTS, check_counts
 from inhouse.serve.constraints import check_constraint, find_constraint
 from inhouse.serve.errors import invalid, too_long, unsupported
 from inhouse.serve.media import join_parts
@@ -20,6 +20,9 @@ Text = Annotated[str, StringConstraints(max_length=4 * 2**20)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Anything = Annotated[list[Any], Field(fail_fast=True)]
+# Lists end at their first fault: an error for each of a million entries takes gigabytes.
+Numbers = Annotated[list[int], Field(max_length=NUMBERS, fail_fast=True)]
 BYTES_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 # Fields that OpenAI documents and that would change the answer. Left out silently they would make it wrong.
 UNSUPPORTED = {
@@ -48,9 +51,9 @@ class ChatMessage(Body):
     """One turn of a conversation. What it may hold is checked by `tools.check_turns` and `media.join_parts`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Any] | None = None
+    content: Text | Anything | None = None
     name: Annotated[str, StringConstraints(max_length=256)] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Anything | None = None
     tool_call_id: str | None = None
     function_call: Any = None
 
@@ -65,7 +68,7 @@ class Sampling(Body):
     top_k: int | None = Field(None, ge=0, le=1000)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     n: int | None = Field(None, ge=1, le=8)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -85,7 +88,7 @@ class Sampling(Body):
 class ChatBody(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=2000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=2000, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -99,7 +102,12 @@ class ChatBody(Sampling):
 class CompletionBody(Sampling):
     """POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1)]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=TEXTS_OR_LISTS, fail_fast=True)]
+        | Annotated[list[int], Field(min_length=1, max_length=NUMBERS, fail_fast=True)]
+        | Annotated[list[Numbers], Field(min_length=1, max_length=TEXTS_OR_LISTS, fail_fast=True)]
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
 
 

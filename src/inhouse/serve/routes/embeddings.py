@@ -20,7 +20,8 @@ from inhouse.serve.routes import Route, Services
 MOST_INPUTS = 2048  # as OpenAI
 MOST_TOKEN_ID = 2**31 - 1
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST_TOKEN_ID)]], Field(min_length=1, max_length=2**20)]
+TokenId = Annotated[int, Field(ge=0, le=MOST_TOKEN_ID)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=2**20, fail_fast=True)]
 
 
 class EmbeddingBody(Body):
@@ -29,9 +30,9 @@ class EmbeddingBody(Body):
     model: Name
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
         | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)

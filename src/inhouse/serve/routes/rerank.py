@@ -18,7 +18,7 @@ from inhouse.serve.routes import Route, Services
 MOST_DOCUMENTS = 1024
 METHOD = "embedding_cosine"  # told in every answer: scores of other methods are on another scale
 Filled = Annotated[str, StringConstraints(min_length=1, max_length=4 * 2**20)]
-Texts = Annotated[list[Filled], Field(min_length=1, max_length=MOST_DOCUMENTS)]
+Texts = Annotated[list[Filled], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
 
 
 class Document(Body):
@@ -32,7 +32,7 @@ class RerankBody(Body):
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     query: Filled
-    documents: Annotated[list[Filled | Document], Field(min_length=1, max_length=MOST_DOCUMENTS)]
+    documents: Annotated[list[Filled | Document], Field(min_length=1, max_length=MOST_DOCUMENTS, fail_fast=True)]
     top_n: int | None = Field(None, ge=1)
     return_documents: bool | None = None
 

@@ -12,7 +12,7 @@ from inhouse.core.serving import EngineRefused, ServingEngine
 from inhouse.serve.direct import Borrowed, borrowed
 from inhouse.serve.errors import invalid
 from inhouse.serve.http import Call
-from inhouse.serve.requests import BYTES_PER_TOKEN, Body, Text, prepare, read_body, read_chat
+from inhouse.serve.requests import BYTES_PER_TOKEN, Anything, Body, Text, prepare, read_body, read_chat
 from inhouse.serve.routes import Route, Services
 from inhouse.serve.routes.embeddings import TokenIds
 
@@ -25,8 +25,8 @@ class TokenizeBody(Body):
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Any], Field(min_length=1, max_length=2000)] | None = None
-    tools: list[Any] | None = None
+    messages: Annotated[list[Any], Field(min_length=1, max_length=2000, fail_fast=True)] | None = None
+    tools: Anything | None = None
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
 
