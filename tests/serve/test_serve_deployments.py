@@ -15,7 +15,7 @@ import pytest
 
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Role
-from inhouse.release.keys import create_key, hash_token
+from inhouse.release.keys import Key, Limits, create_key, hash_token
 from inhouse.release.registry import Deployment, Registry, Release, open_registry
 from inhouse.release.rules import Rules
 from inhouse.release.settings import ServeParams
@@ -157,6 +157,8 @@ def test_split_answers_by_weight_and_its_releases_can_be_asked_by_name(fake: Fak
     assert 220 < second < 380  # 5 standard deviations of a binomial around 300
     assert served.enter("r:v2", nobody).target.release is V2
     assert served.names() == ["desk", "desk:legal", "r:v1", "r:v2"]
+    keys = [Key("ann", "", "", None, None, 1, Limits(models=(name,))) for name in ("desk", "faq")]
+    assert [served.names(key) for key in keys] == [served.names(), []]
 
 
 def test_person_stays_with_an_arm_and_a_growing_canary_takes_nobody_back() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
 from inhouse.release.arms import Deployment, Release
+from inhouse.release.keys import Key
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError
@@ -77,10 +78,15 @@ class Deployments:
         """Whether every deployment can answer."""
         return all(serving.main.pool.ready for serving in self.serving.values())
 
-    def names(self) -> list[str]:
-        """Model names that clients may ask for: deployments, the releases of their arms, and adapters."""
+    def names(self, key: Key | None = None) -> list[str]:
+        """Model names that clients may ask for: deployments, the releases of their arms, and adapters.
+
+        With a key, those that it may use.
+        """
         found: dict[str, None] = {}
         for name, serving in self.serving.items():
+            if key is not None and not key.may_use(name):
+                continue
             found[name] = None
             found |= {f"{name}{ADAPTER_MARK}{adapter}": None for adapter in serving.main.adapters}
             found |= {arm.release.label: None for arm in serving.deployment.arms if arm.role != "shadow"}

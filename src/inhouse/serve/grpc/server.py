@@ -201,7 +201,7 @@ class Calls:
 
     async def _list_models(self, request: Any, context: Any, caller: Caller) -> Any:
         made = message("ModelList")()
-        for name in self.services.deployments.names():
+        for name in self.services.deployments.names(caller.key):
             made.data.add(id=name, created=self.services.started_at, owned_by="inhouse")
         await tell(context, caller)
         return made

@@ -12,14 +12,14 @@ from inhouse.serve.routes import Route, Services
 
 async def models(services: Services, call: Call) -> None:
     """GET /v1/models."""
-    names = services.deployments.names()
+    names = services.deployments.names(call.key)
     await call.reply({"object": "list", "data": [_entry(services, name) for name in names]})
 
 
 async def model(services: Services, call: Call) -> None:
     """GET /v1/models/{id}."""
     wanted = call.parts["id"]
-    if wanted not in services.deployments.names():
+    if wanted not in services.deployments.names(call.key):
         raise ApiError(404, "model_not_found", text("serve.model_unknown", model=wanted[:100]), "model")
     await call.reply(_entry(services, wanted))
 

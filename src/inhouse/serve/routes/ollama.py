@@ -9,6 +9,7 @@ from inhouse import __version__
 from inhouse.core.messages import text
 from inhouse.core.model import ModelFacts
 from inhouse.core.serving import EngineRefused
+from inhouse.release.keys import Key
 from inhouse.serve.direct import Borrowed, borrowed, vectors
 from inhouse.serve.errors import ApiError, invalid
 from inhouse.serve.http import Call
@@ -76,12 +77,12 @@ async def embeddings(services: Services, call: Call) -> None:
 
 async def tags(services: Services, call: Call) -> None:
     """GET /api/tags: every name that can be asked for, with the file behind it."""
-    await call.reply({"models": [_entry(services, name) for name in services.deployments.names()]})
+    await call.reply({"models": [_entry(services, name) for name in services.deployments.names(call.key)]})
 
 
 async def running(services: Services, call: Call) -> None:
     """GET /api/ps: what is loaded, which is what is served."""
-    names = list(services.deployments.serving)
+    names = [name for name in services.deployments.serving if call.key is None or call.key.may_use(name)]
     more = {"expires_at": NEVER, "size_vram": 0}
     told = [_entry(services, name) | more for name in names]
     for name, entry in zip(names, told, strict=True):
@@ -92,7 +93,7 @@ async def running(services: Services, call: Call) -> None:
 async def show(services: Services, call: Call) -> None:
     """POST /api/show: what is known of a model without its weights."""
     body = read_body(OllamaShow, await call.body(call.most_bytes))
-    target = _target(services, served_name(services, body.model or body.name or ""))
+    target = _target(services, served_name(services, body.model or body.name or "", call.key))
     facts = target.model.facts
     _, engine = await target.pool.pick(None)
     able = engine.capabilities
@@ -125,9 +126,9 @@ async def version(services: Services, call: Call) -> None:
     await call.reply({"version": __version__})
 
 
-def served_name(services: Services, asked: str) -> str:
+def served_name(services: Services, asked: str, key: Key | None = None) -> str:
     """The name under which a model is served here; `name:latest` is `name`. Raises ApiError 404."""
-    names = services.deployments.names()
+    names = services.deployments.names(key)
     for name in (asked, asked.removesuffix(LATEST)):
         if name in names:
             return name
