@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from inhouse.core.errors import InhouseError, UserError
+from inhouse.core.errors import UserError
 from inhouse.core.messages import text
 from inhouse.release.batches import (
     Answer,
@@ -38,8 +40,11 @@ from inhouse.release.batches import (
 )
 from inhouse.release.keys import Key
 from inhouse.release.stored import StoredFile
+from inhouse.serve.background import growing
 from inhouse.serve.batch_lines import Bounds, Json, body_of, check_input
 from inhouse.serve.dispatch import Sent, dispatch
+from inhouse.serve.errors import ApiError
+from inhouse.serve.http import Call
 from inhouse.serve.webhooks import announce
 
 if TYPE_CHECKING:
@@ -47,69 +52,122 @@ if TYPE_CHECKING:
 
 POLL_S = 2.0
 AGAIN = (429, 503)  # quotas and engines that come back
-PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)  # before each further try of one line
+MOST_ROUNDS = 8  # in a row without an answer; then 503 is one. A quota is waited for until the batch expires.
+MOST_WAIT_S = 300.0  # however late a quota says that it comes back: it may be raised before
 ENDED: dict[str, Status] = {"finalizing": "completed", "cancelling": "cancelled", "in_progress": "expired"}
 log = logging.getLogger("inhouse.serve")
 
 
+@dataclass
+class Wait:
+    """A step of a batch that is not tried before `until` (monotonic), after `times` failures in a row."""
+
+    until: float = 0.0
+    times: int = 0
+
+
 class BatchWorker:
-    """Works on every open batch in turn, a few lines each."""
+    """Works on every open batch in turn, a few lines each; begins and ends others while lines are answered."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.engine = services.deployments.registry.engine
         self.worker = this_worker()
-        self._woken = asyncio.Event()
+        self._woken = (asyncio.Event(), asyncio.Event())
+        self._waits: dict[tuple[str, str], Wait] = {}  # by batch and step
+        self._held: set[str] = set()  # batches of which this worker may hold lines
+        self._answering: str | None = None
 
     def wake(self) -> None:
         """There is something new to do."""
-        self._woken.set()
+        for woken in self._woken:
+            woken.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        while True:
-            self._woken.clear()
-            try:
-                busy = await self._round()
-            except InhouseError as error:  # a registry or a disk that fails now may work again later
-                log.error("batches wait: %s", error)
-                busy = False
-            if not busy:
-                await self._pause()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._loop(self._begin_and_end, self._woken[0]))
+            group.create_task(self._loop(self._answer_all, self._woken[1]))
 
     def keep_leases(self) -> None:
         """Say that this worker lives, or others would take its lines."""
         renew(self.engine, self.worker, _now())
 
-    async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._woken.wait(), POLL_S)
-        except TimeoutError:
-            return
+    async def _loop(self, work: Callable[[], Awaitable[bool]], woken: asyncio.Event) -> None:
+        failed = 0
+        while True:
+            woken.clear()
+            try:
+                busy = await work()
+                failed = 0
+            except Exception:  # whatever it is: a worker that ends takes all batches with it until a restart
+                log.exception("batches wait")
+                await asyncio.sleep(growing(failed))
+                failed += 1
+                continue
+            if not busy:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), POLL_S)
 
-    async def _round(self) -> bool:
-        """A step of every open batch; whether one of them got on."""
+    async def _begin_and_end(self) -> bool:
+        """What needs no engine, for every open batch; whether one of them got on."""
         busy = False
-        for batch in await asyncio.to_thread(open_batches, self.engine):
-            busy |= await self._step(batch)
+        found = await asyncio.to_thread(open_batches, self.engine)
+        known = {batch.id for batch in found}
+        self._waits = {place: wait for place, wait in self._waits.items() if place[0] in known}
+        for batch in found:
+            if batch.status == "validating":
+                busy |= await self._tried(batch, self._validate)
+            elif batch.id != self._answering and (batch.status != "in_progress" or batch.expires <= _now()):
+                busy |= await self._tried(batch, self._end)
         return busy
 
-    async def _step(self, batch: Batch) -> bool:
-        if batch.status == "validating":
-            return await self._validate(batch)
-        if batch.status in ("finalizing", "cancelling"):
-            return await self._end(batch)
-        if batch.expires <= _now():
-            return await self._end(batch)
-        lines = await asyncio.to_thread(
-            claim, self.engine, batch.id, self.worker, self.services.settings.batches.parallel, _now()
-        )
-        if lines:
-            await self._answer(batch, lines)
-            return True
-        if await asyncio.to_thread(lines_left, self.engine, batch.id) == 0:
-            return await asyncio.to_thread(move_batch, self.engine, batch, "finalizing", _now())
-        return False  # others work on the rest
+    async def _answer_all(self) -> bool:
+        """A few lines of every batch; whether one of them got on."""
+        busy = False
+        for batch in await asyncio.to_thread(open_batches, self.engine):
+            if batch.status != "in_progress":
+                continue
+            self._answering = batch.id
+            try:
+                busy |= await self._tried(batch, self._answer_some)
+            finally:
+                self._answering = None
+        return busy
+
+    async def _tried(self, batch: Batch, step: Callable[[Batch], Awaitable[bool]]) -> bool:
+        """A step that is not waiting; a batch that breaks it waits, and the others go on."""
+        place = (batch.id, step.__name__)
+        wait = self._waits.get(place)
+        if wait is not None and time.monotonic() < wait.until:
+            return False
+        try:
+            return await step(batch)
+        except Exception:  # whatever it is: one broken batch may not keep the others
+            log.exception("batch %s is set aside for a while", batch.id)
+            self._put_off(place)
+            return False
+
+    def _put_off(self, place: tuple[str, str], least: float = 0.0) -> None:
+        wait = self._waits.setdefault(place, Wait())
+        wait.until = time.monotonic() + max(growing(wait.times), min(least, MOST_WAIT_S))
+        wait.times += 1
+
+    async def _answer_some(self, batch: Batch) -> bool:
+        now = await asyncio.to_thread(get_batch, self.engine, batch.key, batch.id)
+        if now is None or now.status != "in_progress" or now.expires <= _now():
+            return False  # cancelled or expired since it was listed
+        if batch.id in self._held:  # something broke after they were claimed
+            await asyncio.to_thread(give_back, self.engine, batch.id, self.worker)
+        self._held.add(batch.id)
+        most = self.services.settings.batches.parallel
+        lines = await asyncio.to_thread(claim, self.engine, batch.id, self.worker, most, _now())
+        busy = await self._answer(batch, lines) if lines else False
+        self._held.discard(batch.id)
+        left = await asyncio.to_thread(lines_left, self.engine, batch.id)
+        if lines or left:
+            return busy  # or others work on the rest
+        return await asyncio.to_thread(move_batch, self.engine, batch, "finalizing", _now())
 
     async def _validate(self, batch: Batch) -> bool:
         settings = self.services.settings
@@ -128,36 +186,44 @@ class BatchWorker:
                 raise
         return await asyncio.to_thread(move_batch, self.engine, batch, "in_progress", _now())
 
-    async def _answer(self, batch: Batch, lines: list[Line]) -> None:
+    async def _answer(self, batch: Batch, lines: list[Line]) -> bool:
+        """Keep what is answered, and give back what is to be asked later; whether there was an answer."""
         key = self._key(batch)
         if key is None:
-            await self._fail(batch, [_no_key()])
-            return
+            return await self._fail(batch, [_no_key()])
+        place, waits = (batch.id, self._answer_some.__name__), list[int]()
+        route = _noting(self._route(batch), waits)
         try:
-            found = await asyncio.gather(*(self._line(batch, key, line) for line in lines))
-            await asyncio.to_thread(finish, self.engine, batch.id, self.worker, found)
+            asked = (self._line(batch, route, key, line) for line in lines)
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            kept = [answer for answer in found if isinstance(answer, Answer)]
+            await asyncio.to_thread(finish, self.engine, batch.id, self.worker, kept)
+            if len(kept) < len(lines):
+                await asyncio.to_thread(give_back, self.engine, batch.id, self.worker)
         except asyncio.CancelledError:
             give_back(self.engine, batch.id, self.worker)  # the server stops: a few milliseconds
             raise
+        if kept:
+            self._waits.pop(place, None)
+        for broken in found:
+            if isinstance(broken, BaseException):
+                raise broken
+        if len(kept) < len(lines):
+            self._put_off(place, max(waits, default=0))
+        return bool(kept)
 
-    async def _line(self, batch: Batch, key: Key, line: Line) -> Answer:
+    async def _line(self, batch: Batch, route: Route, key: Key, line: Line) -> Answer | None:
+        """The answer to a line; None when the server says 'not now'."""
         path = self.services.files.path(batch.input_file)
         try:
             body = await asyncio.to_thread(body_of, path, line)
         except (OSError, ValueError, KeyError):
             return _answered(batch, line, None, {"code": "input_file_gone", "message": text("serve.batch_gone")})
-        sent = await self._tried(batch, key, body)
+        sent = await dispatch(self.services, route, key, body)
+        wait = self._waits.get((batch.id, self._answer_some.__name__), Wait())
+        if sent.status == 429 or (sent.status in AGAIN and wait.times < MOST_ROUNDS):
+            return None
         return _answered(batch, line, sent, None)
-
-    async def _tried(self, batch: Batch, key: Key, body: bytes) -> Sent:
-        """One request, tried again while the server says 'not now'."""
-        route = self._route(batch)
-        for pause in PAUSES_S:
-            sent = await dispatch(self.services, route, key, body)
-            if sent.status not in AGAIN or _now() >= batch.expires:
-                return sent
-            await asyncio.sleep(pause)
-        return await dispatch(self.services, route, key, body)
 
     async def _end(self, batch: Batch) -> bool:
         """Write the files and close the batch."""
@@ -199,6 +265,20 @@ class BatchWorker:
 
 
 WEBHOOK = "inhouse:webhook"  # among the metadata in the registry, never among those that are shown
+
+
+def _noting(route: Route, waits: list[int]) -> Route:
+    """The route, that notes when a refusal says to come back."""
+
+    async def handle(services: Services, call: Call) -> None:
+        try:
+            await route.handle(services, call)
+        except ApiError as error:
+            if error.status in AGAIN:
+                waits.append(error.retry_after_s)
+            raise
+
+    return replace(route, handle=handle)
 
 
 def _good(engine: Any, batch: Batch) -> Iterator[bytes]:
