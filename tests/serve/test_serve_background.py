@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from inhouse.core.store import Store
 from inhouse.release.keys import create_key
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.stored import StoredResponse, get_response, put_response
+from inhouse.serve import kept_responses
 from inhouse.serve.background import MOST, MOST_OF_KEY, MOST_TOLD, Background, growing
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call
@@ -64,7 +66,7 @@ def test_response_is_ended_by_its_own_key_and_no_name_reaches_the_gateways_tasks
                 with pytest.raises(ApiError) as error:
                     await route(services, call_of(other, name))
                 assert error.value.status == 404
-        assert not background.end(other.id, "resp_1") and not background.end(mine.id, "batches")
+        assert not await background.end(other.id, "resp_1") and not await background.end(mine.id, "batches")
         assert not any(tasks[name].cancelling() for name in (*OWN, "resp_1", "resp_2"))
         await delete(services, call_of(mine, "resp_1"))
         await cancel(services, call_of(mine, "resp_2"))
@@ -77,6 +79,36 @@ def test_response_is_ended_by_its_own_key_and_no_name_reaches_the_gateways_tasks
     kept = get_response(registry.engine, mine.id, "resp_2", 0)
     assert kept is not None and kept.status == "cancelled"
     assert get_response(registry.engine, mine.id, "resp_1", 0) is None
+
+
+def test_what_is_being_written_when_a_response_is_ended_is_written_before(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, mine = create_key(registry.engine, "mine")
+    kept, begun = KeptResponses(registry.engine, days=1), threading.Event()
+    shown = {"id": "resp_1", "status": "in_progress", "background": True, "error": None, "model": "m",
+        "created_at": int(time.time()), "previous_response_id": None}  # fmt: skip
+
+    def slow(*told: Any) -> None:
+        if told[1].status == "in_progress":
+            begun.set()
+            time.sleep(0.2)
+        put_response(*told)
+
+    async def play() -> None:
+        background = Background()
+        services = services_of(registry, background)
+        await kept.put(mine.id, shown | {"status": "queued"}, [])
+        monkeypatch.setattr(kept_responses, "put_response", slow)
+        background.reserve(mine.id, "resp_1")
+        background.respond(mine.id, "resp_1", kept.put(mine.id, shown, []))
+        await asyncio.to_thread(begun.wait, 10)
+        await cancel(services, call_of(mine, "resp_1"))
+        await asyncio.sleep(0.3)
+
+    asyncio.run(play())
+    found = get_response(registry.engine, mine.id, "resp_1", 0)
+    assert found is not None and found.status == "cancelled"
 
 
 def test_responses_are_bounded_by_key_and_in_all_and_a_place_comes_back() -> None:

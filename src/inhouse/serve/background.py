@@ -16,6 +16,7 @@ from inhouse.serve.errors import overloaded
 MOST = 256  # responses of all keys that are made in the background; more are refused with 429
 MOST_OF_KEY = 32
 MOST_TOLD = 64  # announcements on their way; more are dropped
+END_S = 10.0
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.5, 60.0
 Work = Coroutine[Any, Any, None]
 log = logging.getLogger("inhouse.serve")
@@ -80,10 +81,13 @@ class Background:
         task = self._responses[key, response] = asyncio.create_task(work, name=response)
         task.add_done_callback(lambda done: self._responded(key, response, done))
 
-    def end(self, key: int, response: str) -> bool:
-        """Stop making a response of this key; whether it was being made."""
+    async def end(self, key: int, response: str) -> bool:
+        """Stop making a response of this key, and wait for its last word; whether it was being made."""
         task = self._responses.get((key, response))
-        return task is not None and task.cancel()
+        if task is None or not task.cancel():
+            return False
+        await asyncio.wait({task}, timeout=END_S)
+        return True
 
     async def stop(self) -> None:
         """End them all."""

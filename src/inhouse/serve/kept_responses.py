@@ -47,7 +47,12 @@ class KeptResponses:
             body=body,
             expires=created + self.days * DAY_S,
         )
-        await asyncio.to_thread(put_response, self.engine, kept)
+        writing = asyncio.create_task(asyncio.to_thread(put_response, self.engine, kept))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})  # a thread is not cancelled: what is written after this comes after it
+            raise
 
     async def get(self, key: int, response: str) -> StoredResponse:
         """A response of this key. One that was being made by a process that is gone has failed.

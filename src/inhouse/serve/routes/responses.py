@@ -140,7 +140,10 @@ async def cancel(services: Services, call: Call) -> None:
     if not shown["background"]:
         raise invalid(text("serve.response_not_background"), "response_id")
     if shown["status"] in OPEN:
-        services.background.end(call.key.id, found.id)
+        await services.background.end(call.key.id, found.id)
+        found = await services.responses.get(call.key.id, found.id)  # it may have been done just before
+        shown = found.body["response"]
+    if shown["status"] in OPEN:
         shown |= {"status": "cancelled"}
         await services.responses.put(call.key.id, shown, found.body["items"])
     await call.reply(shown)
@@ -150,7 +153,7 @@ async def delete(services: Services, call: Call) -> None:
     """DELETE /v1/responses/{id}."""
     assert call.key is not None
     found = await services.responses.get(call.key.id, call.parts["id"])  # before anything is ended: is it theirs?
-    services.background.end(call.key.id, found.id)
+    await services.background.end(call.key.id, found.id)
     await services.responses.delete(call.key.id, found.id)
     await call.reply({"id": found.id, "object": "response", "deleted": True})
 
