@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import resource
+import signal
 import time
 from typing import Any
 
 import pytest
 
 from inhouse.core.serving import Sampling
+from inhouse.serve import constraints
+from inhouse.serve.constraints import ConstraintWorker
 from inhouse.serve.errors import ApiError
 from inhouse.serve.ollama_requests import OllamaChat, OllamaEmbed, OllamaGenerate
 from inhouse.serve.requests import (
@@ -263,3 +267,76 @@ def test_marks_inside_of_texts_are_no_entries() -> None:
 
 def test_as_many_token_ids_as_are_allowed_are_read() -> None:
     assert len(read_completion(json.dumps({"model": "desk", "prompt": [7] * 2**20}).encode()).prompt) == 2**20
+
+
+def test_key_that_floods_the_compiler_keeps_no_other_key_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process stands for constraints that take as long as they may."""
+    slow = "start: /slow{}/"
+    compiled = ConstraintWorker._judged
+
+    async def judged(self: ConstraintWorker, kind: str, source: str) -> Any:
+        process = await self._running()
+        if "slow" in source:
+            os.kill(process.pid, signal.SIGSTOP)
+        return await compiled(self, kind, source)
+
+    async def starting(self: ConstraintWorker, tenant: int, source: str) -> int:
+        constraints.current_tenant.set(tenant)
+        try:
+            await self.compile("lark", source, "field")
+        except ApiError as error:
+            return error.status
+        return 200
+
+    async def scenario() -> tuple[list[int], list[float], list[int]]:
+        worker = ConstraintWorker()
+        await worker.start()
+        flood = [asyncio.create_task(starting(worker, 1, slow.format(n))) for n in range(40)]
+        await asyncio.sleep(0.05)
+        seconds = []
+        for number in range(6):
+            began = time.perf_counter()
+            assert await asyncio.create_task(starting(worker, 2, f"start: /polite{number}/")) == 200
+            seconds.append(time.perf_counter() - began)
+            flood += [asyncio.create_task(starting(worker, 1, slow.format(f"{number}x{n}"))) for n in range(5)]
+            await asyncio.sleep(0.05)
+        told = list(await asyncio.gather(*flood))
+        after = [await asyncio.create_task(starting(worker, tenant, f"start: /after{tenant}/")) for tenant in (1, 2)]
+        await worker.close()
+        return told, seconds, after
+
+    monkeypatch.setattr(ConstraintWorker, "_judged", judged)
+    told, seconds, after = asyncio.run(scenario())
+    assert told.count(400) == constraints.SLOW_MOST and set(told) == {400, 429}
+    assert max(seconds) < 2.0, seconds  # after one that takes 0.8 s, and the start of a process
+    assert after == [429, 200]  # the one that floods is told to wait, and nobody else
+
+
+def test_client_that_leaves_the_line_leaves_the_turn_to_others() -> None:
+    async def scenario() -> list[str]:
+        worker = ConstraintWorker()
+        await worker.start()
+        first, second, third = (
+            asyncio.create_task(worker.compile("lark", f"start: /{n}/", "field")) for n in ("a", "b", "c")
+        )
+        await asyncio.sleep(0)
+        second.cancel()
+        found = [await first, await third, await worker.compile("lark", "start: /d/", "field")]
+        await worker.close()
+        return found
+
+    assert [lark[-2] for lark in asyncio.run(scenario())] == ["a", "c", "d"]
+
+
+def test_same_constraint_of_many_requests_takes_one_place_in_line() -> None:
+    async def scenario() -> list[Any]:
+        worker = ConstraintWorker()
+        asked = [asyncio.create_task(worker.compile("lark", "start: /same/", "field")) for _ in range(64)]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # the one that the others wait for
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await worker.close()
+        return found
+
+    first, *others = asyncio.run(scenario())
+    assert isinstance(first, asyncio.CancelledError) and {lark[-6:] for lark in others} == {"/same/"}

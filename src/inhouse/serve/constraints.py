@@ -13,8 +13,10 @@ import math
 import os
 import sys
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -32,7 +34,11 @@ START_S = 20.0  # a busy machine needs seconds to start a Python
 CLOSE_S = 1.0
 KEPT = 256  # verdicts, refusals too: an attack that is repeated costs nothing
 KEPT_BYTES = 8 * 2**20
-WAITING = 16  # requests that wait for the worker
+WAITING = 256  # requests that wait for the worker, of all keys
+WAITING_EACH = 2  # of one key: each may take a second, and the keys take turns
+SLOW_MOST = 3  # constraints of one key that may take too long within SLOW_WITHIN_S
+SLOW_WITHIN_S = 60.0
+SLOW_PAUSE_S = 30.0  # for which nothing new is compiled for that key then
 REPLY_BYTES = 2**20
 # One space after a comma and a colon, and none elsewhere: small models otherwise write blank lines until the answer is
 # cut off ("[\n\n[\n\n[" was seen).
@@ -40,6 +46,8 @@ SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 FIELDS: dict[str, Limit] = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
 Verdict = Literal["lark", "invalid", "unmatched", "complex"]
+# The id of the key that asks; 0 where nobody said.
+current_tenant: ContextVar[int] = ContextVar("current_tenant", default=0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ async def check_constraint(
     """A constraint that engines can be given: within the limits, and known to compile.
 
     `strict` off: what a grammar cannot hold (`uniqueItems`) is left to the model. Raises ApiError 400 within a
-    second, 503 when too many others wait.
+    second of its turn, 429 when this key has too many in line or had too many that took too long, 503 when too many
+    others wait.
     """
     checked, source = _source(kind, value, param, strict)
     lark = await _shared().compile("grammar" if kind == "grammar" else "lark", source, param)
@@ -178,40 +187,130 @@ class _Judged:
         return time.monotonic() < self.until
 
 
+class _Turns:
+    """Who compiles next: one at a time, the keys after one another, so that none waits for all of another's."""
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._last = 0  # the key whose turn it was
+        self._lines: OrderedDict[int, deque[asyncio.Future[None]]] = OrderedDict()
+        self._slow: dict[int, deque[float]] = {}
+        self._paused: dict[int, float] = {}
+
+    @asynccontextmanager
+    async def turn(self, tenant: int) -> AsyncIterator[None]:
+        """Wait for the turn of this key. Raises ApiError 429 or 503 where the line is full."""
+        if self._busy:
+            await self._wait(tenant)
+        self._busy, self._last = True, tenant
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, tenant: int) -> None:
+        if sum(map(len, self._lines.values())) >= WAITING:
+            raise ApiError(503, "overloaded", text("serve.constraint_busy"))
+        if len(self._lines.get(tenant, ())) >= WAITING_EACH:
+            raise ApiError(429, "rate_limit_exceeded", text("serve.constraint_busy"))
+        called = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(tenant, deque()).append(called)
+        try:
+            await called
+        except asyncio.CancelledError:
+            if called.done() and not called.cancelled():
+                self._pass_on()  # it was this one's turn already
+            elif tenant in self._lines and called in self._lines[tenant]:
+                self._lines[tenant].remove(called)
+                if not self._lines[tenant]:
+                    del self._lines[tenant]
+            raise
+
+    def _pass_on(self) -> None:
+        """The turn goes to the key that waits for longest since its last one."""
+        if self._last in self._lines:
+            self._lines.move_to_end(self._last)
+        while self._lines:
+            tenant, line = self._lines.popitem(last=False)
+            called = line.popleft()
+            if line:
+                self._lines[tenant] = line
+            if not called.done():
+                called.set_result(None)  # the turn stays taken until that one is through
+                return
+        self._busy = False
+
+    def refuse_slow(self, tenant: int) -> None:
+        """Raises ApiError 429 for a key whose constraints took too long too often."""
+        seconds = self._paused.get(tenant, 0.0) - time.monotonic()
+        if seconds > 0:
+            whole = math.ceil(seconds)
+            told = text("serve.constraint_paused", count=SLOW_MOST, seconds=whole)
+            raise ApiError(429, "rate_limit_exceeded", told, retry_after_s=whole)
+        self._paused.pop(tenant, None)
+
+    def note_slow(self, tenant: int) -> None:
+        """One of this key's took too long."""
+        now = time.monotonic()
+        self._slow = {key: times for key, times in self._slow.items() if now - times[-1] < SLOW_WITHIN_S}
+        times = self._slow.setdefault(tenant, deque(maxlen=SLOW_MOST))
+        times.append(now)
+        if len(times) == SLOW_MOST and now - times[0] < SLOW_WITHIN_S:
+            self._paused = {key: until for key, until in self._paused.items() if until > now}
+            self._paused[tenant] = now + SLOW_PAUSE_S
+            del self._slow[tenant]
+
+
 class ConstraintWorker:
     """One process that compiles, started when it is first needed, and again after it was ended."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._turns = _Turns()
+        self._asked: dict[tuple[int, str], asyncio.Event] = {}
         self._verdicts: OrderedDict[str, _Judged] = OrderedDict()
         self._bytes = 0
 
     async def start(self) -> None:
         """Start the process now, so that the first request need not wait for it."""
-        async with self._turn:
+        async with self._turns.turn(current_tenant.get()):
             await self._running()
 
     async def compile(self, kind: Literal["grammar", "lark"], source: str, param: str) -> str:
         """The constraint in llguidance's notation. Raises ApiError."""
         name = hashlib.sha256(f"{kind}\n{source}".encode("utf-8", "surrogatepass")).hexdigest()
-        if self._known(name):
-            self._verdicts.move_to_end(name)
-        else:
-            if self._waiting >= WAITING:
-                raise ApiError(503, "overloaded", text("serve.constraint_busy"))
-            self._waiting += 1
-            try:
-                async with self._turn:
-                    if not self._known(name):
-                        self._keep(name, await self._judged(kind, source))
-            finally:
-                self._waiting -= 1
+        while not self._known(name):
+            await self._learn(name, kind, source)
+        self._verdicts.move_to_end(name)
         judged = self._verdicts[name]
         if judged.verdict == "lark":
             return judged.lark
         raise invalid(_told(judged.verdict), param)
+
+    async def _learn(self, name: str, kind: str, source: str) -> None:
+        """Ask the process once, however many requests of a key wait for the same: they take one place in line."""
+        tenant = current_tenant.get()
+        asked = self._asked.get((tenant, name))
+        if asked is not None:
+            await asked.wait()
+            return
+        asked = self._asked[tenant, name] = asyncio.Event()
+        try:
+            self._turns.refuse_slow(tenant)
+            async with self._turns.turn(tenant):
+                await self._ask(tenant, name, kind, source)
+        finally:  # where this client left, or was refused, the others find out for themselves
+            del self._asked[tenant, name]
+            asked.set()
+
+    async def _ask(self, tenant: int, name: str, kind: str, source: str) -> None:
+        if self._known(name):
+            return
+        self._turns.refuse_slow(tenant)  # those before it in line may have been too slow meanwhile
+        judged = await self._judged(kind, source)
+        self._keep(name, judged)
+        if judged.until < math.inf:
+            self._turns.note_slow(tenant)
 
     async def close(self) -> None:
         """Let the process end: it does when nobody can ask it any more."""

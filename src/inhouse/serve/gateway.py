@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
+from inhouse.serve.constraints import current_tenant
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
@@ -95,6 +96,7 @@ class Gateway:
         """Refuse everything without a valid key, routes that do not exist too."""
         if call.path != "/health":
             call.key = await self._authorise(call)
+            current_tenant.set(call.key.id)
         route, call.parts = self.routes.find(call.scope["method"], call.path)
         if call.key is not None and not call.key.allows(route.scope):
             raise ApiError(403, "insufficient_scope", text("serve.scope", scope=route.scope))
