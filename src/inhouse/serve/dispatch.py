@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
+from inhouse.serve.constraints import current_tenant
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call, Connection
 
@@ -49,6 +50,7 @@ async def dispatch(services: Services, route: Route, key: Key, body: bytes) -> S
     connection = Connection(caught, secrets.token_hex(16))
     scope = {"type": "http", "method": route.verb, "path": route.path, "query_string": b"", "headers": []}
     call = Call(scope, _receive(body), connection, {}, services.settings.max_body_bytes, key, background=True)
+    current_tenant.set(key.id)
     try:
         if not key.allows(route.scope):
             raise ApiError(403, "insufficient_scope", text("serve.scope", scope=route.scope))

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from inhouse.core.messages import text
 from inhouse.core.serving import Usage
 from inhouse.release.keys import Key, Scope
+from inhouse.serve.constraints import current_tenant
 from inhouse.serve.direct import borrowed, vectors
 from inhouse.serve.errors import ApiError
 from inhouse.serve.grpc.faces import StreamFace, WholeFace, tell
@@ -156,6 +157,7 @@ class Calls:
             key = await key_of(self.services, metadata)
             if key is None:  # revoked since the call began
                 raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
+            current_tenant.set(key.id)
             if not key.allows(scope):
                 raise ApiError(403, "insufficient_scope", text("serve.scope", scope=scope))
             headers = {name.encode(): str(value).encode("latin-1", "replace") for name, value in metadata.items()}
