@@ -35,13 +35,17 @@ from serve_endpoint import Endpoint, start, workspace_with_two_releases
 from serve_load import crowd, leaver, quantile, size_of
 
 import inhouse
+from inhouse.core.serving import Delta
 from inhouse.core.store import Store
 from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.registry import open_registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve import key_ring
 from inhouse.serve.errors import ApiError
+from inhouse.serve.measured import Measured
+from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.quotas import Quotas
+from inhouse.serve.watchers import Watchers
 
 real = pytest.mark.real
 CHAT = "/v1/chat/completions"
@@ -297,3 +301,14 @@ def test_quota_forgets_what_it_counted_when_the_clock_is_set_back(
         return statuses
 
     assert asyncio.run(minutes(Quotas(registry.engine), 0, 0, -3600, -3600, 3600)) == [200, 429, 200, 429, 200]
+
+
+def test_request_that_is_over_is_kept_without_its_text_and_without_a_figure_for_each_token() -> None:
+    watchers = Watchers(Metrics(Gauges(list)), None, None)
+    seen = Measured("one", "ann", "7", "r:v1", "desk", said="the answer")
+    for _ in range(500):
+        seen.add([Delta(text="x")])
+    watchers.finished(seen)
+    kept = watchers.recent("one", "7")
+    assert kept is seen and (kept.said, kept.gaps, kept.ask) == ("", [], None)
+    assert "inter_token_latency_seconds_count" in watchers.metrics.text().decode()

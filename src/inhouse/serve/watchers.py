@@ -40,7 +40,8 @@ class Watchers:
             if seen.ask is not None:
                 record["content"] = {"prompt": _prompt(seen.ask)[:CONTENT_CHARS], "answer": seen.said[:CONTENT_CHARS]}
             self.log.add(record)
-        seen.ask = None  # recent requests are kept without what was said
+        # Recent requests are kept, but not what was said, nor the pause before each token: those would take megabytes.
+        seen.ask, seen.said, seen.gaps = None, "", []
 
     def _remember(self, seen: Measured) -> None:
         mine = self._recent.get(seen.tenant)
