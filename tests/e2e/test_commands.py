@@ -114,9 +114,10 @@ def test_promote_and_rollback_move_the_deployment(half_made_project: Project) ->
     assert many.returncode == 2 and "canary, tiny" in many.stderr
 
 
-def test_serve_of_what_no_engine_can_load_is_a_clear_error(made_project: Project) -> None:
+def test_serve_of_what_its_engine_cannot_load_is_a_clear_error(half_made_project: Project) -> None:
+    assert half_made_project.run("run", "serve.engine=llamacpp").returncode == 0  # of a folder that is no GGUF file
     for words in (("serve", "--port", "0"), ("chat", "Hello")):
-        done = made_project.run(*words)
+        done = half_made_project.run(*words, timeout=120)
         assert done.returncode == 2, done.stderr
         assert "compress" in done.stderr and "Traceback" not in done.stderr
 
