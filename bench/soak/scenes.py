@@ -255,7 +255,7 @@ def idle(minutes: float, connections: int = 10_000) -> list[Row]:
 
     async def times(server: Endpoint, count: int) -> list[float]:
         wire, found = Wire(*at(server)), []
-        wire.head = lambda path, length: Wire.head(wire, path, length).replace(b"Cache-Control: no-store\r\n", b"")  # type: ignore[method-assign]
+        await _from_memory(wire, 1)  # and so is every further one
         for _ in range(count):
             began = time.perf_counter()
             assert (await wire.ask(asked())).status == 200
@@ -343,6 +343,10 @@ def rollback(minutes: float) -> list[Row]:
 def soak(minutes: float) -> list[Row]:
     """Every kind of request, for long; what grows is told by its slope after the first quarter."""
     with served() as server:
+        # What is kept and bounded is filled first: the last 4,096 requests, of which each counts some kilobytes.
+        asyncio.run(crowd(at(server), 4, time.monotonic() + 60, lambda n: asked(n % 500, n=1, max_tokens=1)))
+        fill = Wire(*at(server))
+        asyncio.run(_from_memory(fill, 6000))
         until = time.monotonic() + 60 * minutes
 
         async def everything() -> list[Any]:
@@ -356,6 +360,8 @@ def soak(minutes: float) -> list[Row]:
             )
 
         plain, streamed, bad, strange, left, sizes = asyncio.run(everything())
+    for moment, size in sizes[:: max(1, len(sizes) // 20)]:
+        print(f"{moment - sizes[0][0]:7.0f} s  {size}", file=sys.stderr, flush=True)
     steady = sizes[len(sizes) // 4 :]
     own, engines = (slope([(at, value(size)) for at, size in steady]) for value in (_own, _engines))
     fds, threads = ([size.fds for _, size in steady], [size.threads for _, size in steady])
@@ -369,6 +375,14 @@ def soak(minutes: float) -> list[Row]:
         Row("open files", f"{min(fds)} to {max(fds)}", "flat", _flat(fds)),
         Row("threads", f"{min(threads)} to {max(threads)}", "flat", _flat(threads)),
     ]
+
+
+async def _from_memory(wire: Wire, count: int) -> None:
+    head = wire.head
+    wire.head = lambda path, length: head(path, length).replace(b"Cache-Control: no-store\r\n", b"")  # type: ignore[method-assign]
+    for _ in range(count):
+        await wire.ask(asked())
+    wire.close()
 
 
 def _own(size: Size) -> float:
