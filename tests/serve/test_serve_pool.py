@@ -334,6 +334,24 @@ def test_pool_with_crossover_sends_few_here_and_many_there_and_stays_where_one_i
     assert answered(pool).text == "a"
 
 
+def test_requests_that_come_at_once_are_counted_together() -> None:
+    (a, _), (b, _) = replica("a", "llamacpp"), replica("b", "openvino")
+    pool = Pool("r", [a, b])
+    pool.crossover = Crossover("llamacpp", "openvino", 4)
+
+    async def one() -> str:
+        chosen, _ = await pool.pick(ask())
+        chosen.running += 1
+        return chosen.kind
+
+    async def come(count: int) -> list[str]:
+        return await asyncio.gather(*(one() for _ in range(count)))
+
+    assert asyncio.run(come(8)) == ["openvino"] * 8
+    b.running = 0
+    assert asyncio.run(come(1)) == ["llamacpp"]
+
+
 def test_pool_parallel_counts_engines_of_two_kinds_on_one_machine_once() -> None:
     made = [
         replica("a", "llamacpp", parallel=2),

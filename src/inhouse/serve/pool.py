@@ -20,6 +20,7 @@ from inhouse.serve.tool_engine import submit
 
 RESTART_WAIT_S = 30.0  # how long a request waits for an engine that is being started again
 OPEN_WAIT_S = 3.0  # and for a circuit to close; longer, and it is told at once
+TOGETHER_S = 0.003  # requests that come within it came at once
 USUAL_ANSWER = 128  # tokens
 BYTES_A_TOKEN = 4
 BUSIER = 4  # requests that the holder of a prefix may have more than the least loaded
@@ -97,6 +98,7 @@ class Pool:
         self.loop: asyncio.AbstractEventLoop | None = None  # where requests are answered; known from the first one on
         self.closing = threading.Event()  # nothing is started or measured any more
         self._prefixes = PrefixTable()
+        self._coming = 0  # requests that wait to see who comes with them
         self._restarts_gone = 0
 
     @property
@@ -172,6 +174,8 @@ class Pool:
         Raises ApiError 400 for a field that no engine here serves, 503 when none is there.
         """
         self.loop = self.loop or asyncio.get_running_loop()
+        if ask is not None and self.crossover is not None and self.running + 1 < self.crossover.at:
+            await self._see_who_comes()
         until = time.monotonic() + RESTART_WAIT_S
         while True:
             if found := self._best(ask, tried, need):
@@ -207,6 +211,16 @@ class Pool:
         self.closing.set()
         for replica in self.replicas:
             replica.close()
+
+    async def _see_who_comes(self) -> None:
+        """Let requests that come together be counted together: one by one, the first few would go to the engine that
+        is slower for all of them, and take its cores from the other.
+        """
+        self._coming += 1
+        try:
+            await asyncio.sleep(TOGETHER_S)
+        finally:
+            self._coming -= 1
 
     def _best(
         self, ask: Ask | None, tried: Collection[Replica], need: Need | None
@@ -249,7 +263,7 @@ class Pool:
         """Those of the kind that is faster for as many requests as run now."""
         if self.crossover is None:
             return free
-        kind = self.crossover.choose(self.running, ask)
+        kind = self.crossover.choose(self.running + self._coming, ask)
         here = [r for r in free if r.kind in (kind, "remote")]
         return here or free
 
