@@ -349,3 +349,13 @@ def test_row_is_a_question_and_its_answer() -> None:
     row = Row(id="00ff", source="s", offset=3, messages=turns)
     assert row.answer == "a" and row.prompt == turns[:1]
     assert row.prompt[0].as_dict() == {"role": "user", "content": "你好\u2028x"}
+
+
+def test_key_for_another_endpoint_comes_from_a_variable_made_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inhouse.core.settings import upstream_key
+
+    monkeypatch.setenv("INHOUSE_UPSTREAM_GPU", "secret")
+    monkeypatch.setenv("HOME_SECRET", "secret")
+    assert upstream_key("INHOUSE_UPSTREAM_GPU") == "secret" and upstream_key("INHOUSE_UPSTREAM_NONE") is None
+    with pytest.raises(ValueError):
+        upstream_key("HOME_SECRET")
