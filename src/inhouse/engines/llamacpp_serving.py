@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.llamacpp_embedding import Embedder, embed
-from inhouse.engines.openai_deltas import refused, streamed
+from inhouse.engines.openai_deltas import encoded, refused, streamed
 from inhouse.engines.process import Child
 
 SEEDS = 2**32 - 1  # 32 bits, and the largest value means 'random'
@@ -96,7 +96,7 @@ class LlamaCppServing:
         if self.server.adapters:  # said of each, or a request reuses what an earlier one's adapter left in the cache
             body["lora"] = self.server.lora(ask.adapter)
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
-        async with aclosing(streamed(self._origin, path, _encoded(body))) as pieces:
+        async with aclosing(streamed(self._origin, path, encoded(body))) as pieces:
             async for deltas in pieces:
                 yield deltas
 
@@ -134,7 +134,7 @@ class LlamaCppServing:
             await self._embedding[1].close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        status, said = await self._origin.call(path, _encoded(body))
+        status, said = await self._origin.call(path, encoded(body))
         if status != 200:
             raise refused(status, said)
         try:
@@ -142,10 +142,6 @@ class LlamaCppServing:
         except ValueError as error:
             raise EngineLost from error
         return found
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def request_body(ask: Ask) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
 from inhouse.engines.http_stream import Origin, Patience
-from inhouse.engines.openai_deltas import refused, streamed, whole_deltas
+from inhouse.engines.openai_deltas import encoded, refused, streamed, whole_deltas
 from inhouse.engines.remote_discovery import discover, headers_for, looking, reached
 from inhouse.engines.remote_kinds import Found, Tools, request_body
 
@@ -121,7 +121,7 @@ class RemoteServing:
                 yield whole_deltas(await self._post(self._api, path, body))
                 return
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            async with aclosing(streamed(self._api, path, _encoded(body))) as pieces:
+            async with aclosing(streamed(self._api, path, encoded(body))) as pieces:
                 async for deltas in pieces:
                     yield deltas
         except EngineRefused as error:
@@ -190,7 +190,7 @@ class RemoteServing:
         return bodies[self.found.kind]
 
     async def _post(self, origin: Origin, path: str, body: Mapping[str, Any]) -> bytes:
-        status, answer = await origin.call(path, _encoded(body))
+        status, answer = await origin.call(path, encoded(body))
         if status != 200:
             raise refused(status, answer)
         return answer
@@ -203,10 +203,6 @@ class RemoteServing:
         if not isinstance(answer, dict):
             raise EngineLost
         return answer
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    return to_json(body)
 
 
 def _field(answer: Mapping[str, Any], name: str) -> Any:

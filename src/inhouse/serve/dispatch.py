@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from inhouse.release.keys import Key
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call, Connection
+from inhouse.serve.ids import new_request_id
 
 if TYPE_CHECKING:
     from inhouse.serve.routes import Route, Services
@@ -47,7 +47,7 @@ class Caught:
 async def dispatch(services: Services, route: Route, key: Key, body: bytes) -> Sent:
     """Answer one request with a JSON body, when nobody else waits for the engine."""
     caught = Caught()
-    connection = Connection(caught, secrets.token_hex(16))
+    connection = Connection(caught, new_request_id())
     scope = {"type": "http", "method": route.verb, "path": route.path, "query_string": b"", "headers": []}
     call = Call(scope, _receive(body), connection, {}, services.settings.max_body_bytes, key, background=True)
     current_tenant.set(key.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from inhouse.serve.grpc.messages import (
 )
 from inhouse.serve.grpc.refusals import refuse
 from inhouse.serve.http import STILL_WANTED_S
+from inhouse.serve.ids import new_request_id
 from inhouse.serve.pipeline import Caller
 from inhouse.serve.requests import ChatBody, CompletionBody, prepare, read_body, read_chat, read_completion
 from inhouse.serve.routes import Services
@@ -110,7 +110,7 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 async def _keyless(request: Any, context: Any) -> None:
-    await refuse(context, ApiError(401, "invalid_api_key", text("serve.bad_key")), secrets.token_hex(16))
+    await refuse(context, ApiError(401, "invalid_api_key", text("serve.bad_key")), new_request_id())
 
 
 async def key_of(services: Services, metadata: dict[str, Any]) -> Key | None:
@@ -152,7 +152,7 @@ class Calls:
         """The border of these calls: who asks, and refusals in gRPC's shape."""
         metadata = dict(context.invocation_metadata() or ())
         given = str(metadata.get("x-request-id", ""))
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
         try:
             key = await key_of(self.services, metadata)
             if key is None:  # revoked since the call began

@@ -21,7 +21,7 @@ class OpenAiFace:
 
     def begin(self, asked: Asked, release: str) -> Reply:
         """Say in headers which release answers, and which fields were not looked at."""
-        mark(self.connection, asked, release)
+        self.connection.tell(release, asked.ignored)
         if asked.stream:
             self._pings = Pings(self.connection)
         self.reply = (StreamReply if asked.stream else WholeReply)(self.connection, asked)
@@ -31,11 +31,6 @@ class OpenAiFace:
         """Nothing more is sent."""
         if self._pings is not None:
             self._pings.end()
-
-
-def mark(connection: Connection, asked: Asked, release: str) -> None:
-    """The headers that all faces over HTTP share."""
-    connection.tell(release, asked.ignored)
 
 
 async def chat(services: Services, call: Call) -> None:

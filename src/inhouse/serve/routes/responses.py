@@ -232,7 +232,6 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
     if not asking.keep:
         raise invalid(text("serve.background_store"), "background")
     key, shown = call.key.id, asking.shown
-    services.deployments.names()
     face = ResponseFace(services, key, asking, None)
     caller = services.caller(call, asking.body.user)
     services.background.reserve(key, shown["id"])  # before it is kept: a refusal leaves nothing behind
