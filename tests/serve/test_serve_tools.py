@@ -23,7 +23,6 @@ from inhouse.serve.tool_text import (
     ToolCallAssembler,
     calls_schema,
     in_words,
-    template_knows_tools,
     without_tools,
 )
 from inhouse.serve.tools import Tools, check_turns, read_tools
@@ -287,12 +286,6 @@ def test_assembler_tells_id_and_name_once() -> None:
     assert whole.add([{"index": 0, "function": {"arguments": ""}}]) == []
     assert whole.calls() == [call("a"), call("b", "", "")]
     assert ToolCallAssembler().calls() is None
-
-
-def test_templates_that_know_tools_are_told_from_those_that_do_not() -> None:
-    assert template_knows_tools("{%- if tools %}{{ tools | tojson }}{% endif %}")
-    assert template_knows_tools("{% for t in tools %}{% endfor %}")
-    assert not template_knows_tools("You have tools. {% for m in messages %}{{ m['role'] }}{% endfor %}")
 
 
 def test_text_parts_are_joined() -> None:

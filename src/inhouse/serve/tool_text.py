@@ -20,11 +20,6 @@ HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s
 Turn = dict[str, Any]
 
 
-def template_knows_tools(template: str) -> bool:
-    """Whether a chat template (Jinja) does something with `tools`; SmolLM2's and many others leave them out."""
-    return re.search(r"\{[%{][^}]*\btools\b", template) is not None
-
-
 def calls_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The JSON schema of one call of one of the tools: `{"name": …, "arguments": …}`, in this order.
 
