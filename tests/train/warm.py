@@ -29,6 +29,8 @@ LIBRARIES = (
 OURS = ("inhouse.api.run", "inhouse.train.stage", "inhouse.train.loop", "inhouse.train.result")
 CLIENT = """#!{python} -SEs
 import json, os, socket, sys
+if sys.argv[1] == "-P":  # a child with limits of its own: the libraries loaded here would be beyond them
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({path!r})
     told = {{"argv": sys.argv, "env": dict(os.environ), "folder": os.getcwd()}}
