@@ -9,12 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "release"))
 
-from release_workspace import make_model, make_report, run_stage
+from release_workspace import key_of, make_model, make_report, run_stage
 
 from inhouse.cli.main import main
 from inhouse.core.gate import Gate
 from inhouse.core.store import Store
-from inhouse.release.keys import check_key
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.results import Counters, Feedback, add_feedback, add_results
 from inhouse.release.settings import ReleaseNode, ReleaseParams, ServeParams
@@ -176,16 +175,16 @@ def test_keys_are_made_with_limits_changed_for_new_ones_and_ended(
 ) -> None:
     words = "--scopes chat --scopes embed --models desk --requests-per-minute 60 --tokens-per-day 1000 --expires-days 2"
     made = said(capsys, "keys", "create", "ann", *words.split())[1]
-    key = check_key(registry.engine, made["token"])
+    key = key_of(registry, made["token"])
     assert key is not None and key.id == made["id"] and key.limits.scopes == ("chat", "embed")
     assert (key.limits.models, key.limits.requests_per_minute, key.limits.tokens_per_day) == (("desk",), 60, 1000)
     listed = shown(capsys, "keys", "list")
     assert "60 req/min" in listed and "chat, embed" in listed and made["token"] not in listed
     rotated = said(capsys, "keys", "rotate", "ann")[1]
-    assert rotated["id"] == made["id"] and check_key(registry.engine, made["token"]) is None
+    assert rotated["id"] == made["id"] and key_of(registry, made["token"]) is None
     assert said(capsys, "keys", "revoke", "ann")[1]["keys"][0]["revoked"] is not None
     assert "revoked" in shown(capsys, "keys", "list")
-    assert rotated["token"].startswith("ih-") and check_key(registry.engine, rotated["token"]) is None
+    assert rotated["token"].startswith("ih-") and key_of(registry, rotated["token"]) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from inhouse.core.protocols import Context, Input
 from inhouse.core.run import Events
 from inhouse.core.store import Store
 from inhouse.release import stage
+from inhouse.release.keys import Key
+from inhouse.release.registry import Registry
 from inhouse.release.settings import ReleaseNode
 
 Make = Callable[..., Artifact]
@@ -95,3 +98,10 @@ def run_stage(store: Store, params: ReleaseNode, inputs: dict[str, Artifact]) ->
     )
     made = stage.run(params, context)
     return settle(store, "release", recipe, out, made.facts, made.licences)
+
+
+def key_of(registry: Registry, token: str) -> Key | None:
+    """The key that a server finds behind a token now."""
+    from inhouse.serve.key_ring import KeyRing
+
+    return asyncio.run(KeyRing(registry.engine).find(token))

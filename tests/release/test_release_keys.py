@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from release_workspace import key_of
 from sqlalchemy import select
 
 from inhouse.core.errors import UserError
@@ -11,7 +12,6 @@ from inhouse.release.keys import (
     Limits,
     Used,
     add_usage,
-    check_key,
     create_key,
     list_keys,
     revoke_key,
@@ -24,21 +24,21 @@ from inhouse.release.tables import api_keys
 
 def test_key_opens_until_it_is_revoked_and_only_its_hash_is_kept(registry: Registry) -> None:
     token, key = create_key(registry.engine, "laptop")
-    assert check_key(registry.engine, token) == key
-    assert check_key(registry.engine, token + "x") is None
+    assert key_of(registry, token) == key
+    assert key_of(registry, token + "x") is None
     with reading(registry.engine) as connection:
         assert token[12:] not in str(connection.execute(select(api_keys)).all())
     assert revoke_key(registry.engine, "laptop").revoked is not None
-    assert check_key(registry.engine, token) is None
+    assert key_of(registry, token) is None
     assert [k.revoked is not None for k in list_keys(registry.engine)] == [True]
 
 
 def test_key_expires(registry: Registry) -> None:
     token, key = create_key(registry.engine, "short", timedelta(hours=1))
-    assert check_key(registry.engine, token) == key
+    assert key_of(registry, token) == key
     assert not key.valid(datetime.now(UTC) + timedelta(hours=2))
     old, _ = create_key(registry.engine, "old", timedelta(seconds=-1))
-    assert check_key(registry.engine, old) is None
+    assert key_of(registry, old) is None
 
 
 def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> None:
@@ -54,7 +54,7 @@ def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> 
 def test_key_does_what_its_scopes_say_on_the_deployments_that_it_names(registry: Registry) -> None:
     limits = Limits(scopes=("chat", "embed"), models=("desk",), requests_per_minute=60, tokens_per_day=10**12)
     token, made = create_key(registry.engine, "laptop", limits=limits)
-    found = check_key(registry.engine, token)
+    found = key_of(registry, token)
     assert found == made and found is not None and found.limits == limits
     assert [found.allows(s) for s in ("chat", "embed", "files", "metrics", "admin")] == [
         True,
@@ -78,13 +78,13 @@ def test_rotated_key_stays_the_same_tenant_and_its_old_token_ends_with_the_grace
     old, key = create_key(registry.engine, "laptop", timedelta(days=2), Limits(models=("desk",)))
     new, rotated = rotate_key(registry.engine, "laptop", timedelta(hours=1))
     assert new != old and rotated.id == key.id and rotated.limits == key.limits
-    before, after = check_key(registry.engine, old), check_key(registry.engine, new)
+    before, after = key_of(registry, old), key_of(registry, new)
     assert before is not None and after is not None and before.id == after.id == key.id
     assert not before.valid(datetime.now(UTC) + timedelta(hours=2)) and after.valid(
         datetime.now(UTC) + timedelta(hours=2)
     )
     rotate_key(registry.engine, rotated.prefix)
-    assert check_key(registry.engine, old) is None and check_key(registry.engine, new) is None
+    assert key_of(registry, old) is None and key_of(registry, new) is None
     assert len(list_keys(registry.engine)) == 1
 
 
@@ -92,7 +92,7 @@ def test_revoking_a_rotated_key_ends_its_old_token_too(registry: Registry) -> No
     old, _ = create_key(registry.engine, "laptop")
     new, _ = rotate_key(registry.engine, "laptop", timedelta(hours=1))
     revoke_key(registry.engine, "laptop")
-    assert check_key(registry.engine, old) is None and check_key(registry.engine, new) is None
+    assert key_of(registry, old) is None and key_of(registry, new) is None
     with pytest.raises(UserError) as error:
         rotate_key(registry.engine, "laptop")
     assert error.value.code == "release.key_unknown"

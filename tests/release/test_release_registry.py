@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from release_workspace import Make
+from release_workspace import Make, key_of
 from release_writers import KEYS, change_for_ever, make_keys, started
 
 from inhouse.core.errors import GateFailed, UserError
@@ -21,7 +21,7 @@ from inhouse.release import database
 from inhouse.release.arms import read_deployment
 from inhouse.release.audit import read_entries
 from inhouse.release.database import connect
-from inhouse.release.keys import check_key, list_keys
+from inhouse.release.keys import list_keys
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.rules import Rules
 from inhouse.release.tables import metadata
@@ -197,10 +197,10 @@ def test_registry_of_the_first_version_keeps_what_it_holds_and_is_copied_aside_f
     assert desk.previous is not None and desk.previous.label == "routing:v1" and desk.generation == 4
     assert desk.rules == Rules() and faq.previous is None and faq.release.label == "faq:v1"
     assert [r.label for r in registry.list_releases()] == ["routing:v1", "routing:v2", "routing:v3", "faq:v1"]
-    key = check_key(registry.engine, "ih-aaaaaaaa-laptop")
+    key = key_of(registry, "ih-aaaaaaaa-laptop")
     assert key is not None and (key.id, key.name) == (1, "laptop")
     assert key.allows("chat") and key.allows("files") and not key.allows("admin") and key.may_use("desk")
-    assert check_key(registry.engine, "ih-bbbbbbbb-gone") is None
+    assert key_of(registry, "ih-bbbbbbbb-gone") is None
     assert [e.action for e in registry.audit()] == ["promote"]
     with sqlite3.connect(path.with_name("registry.db.before-0002")) as copy:
         assert copy.execute("SELECT name, release FROM deployments ORDER BY name").fetchall() == [

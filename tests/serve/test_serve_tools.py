@@ -20,7 +20,6 @@ from inhouse.serve.media import join_parts
 from inhouse.serve.tool_text import (
     ForcedCallReader,
     FreeCallReader,
-    ToolCallAssembler,
     calls_schema,
     in_words,
     without_tools,
@@ -204,20 +203,27 @@ def pieces_of(words: str, size: int) -> list[str]:
     return [words[at : at + size] for at in range(0, len(words), size)]
 
 
+def assembled(told: list[Delta]) -> list[dict[str, Any]]:
+    """The functions that a client puts together from streamed calls: the name once, the arguments piece by piece."""
+    found: dict[int, dict[str, Any]] = {}
+    for each in (call for delta in told for call in delta.tool_calls or []):
+        function = found.setdefault(each["index"], {"name": "", "arguments": ""})
+        for name, piece in each["function"].items():
+            function[name] += piece
+    return [function for _, function in sorted(found.items())]
+
+
 ARGUMENTS = '{"text": "a } \\" { b", "list": [{"x": [1]}], "中": "\\\\"}'
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_forced_call_streams_its_arguments_exactly(size: int) -> None:
-    reader, whole = ForcedCallReader(), ToolCallAssembler()
+    reader = ForcedCallReader()
     said = f'{{"name": "fn", "arguments": {ARGUMENTS}}}'
     told = [reader.read(Delta(piece)) for piece in pieces_of(said, size)] + [reader.read(Delta("", finish="stop"))]
     names = [entry for delta in told for entry in delta.tool_calls or [] if "id" in entry]
     assert len(names) == 1 and names[0]["function"]["name"] == "fn" and names[0]["type"] == "function"
-    for delta in told:
-        whole.add(delta.tool_calls or [])
-    calls = whole.calls()
-    assert calls is not None and calls[0]["function"] == {"name": "fn", "arguments": ARGUMENTS}
+    assert assembled(told) == [{"name": "fn", "arguments": ARGUMENTS}]
     assert told[-1].finish == "tool_calls" and all(delta.text == "" for delta in told)
     if size == 1:
         assert (
@@ -238,19 +244,11 @@ def test_free_answer_tells_words_and_calls_apart(size: int) -> None:
         'Let me <look>.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
         '<tool_call>\n{"name": "g"}\n</tool_call>'
     )
-    reader, whole, words, finish = FreeCallReader(["f", "g"]), ToolCallAssembler(), "", None
-    for piece in [*(Delta(part) for part in pieces_of(said, size)), Delta("", finish="stop")]:
-        delta = reader.read(piece)
-        words += delta.text
-        whole.add(delta.tool_calls or [])
-        finish = delta.finish or finish
-    calls = whole.calls()
-    assert words == "Let me <look>." and finish == "tool_calls"
-    assert calls is not None
-    assert [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls] == [
-        ("f", {"a": 1}),
-        ("g", {}),
-    ]
+    reader = FreeCallReader(["f", "g"])
+    told = [reader.read(piece) for piece in [*map(Delta, pieces_of(said, size)), Delta("", finish="stop")]]
+    assert "".join(delta.text for delta in told) == "Let me <look>." and told[-1].finish == "tool_calls"
+    calls = [(call["name"], json.loads(call["arguments"])) for call in assembled(told)]
+    assert calls == [("f", {"a": 1}), ("g", {})]
 
 
 @pytest.mark.parametrize(
@@ -275,17 +273,6 @@ def test_free_answer_without_a_call_stays_as_it_was(said: str, size: int) -> Non
 def test_call_at_the_very_end_needs_no_closing_tag() -> None:
     delta = FreeCallReader(["f"]).read(Delta('<tool_call>{"name": "f", "arguments": {}}', finish="stop"))
     assert delta.tool_calls is not None and delta.finish == "tool_calls"
-
-
-def test_assembler_tells_id_and_name_once() -> None:
-    whole = ToolCallAssembler()
-    first = whole.add([{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{"}}])
-    second = whole.add([{"index": 0, "id": "a", "function": {"name": "f", "arguments": "}"}}, {"index": 1, "id": "b"}])
-    assert first == [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}]
-    assert second[0] == {"index": 0, "function": {"arguments": "}"}} and second[1]["id"] == "b"
-    assert whole.add([{"index": 0, "function": {"arguments": ""}}]) == []
-    assert whole.calls() == [call("a"), call("b", "", "")]
-    assert ToolCallAssembler().calls() is None
 
 
 def test_text_parts_are_joined() -> None:
@@ -338,14 +325,9 @@ def test_forced_call_of_the_real_model_is_valid_every_time(runner: asyncio.Runne
                     if told[-1].finish == "length":
                         continue
                     whole += 1
-                    assembler = ToolCallAssembler()
-                    for delta in told:
-                        assembler.add(delta.tool_calls or [])
-                    calls = assembler.calls()
-                    assert calls is not None and told[-1].finish == "tool_calls"
-                    jsonschema.validate(
-                        json.loads(calls[0]["function"]["arguments"]), schemas[calls[0]["function"]["name"]]
-                    )
+                    assert told[-1].finish == "tool_calls"
+                    called = assembled(told)[0]
+                    jsonschema.validate(json.loads(called["arguments"]), schemas[called["name"]])
     finally:
         engine.stop()
     assert whole >= 2

@@ -108,12 +108,6 @@ def create_key(
     return token, Key(name, token[:SHOWN], _text(now), expires, None, made[0], limits)
 
 
-def check_key(engine: Engine, token: str) -> Key | None:
-    """The key that this token belongs to, when it is valid now."""
-    found = active_keys(engine).get(hash_token(token))
-    return found if found is not None and found.valid(datetime.now(UTC)) else None
-
-
 def active_keys(engine: Engine) -> dict[str, Key]:
     """Every key that is not revoked, by hash; a rotated one also by the hash of its old token, until that ends.
 

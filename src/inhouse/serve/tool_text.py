@@ -242,34 +242,3 @@ def _first(name_of_call: str, function: str, index: int = 0) -> dict[str, Any]:
 
 def _more(arguments: str) -> dict[str, Any]:
     return {"index": 0, "function": {"arguments": arguments}}
-
-
-class ToolCallAssembler:
-    """Put streamed `tool_calls` deltas together: id and name once, arguments one after the other."""
-
-    def __init__(self) -> None:
-        self._calls: dict[int, dict[str, Any]] = {}
-
-    def add(self, deltas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Keep what one delta gained, and give it back as clients must get it: id and name only the first time."""
-        told = []
-        for delta in deltas:
-            index, function = int(delta.get("index") or 0), delta.get("function") or {}
-            arguments = function.get("arguments") or ""
-            call = self._calls.get(index)
-            if call is None:
-                call = _first(delta.get("id") or new_call_id(), function.get("name") or "", index)
-                self._calls[index] = call
-                told.append({**call, "function": {"name": call["function"]["name"], "arguments": arguments}})
-            elif arguments:
-                told.append({"index": index, "function": {"arguments": arguments}})
-            call["function"]["arguments"] += arguments
-        return told
-
-    def calls(self) -> list[dict[str, Any]] | None:
-        """The whole calls as a reply that is not streamed holds them; None when there are none."""
-        whole = [
-            {"id": call["id"], "type": "function", "function": dict(call["function"])}
-            for _, call in sorted(self._calls.items())
-        ]
-        return whole or None
