@@ -161,6 +161,30 @@ def test_split_answers_by_weight_and_its_releases_can_be_asked_by_name(fake: Fak
     assert [served.names(key) for key in keys] == [served.names(), []]
 
 
+def test_release_of_two_deployments_counts_for_the_one_that_was_named(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.registry, "deployment", lambda name: replace(fake.deployment, name=name))
+    served = Deployments(fake.registry, ["desk", "faq"], ServeParams(port=0))
+    try:
+        mine = Key("ann", "", "", None, None, 1, Limits(models=("faq",)))
+        named = {
+            "faq": served.enter("faq", nobody),
+            "faq:r:v1": served.enter("faq:r:v1", nobody),
+            "desk:r:v1": served.enter("desk:r:v1", nobody),
+            "r:v1": served.enter("r:v1", nobody, mine),
+        }
+        assert {name: way.deployment for name, way in named.items()} == {
+            "faq": "faq", "faq:r:v1": "faq", "desk:r:v1": "desk", "r:v1": "faq",
+        }  # fmt: skip
+        assert all(way.target.release is V1 and way.adapter is None for way in named.values())
+        assert served.names(mine) == ["faq", "faq:legal", "r:v1", "faq:r:v1"]
+        with pytest.raises(ApiError):
+            served.enter("faq:r:v2", nobody)
+    finally:
+        served.close(0.0)
+
+
 def test_person_stays_with_an_arm_and_a_growing_canary_takes_nobody_back() -> None:
     people = [f"person {n}" for n in range(400)]
     small = [arm(V1, 900), arm(V2, 100, "canary")]

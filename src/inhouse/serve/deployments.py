@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,28 +82,31 @@ class Deployments:
     def names(self, key: Key | None = None) -> list[str]:
         """Model names that clients may ask for: deployments, the releases of their arms, and adapters.
 
-        With a key, those that it may use.
+        A release of several deployments also has each one's name before its own. With a key, those that it may use.
         """
         found: dict[str, None] = {}
+        counted = Counter(arm.release.label for serving in self.serving.values() for arm in serving.answering)
         for name, serving in self.serving.items():
             if key is not None and not key.may_use(name):
                 continue
+            labels = [arm.release.label for arm in serving.answering]
             found[name] = None
             found |= {f"{name}{ADAPTER_MARK}{adapter}": None for adapter in serving.main.adapters}
-            found |= {arm.release.label: None for arm in serving.deployment.arms if arm.role != "shadow"}
+            found |= dict.fromkeys(labels)
+            found |= {f"{name}{ADAPTER_MARK}{label}": None for label in labels if counted[label] > 1}
         return list(found)
 
     def targets(self) -> list[Target]:
         """Every release that is being served."""
         return list({id(t): t for serving in self.serving.values() for t in serving.targets.values()}.values())
 
-    def enter(self, model: str, who: Callable[[Deployment], str | None]) -> Way:
+    def enter(self, model: str, who: Callable[[Deployment], str | None], key: Key | None = None) -> Way:
         """Where a request for `model` goes, with this request counted in; pair it with `leave`.
 
         `who` tells of a deployment's rules who shall stay with one arm.
         """
         with self._lock:
-            way = self._find(model, who)
+            way = self._find(model, who, key)
             if way is None:
                 raise ApiError(404, "model_not_found", text("serve.model_unknown", model=model[:100]), "model")
             way.target.inside += 1
@@ -143,20 +147,20 @@ class Deployments:
             except (InhouseError, SQLAlchemyError) as error:  # what was counted stays, for the next time
                 log.warning("what was counted since the last time cannot be saved: %s", error)
 
-    def _find(self, model: str, who: Callable[[Deployment], str | None]) -> Way | None:
+    def _find(self, model: str, who: Callable[[Deployment], str | None], key: Key | None) -> Way | None:
         serving = self.serving.get(model)
         if serving is not None:
             return way_of(serving, who(serving.deployment))
-        for serving in self.serving.values():
-            for arm in serving.deployment.arms:
-                if arm.release.label == model and arm.role != "shadow":
-                    return Way(serving, arm, serving.targets[arm.release.id])
-        name, _, adapter = model.partition(ADAPTER_MARK)
+        # A release that several deployments have counts for one that this key may use.
+        ways = [way for serving in self.serving.values() if (way := serving.way_to(model)) is not None]
+        if ways:
+            return next((way for way in ways if key is None or key.may_use(way.deployment)), ways[0])
+        name, _, rest = model.partition(ADAPTER_MARK)
         serving = self.serving.get(name)
-        if serving is None or adapter not in serving.main.adapters:
-            return None
+        if serving is None or rest not in serving.main.adapters:
+            return None if serving is None else serving.way_to(rest)
         main = next(arm for arm in serving.deployment.arms if arm.release.id == serving.deployment.release.id)
-        return Way(serving, main, serving.main, adapter)
+        return Way(serving, main, serving.main, rest)
 
     def _serving(self, found: Deployment) -> Serving:
         there = {arm.release.id for arm in found.arms} & set(self._targets)

@@ -201,7 +201,7 @@ class Pipeline:
             await self._end(way, seen, caller)
 
     def _begin(self, model: str, caller: Caller) -> tuple[Way, Measured]:
-        way = self.deployments.enter(model, caller.stays)
+        way = self.deployments.enter(model, caller.stays, caller.key)
         label = way.target.release.label
         seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
         seen.route, seen.arm = caller.route, way.arm

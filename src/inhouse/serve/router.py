@@ -26,6 +26,16 @@ class Serving:
         """The release of the live arm with the greatest weight."""
         return self.targets[self.deployment.release.id]
 
+    @property
+    def answering(self) -> list[Arm]:
+        """The arms that requests go to."""
+        return [arm for arm in self.deployment.arms if arm.role != "shadow"]
+
+    def way_to(self, label: str) -> Way | None:
+        """The arm of the release with this label, where one of these answers."""
+        arm = next((arm for arm in self.answering if arm.release.label == label), None)
+        return None if arm is None else Way(self, arm, self.targets[arm.release.id])
+
 
 @dataclass(frozen=True)
 class Way:
@@ -52,7 +62,7 @@ class Way:
 
 def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way:
     """The arm for this request. `who` stays with one arm as long as the weights stay; None is dealt at random."""
-    arms = [arm for arm in serving.deployment.arms if arm.role != "shadow"]
+    arms = serving.answering
     arm = arms[0] if len(arms) == 1 else choose(arms, point_of(serving.deployment.name, who))
     return Way(serving, arm, serving.targets[arm.release.id], adapter)
 
