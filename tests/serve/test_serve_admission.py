@@ -138,3 +138,73 @@ def test_more_may_run_after_the_pool_has_grown() -> None:
         await asyncio.gather(*tasks)
 
     run(scene())
+
+
+def test_work_in_parts_lets_others_in_between_and_is_sent_away_by_no_full_queue() -> None:
+    async def scene() -> None:
+        office = Office(Admission(1, 2))
+
+        async def long(tenant: str) -> None:
+            async with office.admission.turn(tenant) as turn:
+                for part in range(3):
+                    if part:
+                        await turn.pass_on()
+                    office.order.append(f"{tenant}{part}")
+                    await settle()
+
+        first = asyncio.create_task(long("a"))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(office.brief(tenant)) for tenant in ("b", "a")]
+        await asyncio.gather(first, *others)
+        assert office.order == ["a0", "b", "a", "a1", "a2"]
+        assert (office.admission.running, office.admission.waiting) == (0, 0)
+
+    run(scene())
+
+
+def test_full_queue_sends_away_the_last_that_has_not_begun() -> None:
+    async def scene() -> None:
+        office = Office(Admission(1, 2))
+        turn = office.admission.turn("a")
+        await turn.__aenter__()
+        waiting = [asyncio.create_task(office.work("a")) for _ in range(2)]
+        await settle()
+        going_on = asyncio.create_task(turn.pass_on())  # the first of them works, this one is the last in line
+        await settle()
+        other = asyncio.create_task(office.brief("b"))
+        await settle()
+        assert isinstance(waiting[1].exception(), ApiError) and not going_on.done()
+        with pytest.raises(ApiError):
+            await office.brief("c")  # whoever waits has begun, or asks for no more than this one
+        office.done.set()
+        await asyncio.gather(waiting[0], going_on)
+        await turn.__aexit__(None, None, None)
+        await other
+        assert (office.admission.running, office.admission.waiting) == (0, 0)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_work_that_is_cancelled_while_it_waits_to_go_on_leaves_no_turn_behind(background: bool) -> None:
+    async def scene() -> None:
+        office = Office(Admission(1, 4))
+
+        async def long() -> None:
+            async with office.admission.turn("a", background) as turn:
+                await settle()
+                await turn.pass_on()
+
+        task = asyncio.create_task(long())
+        await settle()
+        other = asyncio.create_task(office.work("b", background))
+        while "b" not in office.order:
+            await settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (office.admission.running, office.admission.waiting) == (1, 0)
+        office.done.set()
+        await other
+        assert office.admission.running == 0
+
+    run(scene())

@@ -22,6 +22,7 @@ class Admission:
         self.waiting = 0
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._background: deque[asyncio.Future[None]] = deque()
+        self._begun: set[asyncio.Future[None]] = set()  # those that go on, and are sent away by no full queue
 
     def turn(self, tenant: str, background: bool = False) -> Turn:
         """A turn for this tenant, to be used as `async with`. Raises ApiError 429 when the queue is full."""
@@ -37,14 +38,37 @@ class Admission:
         if self.running < self.parallel and not self.waiting:
             self.running += 1
             return
+        if not background and self.waiting >= self.queue:
+            self._make_room(tenant)
+        await self._wait(tenant, self._line_up(tenant, background))
+
+    async def pass_on(self, tenant: str, background: bool) -> None:
+        """Let those go first who wait, and wait for another turn to go on: of work in parts, after each part."""
+        if not self.waiting and not (background and self._background):
+            return
+        turn = self._line_up(tenant, background)
+        self._begun.add(turn)
+        try:
+            self.leave()
+            await self._wait(tenant, turn)
+        finally:
+            self._begun.discard(turn)
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        self.running -= 1
+        self._next()
+
+    def _line_up(self, tenant: str, background: bool) -> asyncio.Future[None]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if background:
             self._background.append(turn)
         else:
-            if self.waiting >= self.queue:
-                self._make_room(tenant)
             self._lines.setdefault(tenant, deque()).append(turn)
             self.waiting += 1
+        return turn
+
+    async def _wait(self, tenant: str, turn: asyncio.Future[None]) -> None:
         try:
             await turn
         except asyncio.CancelledError:
@@ -53,11 +77,6 @@ class Admission:
             else:
                 self._forget(tenant, turn)
             raise
-
-    def leave(self) -> None:
-        """Let the next one in."""
-        self.running -= 1
-        self._next()
 
     def _next(self) -> None:
         while self.running < self.parallel and (self._lines or self._background):
@@ -78,12 +97,18 @@ class Admission:
         return turn
 
     def _make_room(self, tenant: str) -> None:
-        """In a full queue, a tenant with fewer requests takes the place of the longest line's last one."""
+        """In a full queue, a tenant with fewer requests takes the place of the longest line's last one.
+
+        Not of one that has begun: what was done for it would be lost.
+        """
         longest = max(self._lines, key=lambda name: len(self._lines[name]), default=None)
         mine = len(self._lines.get(tenant, ()))
         if longest is None or longest == tenant or len(self._lines[longest]) <= mine + 1:
             raise overloaded()
-        last = self._lines[longest].pop()
+        last = next((turn for turn in reversed(self._lines[longest]) if turn not in self._begun), None)
+        if last is None:
+            raise overloaded()
+        self._lines[longest].remove(last)
         self.waiting -= 1
         if not last.done():
             last.set_exception(overloaded())
@@ -106,11 +131,21 @@ class Turn:
         self._admission = admission
         self._tenant = tenant
         self._background = background
+        self._held = False
 
-    async def __aenter__(self) -> None:
+    async def pass_on(self) -> None:
+        """Between two parts of the work: let those who wait go first."""
+        self._held = False
+        await self._admission.pass_on(self._tenant, self._background)
+        self._held = True
+
+    async def __aenter__(self) -> Turn:
         await self._admission.enter(self._tenant, self._background)
+        self._held = True
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave()
+        if self._held:  # not when it ended while it waited to go on
+            self._admission.leave()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inhouse.core.messages import text
 from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent, ServingEngine, Usage
+from inhouse.serve.admission import Turn
 from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
 from inhouse.serve.measured import Measured
 from inhouse.serve.pipeline import Caller, refusal
@@ -17,6 +18,9 @@ from inhouse.serve.requests import Limits
 
 if TYPE_CHECKING:
     from inhouse.serve.routes import Services
+
+PART_INPUTS = 32  # as many as the engines read at once; 2,048 short texts held one turn for 50 s
+PART_LENGTH = 16_384  # characters or token ids: long texts are read a few at a time
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,11 @@ class Borrowed:
     limits: Limits
     release: str
     seen: Measured
+    turn: Turn | None = None
 
     def spent(self, tokens: int) -> None:
-        """Count tokens that were read."""
-        self.seen.usages.append(Usage(tokens, 0))
+        """Count tokens that were read, on top of those before."""
+        self.seen.usages = [Usage(self.seen.usage.prompt + tokens, 0)]
 
 
 @asynccontextmanager
@@ -45,13 +50,14 @@ async def borrowed(services: Services, caller: Caller, model: str, turn: bool) -
         target = way.target
         try:
             async with asyncio.timeout(seconds), AsyncExitStack() as held:
-                if turn:
-                    await held.enter_async_context(target.admission.turn(caller.tenant, caller.background))
+                mine = target.admission.turn(caller.tenant, caller.background) if turn else None
+                if mine is not None:
+                    await held.enter_async_context(mine)
                 admitted = True
                 seen.turn()
                 _, engine = await target.pool.pick(None)
                 seen.engine = engine.name
-                yield Borrowed(engine, target.limits, target.release.label, seen)
+                yield Borrowed(engine, target.limits, target.release.label, seen, mine)
         except (TimeoutError, EngineLost, EngineSilent, EngineRefused) as error:
             raise _told(error, admitted, seconds, target.limits.context_length) from None
 
@@ -65,9 +71,32 @@ def _told(error: Exception, admitted: bool, seconds: float, context: int) -> Api
 
 
 async def vectors(lent: Borrowed, inputs: list[str] | list[list[int]]) -> tuple[list[list[float]], int]:
-    """One vector of unit length an input, and the tokens read. Raises ApiError where the engine makes none."""
+    """One vector of unit length an input, and the tokens read. Raises ApiError where the engine makes none.
+
+    A long list is read in parts, and whoever waits for a turn has it in between.
+    """
     if not lent.engine.capabilities.embeddings:
         raise ApiError(400, "embeddings_not_enabled", text("serve.no_embeddings"), "model")
-    found, tokens = await lent.engine.embed(inputs)
-    lent.spent(tokens)
+    found: list[list[float]] = []
+    tokens = 0
+    try:
+        for part in parts(inputs):
+            if found and lent.turn is not None:
+                await lent.turn.pass_on()
+            more, read = await lent.engine.embed(part)
+            found.extend(more)
+            tokens += read
+    finally:
+        lent.spent(tokens)  # also of a list that breaks off: they were read
     return found, tokens
+
+
+def parts(inputs: list[str] | list[list[int]]) -> Iterator[list[str] | list[list[int]]]:
+    """The inputs in order, cut where a part would hold too many or be too long."""
+    begin = length = 0
+    for index, each in enumerate(inputs):
+        if index > begin and (index - begin >= PART_INPUTS or length + len(each) > PART_LENGTH):
+            yield inputs[begin:index]
+            begin, length = index, 0
+        length += len(each)
+    yield inputs[begin:]
