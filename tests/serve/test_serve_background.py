@@ -33,7 +33,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def services_of(registry: Registry, background: Background) -> Services:
     deployments = SimpleNamespace(names=lambda: [])
-    kept = KeptResponses(registry.engine, days=1)
+    kept = KeptResponses(registry.engine, 1, background.makes, deadline_s=600)
     found = SimpleNamespace(background=background, responses=kept, deployments=deployments, caller=lambda *_: None)
     return cast(Services, found)
 
@@ -50,7 +50,7 @@ def test_response_is_ended_by_its_own_key_and_no_name_reaches_the_gateways_tasks
     for name in ("resp_1", "resp_2"):
         body = {"response": {**shown, "id": name, "model": "m", "created_at": int(time.time()),
             "previous_response_id": None}, "items": [], "worker": "elsewhere|1|1"}  # fmt: skip
-        put_response(registry.engine, StoredResponse(name, mine.id, "m", 1, None, "in_progress", body))
+        put_response(registry.engine, StoredResponse(name, mine.id, "m", int(time.time()), None, "in_progress", body))
 
     async def play() -> None:
         background = Background()
@@ -85,7 +85,7 @@ def test_what_is_being_written_when_a_response_is_ended_is_written_before(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, mine = create_key(registry.engine, "mine")
-    kept, begun = KeptResponses(registry.engine, days=1), threading.Event()
+    kept, begun = KeptResponses(registry.engine, 1, lambda *_: True, deadline_s=600), threading.Event()
     shown = {"id": "resp_1", "status": "in_progress", "background": True, "error": None, "model": "m",
         "created_at": int(time.time()), "previous_response_id": None}  # fmt: skip
 
@@ -160,6 +160,40 @@ def test_refused_background_response_leaves_no_row_and_a_failed_one_no_place(reg
         background.reserve(mine.id, "free again")
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("broken", [KeyError("bug"), ApiError(503, "temporarily_unavailable", "not now")])
+@pytest.mark.parametrize("registry_too", [False, True])
+def test_background_response_that_breaks_has_failed_whatever_broke_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, broken: Exception, registry_too: bool
+) -> None:
+    _, mine = create_key(registry.engine, "mine")
+    shown = {"id": "resp_1", "model": "m", "created_at": int(time.time()), "previous_response_id": None,
+        "status": "in_progress", "temperature": 1.0}  # fmt: skip
+    body = SimpleNamespace(stream=False, user=None, model="m", background=True)
+    asking = cast(Asking, SimpleNamespace(body=body, shown=shown, keep=True, items=[], prepare=None))
+
+    def full(*_: Any) -> None:
+        raise OSError("full")
+
+    async def run(*_: Any) -> None:
+        if registry_too:
+            monkeypatch.setattr(kept_responses, "put_response", full)
+        raise broken
+
+    async def play() -> Any:
+        background = Background()
+        services = services_of(registry, background)
+        services.pipeline = cast(Any, SimpleNamespace(run=run))
+        await _begin(services, call_of(mine, ""), asking)
+        async with asyncio.timeout(10):
+            while background.makes(mine.id, "resp_1"):
+                await asyncio.sleep(0.01)
+        return (await services.responses.get(mine.id, "resp_1")).body["response"]
+
+    found = asyncio.run(play())
+    assert found["status"] == "failed" and found["error"]["code"] == "server_error"
+    assert "bug" not in found["error"]["message"]
 
 
 def test_announcements_are_dropped_when_too_many_are_on_their_way(caplog: pytest.LogCaptureFixture) -> None:

@@ -159,7 +159,8 @@ def test_tools_choices_and_formats_take_the_shape_of_chat() -> None:
 def test_response_of_a_server_that_ended_has_failed_and_is_not_gone_on_with(tmp_path: Path) -> None:
     registry = open_registry(Store(tmp_path))
     _, key = create_key(registry.engine, "mine")
-    kept = KeptResponses(registry.engine, days=1)
+    being_made: set[str] = set()
+    kept = KeptResponses(registry.engine, 1, lambda _, own: own in being_made, deadline_s=600)
     shown = {**SHOWN, "created_at": int(time.time()), "status": "in_progress", "previous_response_id": None}
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -171,8 +172,21 @@ def test_response_of_a_server_that_ended_has_failed_and_is_not_gone_on_with(tmp_
     with pytest.raises(ApiError) as error:
         asyncio.run(kept.before(key.id, "resp_1"))
     assert error.value.param == "previous_response_id"
+
+    def status() -> Any:
+        return asyncio.run(kept.get(key.id, "resp_1")).body["response"]["status"]
+
+    being_made.add("resp_1")
     asyncio.run(kept.put(key.id, shown, []))  # a live server's is as it is
-    assert asyncio.run(kept.get(key.id, "resp_1")).body["response"]["status"] == "in_progress"
+    assert status() == "in_progress"
+    being_made.clear()  # it has broken off, and nothing could be written down
+    assert status() == "failed"
+    for age, told in ((600, "in_progress"), (1300, "failed")):  # another machine's, which cannot be asked
+        began = int(time.time()) - age
+        asyncio.run(kept.delete(key.id, "resp_1"))
+        away = {**body, "worker": "another|1|1"}
+        put_response(registry.engine, StoredResponse("resp_1", key.id, "m", began, None, "in_progress", away))
+        assert status() == told
     put_response(registry.engine, StoredResponse("resp_2", key.id, "m", 1, None, "completed", body, expires=2))
     kept.tidy()
     for own in ("resp_2", "resp_3"):

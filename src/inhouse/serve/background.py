@@ -72,6 +72,10 @@ class Background:
             raise overloaded()
         self._responses[key, response] = None
 
+    def makes(self, key: int, response: str) -> bool:
+        """Whether a response of this key is being made, or about to be."""
+        return (key, response) in self._responses
+
     def release(self, key: int, response: str) -> None:
         """Give up a place that was not used."""
         self._responses.pop((key, response), None)

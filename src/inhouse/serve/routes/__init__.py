@@ -63,7 +63,8 @@ class Services:
     @cached_property
     def responses(self) -> KeptResponses:
         """Responses that clients may ask for again."""
-        return KeptResponses(self.deployments.registry.engine, self.settings.responses_days)
+        engine, settings = self.deployments.registry.engine, self.settings
+        return KeptResponses(engine, settings.responses_days, self.background.makes, settings.deadline_s)
 
     @cached_property
     def files(self) -> FileStore:
@@ -94,6 +95,7 @@ class Services:
         await self.background.stop()
         await stop_compiler()
         await self.pipeline.overflows.close()
+        await self.pipeline.guards.close()
         for target in self.deployments.targets():
             await target.pool.disconnect()
         if self.watchers.log is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from inhouse.serve.response_events import ResponseEvents, sse
 from inhouse.serve.response_items import choice_of, format_of, messages_of, renamed, tools_of
 from inhouse.serve.routes import Route, Services
 
+log = logging.getLogger("inhouse.serve")
 Json = dict[str, Any]
 # Known, and they would change the answer.
 UNSUPPORTED = ("conversation", "prompt", "moderation", "context_management", "max_tool_calls")
@@ -141,11 +143,7 @@ async def cancel(services: Services, call: Call) -> None:
         raise invalid(text("serve.response_not_background"), "response_id")
     if shown["status"] in OPEN:
         await services.background.end(call.key.id, found.id)
-        found = await services.responses.get(call.key.id, found.id)  # it may have been done just before
-        shown = found.body["response"]
-    if shown["status"] in OPEN:
-        shown |= {"status": "cancelled"}
-        await services.responses.put(call.key.id, shown, found.body["items"])
+        shown = await services.responses.cancel(call.key.id, found.id)
     await call.reply(shown)
 
 
@@ -242,11 +240,14 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
         raise
 
     async def work() -> None:
-        await services.responses.put(key, shown | {"status": "in_progress"}, asking.items)
         try:
+            await services.responses.put(key, shown | {"status": "in_progress"}, asking.items)
             await services.pipeline.run(asking.body.model, asking.prepare, caller, face)
         except ApiError as error:
             await face.fail(error)
+        except Exception:  # as at the gateway's border: a bug is logged, and its words stay inside
+            log.exception("response %s failed", shown["id"])
+            await face.fail(ApiError(500, "internal_error", text("serve.internal")))
 
     services.background.respond(key, shown["id"], work())
     await call.reply(shown | {"status": "queued"})
