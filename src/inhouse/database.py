@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -191,6 +192,7 @@ def _told(problem: str, where: str, explain: Explain) -> UserError | None:
 
 
 def _set_up(connection: Any, _record: Any) -> None:
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")  # a broken text breaks its row alone
     connection.isolation_level = None  # the driver's own BEGIN would be a deferred one: see _begin
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")

@@ -11,6 +11,7 @@ import pytest
 from release_writers import answer_lines, started
 
 from inhouse.core.errors import UserError
+from inhouse.database import writing
 from inhouse.release.batches import (
     LEASE_S,
     Answer,
@@ -167,3 +168,35 @@ def test_batch_whose_workers_are_killed_has_each_id_once(registry: Registry, dat
     found = list(answers(registry.engine, made.id, failed=False))
     assert [a.custom_id for a in found] == [line.custom_id for line in lines(90)]
     assert all(a.body == {"said": a.custom_id} for a in found)
+
+
+@pytest.mark.parametrize(
+    "broken", ["metadata = '{'", "moments = '[]'", "errors = '1'", "expires = 'soon'", "moments = CAST(x'ff' AS TEXT)"]
+)
+def test_broken_batch_has_failed_keeps_no_other_and_is_told_to_its_key(
+    registry: Registry, batch: Batch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    if broken.endswith(("'soon'", "TEXT)")) and registry.engine.dialect.name != "sqlite":
+        pytest.skip("a server refuses it")
+    other = add_batch(registry.engine, batch_of(batch.key, 2))
+    done = add_batch(registry.engine, replace(batch_of(batch.key, 3), status="completed"))
+    with writing(registry.engine) as connection:
+        connection.exec_driver_sql(f"UPDATE batches SET {broken} WHERE id IN ('{batch.id}', '{done.id}')")
+    for _ in range(2):
+        assert [each.id for each in open_batches(registry.engine)] == [other.id]
+    assert caplog.text.count(batch.id) == 1
+    found = get_batch(registry.engine, batch.key, batch.id)
+    assert found is not None and found.status == "failed" and "failed" in found.moments
+    assert [error["code"] for error in found.errors] == ["batch_broken"] and found.total == 10
+    listed = {each.id: each.status for each in list_batches(registry.engine, batch.key)}
+    assert listed == {batch.id: "failed", other.id: "validating", done.id: "failed"}
+
+
+def test_line_that_cannot_be_read_is_told_as_the_batchs(registry: Registry, batch: Batch) -> None:
+    with writing(registry.engine) as connection:
+        connection.exec_driver_sql("UPDATE batch_items SET custom_id = '\"cut' WHERE line = 2")
+    with pytest.raises(UserError) as error:
+        claim(registry.engine, batch.id, LIVES, 3, 120)
+    assert error.value.code == "release.batch_broken" and batch.id in str(error.value)
+    with pytest.raises(UserError):
+        list(unanswered(registry.engine, batch.id))

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from inhouse.core.store import Store
+from inhouse.database import writing
 from inhouse.release.batches import Batch, add_batch, cancel_batch, finish, get_batch, open_batches
 from inhouse.release.keys import Key, create_key
 from inhouse.release.registry import open_registry
@@ -182,6 +183,24 @@ def test_broken_batch_is_set_aside_and_a_broken_registry_waited_for(
 
     place.play(story)
     assert "batches wait" in caplog.text and f"{bad.id} is set aside" in caplog.text
+
+
+@pytest.mark.parametrize("table", ["batches", "batch_items"])
+def test_broken_row_fails_its_batch_and_the_others_go_on(place: Place, table: str) -> None:
+    place.refusals["later"] = quota
+    bad, good = place.batch(place.keys[0], "later"), place.batch(place.keys[1], "a", "b")
+    column, which = ("metadata", "id") if table == "batches" else ("custom_id", "batch")
+
+    async def story() -> None:
+        await place.until(bad, "in_progress")
+        with writing(place.engine) as connection:
+            connection.exec_driver_sql(f"UPDATE {table} SET {column} = '{{' WHERE {which} = '{bad.id}'")
+        place.worker._waits.clear()
+        await place.until(bad, "failed")
+        await place.until(good, "completed")
+
+    place.play(story)
+    assert place.now(bad).errors[0]["code"] == "batch_broken"
 
 
 def test_batch_ends_when_there_is_no_place_for_its_webhook(place: Place) -> None:

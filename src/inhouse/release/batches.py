@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text
 from inhouse.core.run import process_mark
 from inhouse.database import reading, writing
 from inhouse.release.stored import FIRST_PAGE, Page, listed
@@ -25,6 +28,7 @@ Status = Literal["validating", "failed", "in_progress", "finalizing", "completed
 OPEN: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "cancelling")
 LEASE_S = 120
 READ_AT_ONCE = 500
+log = logging.getLogger("inhouse.release")
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,18 @@ def cancel_batch(engine: Engine, key: int, batch: str, moment: int) -> Batch | N
 
 
 def open_batches(engine: Engine) -> list[Batch]:
-    """Every batch of every key that still needs a worker, oldest first."""
+    """Every batch of every key that still needs a worker, oldest first; a broken one is failed and left out."""
     from sqlalchemy import select
 
     from inhouse.release.tables import batches
 
     with reading(engine) as connection:
         query = select(batches).where(batches.c.status.in_(OPEN)).order_by(batches.c.created, batches.c.id)
-        return [_batch(connection, row) for row in connection.execute(query).all()]
+        found = [_batch(connection, row) for row in connection.execute(query).all()]
+    for batch in found:
+        if batch.status not in OPEN:
+            _write_down(engine, batch)
+    return [batch for batch in found if batch.status in OPEN]
 
 
 def move_batch(
@@ -179,7 +187,7 @@ def claim(engine: Engine, batch: str, worker: str, most: int, moment: int) -> li
         mine = (items.c.batch == batch) & items.c.line.in_([row.line for row in rows])
         values = {"status": "running", "worker": worker, "lease": moment + LEASE_S}
         connection.execute(update(items).where(mine).values(values))
-    return [Line(row.line, json.loads(row.custom_id), row.start, row.size) for row in rows]
+    return [_line(row) for row in rows]
 
 
 def renew(engine: Engine, worker: str, moment: int) -> int:
@@ -250,7 +258,7 @@ def answers(engine: Engine, batch: str, failed: bool) -> Iterator[Answer]:
         if not rows:
             return
         for row in rows:
-            yield Answer(row.line, json.loads(row.custom_id), row.failed, json.loads(row.response))
+            yield Answer(row.line, _json(row, row.custom_id), row.failed, _json(row, row.response))
         last = rows[-1].line
 
 
@@ -263,7 +271,7 @@ def unanswered(engine: Engine, batch: str) -> Iterator[Line]:
     query = select(items).where(items.c.batch == batch, items.c.status != "done").order_by(items.c.line)
     with reading(engine) as connection:
         rows = connection.execute(query).all()
-    yield from (Line(row.line, json.loads(row.custom_id), row.start, row.size) for row in rows)
+    yield from (_line(row) for row in rows)
 
 
 def drop_answers(engine: Engine, batch: str) -> int:
@@ -282,6 +290,18 @@ def _row(batch: str, line: Line) -> dict[str, Any]:
     hashed = hashlib.sha256(custom_id.encode()).hexdigest()
     place = {"line": line.line, "start": line.start, "size": line.size, "status": "pending"}
     return {"batch": batch, "custom_id": custom_id, "custom_hash": hashed, **place}
+
+
+def _line(row: Row[Any]) -> Line:
+    return Line(row.line, _json(row, row.custom_id), row.start, row.size)
+
+
+def _json(row: Row[Any], value: str) -> Any:
+    """What an item holds. Raises release.batch_broken."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise UserError("release.batch_broken", batch=row.batch) from None
 
 
 def _free(connection: Connection, batch: str, moment: int) -> None:
@@ -344,8 +364,42 @@ def _batch(connection: Connection, row: Row[Any]) -> Batch:
 
     query = select(items.c.failed, func.count()).where(items.c.batch == row.id).group_by(items.c.failed)
     counts = {failed: count for failed, count in connection.execute(query).all()}
-    values = {
-        **row._mapping,
-        "moments": json.loads(row.moments), "metadata": json.loads(row.metadata), "errors": json.loads(row.errors),
-    }  # fmt: skip
-    return Batch(**values, total=sum(counts.values()), completed=counts.get(False, 0), failed=counts.get(True, 0))
+    numbers = {"total": sum(counts.values()), "completed": counts.get(False, 0), "failed": counts.get(True, 0)}
+    try:
+        return Batch(**{**row._mapping, **_facts(row), **numbers})
+    except (ValueError, TypeError):  # not as it was written: a broken disk, or another program
+        error = {
+            "code": "batch_broken",
+            "message": text("release.batch_broken", batch=row.id),
+            "line": None,
+            "param": None,
+        }
+        told = {"status": "failed", "moments": {}, "metadata": {}, "errors": [error]}
+        whole = {name: value if isinstance(value, int) else 0 for name, value in _moments(row).items()}
+        return Batch(**{**row._mapping, **told, **whole, **numbers})
+
+
+def _facts(row: Row[Any]) -> dict[str, Any]:
+    """What a row holds as JSON, and its numbers. Raises ValueError, TypeError where it is broken."""
+    moments, metadata, errors = (json.loads(value) for value in (row.moments, row.metadata, row.errors))
+    numbers = [*moments.values(), *_moments(row).values()] if isinstance(moments, dict) else [None]
+    if not (isinstance(metadata, dict) and isinstance(errors, list) and all(isinstance(n, int) for n in numbers)):
+        raise ValueError("broken")
+    return {"moments": moments, "metadata": metadata, "errors": errors}
+
+
+def _moments(row: Row[Any]) -> dict[str, Any]:
+    return {"created": row.created, "expires": row.expires}
+
+
+def _write_down(engine: Engine, batch: Batch) -> None:
+    """Keep a broken batch as the failed one that it is read as."""
+    from sqlalchemy import update
+
+    from inhouse.release.tables import batches
+
+    log.error("batch %s cannot be read from the registry any more, and has failed", batch.id)
+    values = {"status": batch.status, "created": batch.created, "expires": batch.expires, "metadata": "{}"}
+    values |= {"moments": json.dumps({"failed": int(time.time())}), "errors": json.dumps(list(batch.errors))}
+    with writing(engine) as connection:
+        connection.execute(update(batches).where(batches.c.id == batch.id).values(values))

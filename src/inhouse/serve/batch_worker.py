@@ -143,10 +143,14 @@ class BatchWorker:
             return False
         try:
             return await step(batch)
+        except UserError as error:
+            if error.code == "release.batch_broken":
+                return await self._fail(batch, [_broken(error)])
+            log.error("batch %s is set aside for a while: %s", batch.id, error)
         except Exception:  # whatever it is: one broken batch may not keep the others
             log.exception("batch %s is set aside for a while", batch.id)
-            self._put_off(place)
-            return False
+        self._put_off(place)
+        return False
 
     def _put_off(self, place: tuple[str, str], least: float = 0.0) -> None:
         wait = self._waits.setdefault(place, Wait())
@@ -319,6 +323,10 @@ def _file(batch: Batch, kind: str) -> StoredFile:
 
 def _gone() -> Json:
     return {"code": "input_file_gone", "message": text("serve.batch_gone"), "line": None, "param": "input_file_id"}
+
+
+def _broken(error: UserError) -> Json:
+    return {"code": "batch_broken", "message": str(error), "line": None, "param": None}
 
 
 def _no_key() -> Json:
