@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
+from inhouse.core.plugins import require
 from inhouse.core.project import apply_override, said
 from inhouse.release.arms import Arm, Deployment, Role
 from inhouse.release.experiments import Experiment, judge_experiment
@@ -191,7 +192,10 @@ def change_rules(request: RulesRequest) -> DeploymentDetail:
     registry = open_registry(request.store)
     found = registry.deployment(request.deployment)
     if request.changes:
-        found = registry.set_rules(request.deployment, changed_rules(found.rules, request.changes))
+        changed = changed_rules(found.rules, request.changes)
+        if "personal-data" in changed.guard:
+            require("data", "numba")
+        found = registry.set_rules(request.deployment, changed)
     return _detail(found)
 
 

@@ -46,6 +46,7 @@ class RequestLine(Frozen):
     error: str | None = None
     finish: str | None = None
     cache: str = "-"
+    alarms: tuple[str, ...] | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     answer_tokens: int = 0

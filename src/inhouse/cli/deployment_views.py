@@ -51,7 +51,7 @@ def deployed(result: DeploymentLine, console: Console) -> None:
 def report(result: DeploymentReport, console: Console) -> None:
     """What each arm did, each comparison, and what follows."""
     found = result.experiment
-    names = ("release", "role", "share", "requests", "errors", "score", "p50", "p95")
+    names = ("release", "role", "share", "requests", "errors", "alarms", "score", "p50", "p95")
     table(console, *(text(f"cell.{name}") for name in names), rows=[_figures(arm) for arm in found.arms])
     if found.comparisons:
         columns = ("figure", "release", "against", "difference", "bounds", "outcome")
@@ -86,8 +86,8 @@ def _figures(arm: ArmFigures) -> tuple[str, ...]:
     errors = "-" if arm.error_rate is None else f"{arm.errors} ({arm.error_rate:.1%})"
     score = "-" if arm.mean_score is None else f"{arm.mean_score:+.2f} (n={arm.scored})"
     waits = ["-" if s is None else f"{s * 1000:,.0f} ms" for s in (arm.latency_p50_s, arm.latency_p95_s)]
-    share = f"{arm.weight / 10:g} %"
-    return arm.release, text(f"cell.role.{arm.role}"), share, f"{arm.requests:,}", errors, score, *waits
+    counts = (f"{arm.weight / 10:g} %", f"{arm.requests:,}", errors, f"{arm.alarms:,}")
+    return arm.release, text(f"cell.role.{arm.role}"), *counts, score, *waits
 
 
 def _comparison(found: Comparison) -> tuple[str, ...]:

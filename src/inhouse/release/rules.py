@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from inhouse.core.messages import text
 from inhouse.core.params import Params
+from inhouse.guard.answers import Alarm
 
 STICKY = r"none|user|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 WHOLE = 1000  # weights are parts of a thousand; people say percent
@@ -90,6 +91,11 @@ class Rules(Params):
     )
     canary: CanaryRules = Field(CanaryRules(), description="when a canary goes on or back")
     experiment: ExperimentRules = Field(ExperimentRules(), description="when a comparison of arms may stop")
+    guard: tuple[Alarm, ...] = Field(
+        (),
+        max_length=2,
+        description="personal-data, prompt-leak: answers that hold some count as alarms of their release",
+    )
     overflow: Overflow | None = Field(None, description="where requests go when too many wait; absent: nowhere")
 
     @field_validator("sticky")

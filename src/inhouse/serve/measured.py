@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from inhouse.core.serving import Ask, Delta, Usage
 from inhouse.release.arms import Arm
 from inhouse.serve.errors import ApiError
 
+if TYPE_CHECKING:
+    from inhouse.serve.guards import Overheard
+
 NOTHING = Usage(0, 0)
 
 
-@dataclass
+@dataclass(slots=True)  # thousands are kept
 class Measured:
     """One request. Moments are of the monotonic clock; None until they come."""
 
@@ -44,6 +48,8 @@ class Measured:
     elsewhere: bool = False  # answered by the overflow, not by a release
     ask: Ask | None = None  # only where the log holds content
     said: str = ""
+    overheard: Overheard | None = None  # the answer, for a guard; forgotten when it has looked
+    alarms: tuple[str, ...] | None = None  # of guards; None where none looked
 
     def turn(self) -> None:
         """Its turn has come."""
@@ -82,7 +88,7 @@ class Measured:
 
     def end(self) -> None:
         """It is over."""
-        self.ended = time.monotonic()
+        self.ended = self.ended or time.monotonic()
         self.usages = [self.usage]
 
     @property
@@ -147,6 +153,7 @@ class Measured:
             "error": self.error,
             "finish": self.finish,
             "cache": self.cache,
+            "alarms": self.alarms,
             "prompt_tokens": usage.prompt,
             "cached_tokens": usage.cached,
             "answer_tokens": usage.answer,

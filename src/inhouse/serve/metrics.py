@@ -104,6 +104,10 @@ class Metrics:
         self.prefix_queries = Counts("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", WHO)
         self.prefix_hits = Counts("prefix_cache_hits", "Prompt tokens found in the prefix cache.", WHO)
         self.cache = Counts("answer_cache", "Requests by what the answer cache did.", ("model_name", "result"))
+        self.guard = Counts(
+            "guard_answers", "Answers that guards looked at, by what they found.",
+            ("model_name", "deployment", "arm", "result"),
+        )  # fmt: skip
         self.cancelled = Counts("request_cancelled", "Requests whose client left before the end.", WHO)
         self.switches = Counts("release_switches", "Changes of the served release.", ("result",))
         self.refused = Counts("requests_refused", "Requests refused before they had a release.", ("status", "code"))
@@ -137,10 +141,11 @@ class Metrics:
         self.requests.add((*who, seen.key, str(seen.status)))
         if seen.cache != "-":
             self.cache.add((seen.model, seen.cache))
+        if seen.alarms is not None:
+            self._guarded(seen, seen.alarms)
         if seen.status == 499:
             self.cancelled.add(who)
-        if seen.status == 200:
-            self.answered += 1
+        self.answered += seen.status == 200
         if seen.first is None:
             return
         usage = seen.usage
@@ -165,6 +170,11 @@ class Metrics:
         if seen.finish is not None:
             self.success.add((*who, seen.finish))
             self.whole.add(who, (seen.total_s,))
+
+    def _guarded(self, seen: Measured, alarms: tuple[str, ...]) -> None:
+        role = "-" if seen.arm is None else seen.arm.role
+        for result in alarms or ("none",):
+            self.guard.add((seen.model, seen.deployment, role, result))
 
     def busy_s(self) -> float:
         """Seconds in which at least one request was worked on."""

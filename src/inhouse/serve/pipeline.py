@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, EngineSilent, Usage
-from inhouse.release.arms import Deployment
+from inhouse.release.arms import Arm, Deployment
 from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import AnswerCache, Flight, Kept, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
+from inhouse.serve.guards import Guards, Overheard
 from inhouse.serve.measured import Measured
 from inhouse.serve.overflow import Overflows
 from inhouse.serve.pool import Pool, prompt_tokens
@@ -32,7 +34,7 @@ MOST_COPIES = 64  # requests that shadows answer at the same time
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
 
-@dataclass
+@dataclass(slots=True)
 class Caller:
     """Who asks: the key, and what routing by user or header needs."""
 
@@ -71,7 +73,7 @@ class Face(Protocol):
     def begin(self, asked: Asked, release: str) -> Reply: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Going:
     """A request on its way: who asks, how the answer is sent, what is measured."""
 
@@ -80,6 +82,16 @@ class Going:
     seen: Measured
     way: Way
     target: Target
+
+    def begin(self, asked: Asked) -> Reply:
+        """How the engine's answer is sent; kept for a guard where the deployment has one."""
+        return self.overheard(asked.ask, self.face.begin(asked, self.target.release.label))
+
+    def overheard(self, ask: Ask, reply: Reply) -> Reply:
+        """The same reply, and where the deployment has a guard, its words for that."""
+        if wanted := self.way.serving.deployment.rules.guard:
+            self.seen.overheard = Overheard(reply, ask, wanted)
+        return self.seen.overheard or reply
 
 
 @dataclass(frozen=True)
@@ -157,6 +169,7 @@ class Pipeline:
         self.quotas = Quotas(deployments.registry.engine)
         deployments.saved.append(self.quotas.daily.save)
         self.overflows = Overflows()
+        self.guards = Guards()
         self._copies: set[asyncio.Task[None]] = set()
         self.cache = AnswerCache(settings.cache)
         self.quick = QuickAnswers()
@@ -214,8 +227,22 @@ class Pipeline:
         if caller.key.limits != UNLIMITED:
             usage = seen.usage
             await self.quotas.spend(caller.key, usage.prompt + usage.answer)
+        self._tell(way.deployment, way.arm, seen)
+
+    def _tell(self, deployment: str, arm: Arm, seen: Measured) -> None:
+        """Tell who counts; where a guard looks at the answer, after that."""
+        said, seen.overheard = seen.overheard, None
+        if said is None or seen.status != 200:
+            self._count(deployment, arm, seen, None)
+            return
+        seen.end()
+        self.watchers.remember(seen)
+        self.guards.look(said, partial(self._count, deployment, arm, seen))
+
+    def _count(self, deployment: str, arm: Arm, seen: Measured, alarms: tuple[str, ...] | None) -> None:
+        seen.alarms = alarms
         self.watchers.finished(seen)
-        self.deployments.trials.count(way.deployment, way.arm, seen)
+        self.deployments.trials.count(deployment, arm, seen)
 
     def _copy(self, way: Way, ask: Ask, caller: Caller) -> None:
         """Let shadows answer too; nobody waits for them, and when they are busy they miss it."""
@@ -232,14 +259,13 @@ class Pipeline:
         seen.arm = next(arm for arm in way.serving.deployment.arms if arm.release.id == target.release.id)
         try:
             going = Going(replace(caller, background=True, notes=[]), NoFace(), seen, way, target)
-            await self._within(ask, NoReply(), going, None)
+            await self._within(ask, going.overheard(ask, NoReply()), going, None)
             seen.status = 200
         except ApiError as error:  # told to the figures of its arm, and to nobody else
             seen.status, seen.error = error.status, error.code
         finally:
             self.deployments.leave(target)
-            self.watchers.finished(seen)
-            self.deployments.trials.count(way.deployment, seen.arm, seen)
+            self._tell(way.deployment, seen.arm, seen)
 
     async def _allowed(self, key: Key, model: str) -> None:
         """Raises ApiError 403 for a deployment that this key may not use, 429 when it has used up what it may."""
@@ -254,7 +280,7 @@ class Pipeline:
         caller, label = going.caller, going.target.release.label
         name = None if caller.fresh else self.cache.name(asked.ask, caller.tenant, label)
         if name is None:
-            reply = going.face.begin(asked, label)
+            reply = going.begin(asked)
             if self.watchers.keeps_content:
                 reply = Shared(reply, None, going.seen)
             await self._within(asked.ask, reply, going, None)
@@ -305,7 +331,7 @@ class Pipeline:
     async def _lead(self, name: str, asked: Asked, going: Going) -> None:
         """Answer, tell those who read along, and keep the answer."""
         flight = self.cache.flights[name] = Flight()
-        shared = Shared(going.face.begin(asked, going.target.release.label), flight, going.seen)
+        shared = Shared(going.begin(asked), flight, going.seen)
         going.caller.flights.append(flight)
         try:
             await self._within(asked.ask, shared, going, flight)

@@ -39,19 +39,19 @@ class Trials:
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
         """One finished request, or copy of one. A client's mistake is not the release's."""
-        if seen.elsewhere or seen.cache in ("hit", "shared") or 400 <= seen.status < OURS:
+        if seen.elsewhere or seen.cache in ("hit", "shared", "semantic") or 400 <= seen.status < OURS:
             return
-        failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
+        failed, alarm, seconds, usage = seen.status >= OURS, bool(seen.alarms), seen.total_s, seen.usage
         with self._lock:
             arms = self._unsaved.setdefault(deployment, {})
             _, counters = arms.setdefault((arm.release.id, arm.role, arm.since), (arm, Counters()))
-            counters.count(seconds, failed)
+            counters.count(seconds, failed, alarm)
             counters.prompt_tokens += usage.prompt
             counters.answer_tokens += usage.answer
             window = self._windows.get(deployment)
             if window is not None and arm.role != "shadow":
                 ours = arm.role == "canary" and arm.release.id == window.canary[0]
-                (window.on_trial if ours else window.live).count(seconds, failed)
+                (window.on_trial if ours else window.live).count(seconds, failed, alarm)
 
     def look(self, found: Deployment) -> None:
         """Judge the canary, and take it back, leave it or give it more."""

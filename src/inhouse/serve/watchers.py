@@ -32,7 +32,7 @@ class Watchers:
         """One request is over."""
         seen.end()
         self.metrics.observe(seen)
-        self._remember(seen)
+        self.remember(seen)
         if self.trace is not None:
             self.trace(seen)
         if self.log is not None and self.log.wants(seen.status != 200):
@@ -43,7 +43,8 @@ class Watchers:
         # Recent requests are kept, but not what was said, nor the pause before each token: those would take megabytes.
         seen.ask, seen.said, seen.gaps = None, "", []
 
-    def _remember(self, seen: Measured) -> None:
+    def remember(self, seen: Measured) -> None:
+        """Keep it among the recent ones of its key."""
         mine = self._recent.get(seen.tenant)
         if mine is None:
             mine = self._recent[seen.tenant] = OrderedDict()
