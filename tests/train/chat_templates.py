@@ -140,7 +140,8 @@ def qwen25(messages: Sequence[Message], tools: Tools) -> Told:
         elif m.role == "tool":
             opens = "" if messages[place - 1].role == "tool" else "<|im_start|>user"
             last = place + 1 == len(messages) or messages[place + 1].role != "tool"
-            told.append((f"{opens}\n<tool_response>\n{m.content}\n</tool_response>" + "<|im_end|>\n" * last, False))
+            said = (m.content or "").replace("<|im_end|>", "<\N{WORD JOINER}|im_end|>")
+            told.append((f"{opens}\n<tool_response>\n{said}\n</tool_response>" + "<|im_end|>\n" * last, False))
     return told
 
 

@@ -101,7 +101,7 @@ TOOL_TALKS = {
         turn("user", "Weather?"),
         turn("assistant", "Let me see.", tool_calls=[CALL, CALL]),
         turn("tool", "rain"),
-        turn("tool", "sun <|im_end|>"),
+        turn("tool", "sun <|im_end|>"),  # read as text: it ends no turn
         turn("assistant", "Mixed."),
         turn("user", "Thanks"),
         turn("assistant", "Bye."),

@@ -17,7 +17,7 @@ from pydantic import Field
 from inhouse.core.errors import UserError
 from inhouse.core.gate import Figure
 from inhouse.core.params import Params
-from inhouse.core.protocols import Generation, Input
+from inhouse.core.protocols import Generation, Input, prompt_of
 from inhouse.core.rows import Row
 from inhouse.core.run import Events
 
@@ -137,7 +137,7 @@ def adapter_logits(base: Input, tuned: Input, rows: Sequence[Row]) -> list[torch
     shaped = shaped_like(load_model(base, "fp32"), tuned.path / facts_of(tuned).main)
     model = open_adapter(shaped, tuned.path / folder, None).eval()
     tokenizer = load_tokenizer(tuned)
-    return [_last_logits(model, render(tokenizer, row.prompt, answer_follows=True)) for row in rows]
+    return [_last_logits(model, render(tokenizer, row.prompt, answer_follows=True, tools=row.tools)) for row in rows]
 
 
 def _last_logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
@@ -155,10 +155,10 @@ def _references(
 
     engine = open_model(tuned, dtype="fp32")
     try:
-        answers = engine.generate([row.prompt for row in rows], params.tokens, lambda _: None)
+        answers = engine.generate([prompt_of(row) for row in rows], params.tokens, lambda _: None)
         references = []
         for at, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            ids = engine.token_ids(row.prompt)
+            ids = engine.token_ids(prompt_of(row))
             logits = _last_logits(engine.model.cpu(), ids)
             best = logits.log_softmax(-1).topk(min(params.top, len(logits)))
             top = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -172,12 +172,12 @@ def _references(
 
 def _compare(engine: LlamaCppEngine, reference: Reference, params: ParityParams) -> Comparison:
     row = reference.row
-    ids = engine.token_ids(row.prompt)
+    ids = engine.token_ids(prompt_of(row))
     if ids != reference.ids:
         raise template_error(row.id, reference.ids, ids)
-    found = engine.logprobs_of(row.prompt, list(reference.top))
+    found = engine.logprobs_of(prompt_of(row), list(reference.top))
     differences = [_apart(found[token], logprob) for token, logprob in reference.top.items()]
-    answer = engine.generate([row.prompt], params.tokens, lambda _: None)[0]
+    answer = engine.generate([prompt_of(row)], params.tokens, lambda _: None)[0]
     said = engine.text_ids(answer.text)
     same = sum(a == b for a, b in zip(said, reference.answer_ids, strict=False))
     return Comparison(

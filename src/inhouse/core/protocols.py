@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inhouse.core.artifact import Artifact, Kind, Licence
-from inhouse.core.rows import Message
+from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 
 
@@ -76,7 +76,27 @@ class Scored:
     tokens: int
 
 
-Prompt = Sequence[Message]
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked: the turns before its answer, and the tools that it may call."""
+
+    turns: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None = None
+
+
+Prompt = Sequence[Message] | Question
+
+
+def prompt_of(row: Row) -> Prompt:
+    """What a row asks: everything before its answer, with its tools where it has some."""
+    return Question(row.prompt, row.tools) if row.tools else row.prompt
+
+
+def question_of(prompt: Prompt) -> Question:
+    """A prompt as its turns and its tools; turns alone are a question without tools."""
+    return prompt if isinstance(prompt, Question) else Question(prompt)
+
+
 Tick = Callable[[int], None]
 
 

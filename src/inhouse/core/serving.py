@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from inhouse.core.control_tokens import NONE, ControlTokens
+
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
 Limit = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
 
@@ -97,6 +99,8 @@ class Capabilities:
     adapters: tuple[str, ...] = ()
     prefix_cache: bool = False
     most_parallel: int = 1
+    control: ControlTokens = field(default=NONE, compare=False)  # broken in what users and tools say
+    template_tools: bool = False  # its template writes tools and calls itself, in the notation that is read back
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
-from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick, question_of
 from inhouse.core.run import peak_memory
 from inhouse.core.settings import usable_cores
 from inhouse.engines.torch_files import unreadable
@@ -177,18 +177,19 @@ def question_ids(
     A plain text is cut to `most` tokens, its special tokens kept. Padding at the end is taken off: stock
     transformers would look for the last token before it.
     """
-    from inhouse.engines.torch_chat import render_texts, token_ids
+    from inhouse.engines.torch_chat import as_written, render_texts, token_ids
 
     if not prompts:
         return []
+    asked = [question_of(prompt).turns for prompt in prompts]  # a classifier calls no tools
     if plain:
-        texts = ["\n".join(turn.content or "" for turn in prompt) for prompt in prompts]
+        texts = ["\n".join(turn["content"] for turn in as_written(tokenizer, turns, None)[0]) for turns in asked]
         cut = {"truncation": True, "max_length": most} if most else {}
         found: list[list[int]] = tokenizer(
             texts, return_attention_mask=False, return_token_type_ids=False, verbose=False, **cut
         )["input_ids"]
     else:
-        found = token_ids(tokenizer, render_texts(tokenizer, prompts, True))
+        found = token_ids(tokenizer, render_texts(tokenizer, asked, True))
     return [_before_padding(ids, tokenizer.pad_token_id) for ids in found]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -79,10 +79,11 @@ Declared = tuple[str, tuple[int, ...], int, int]  # a tensor's name, shape, type
 
 @dataclass(frozen=True)
 class ArrayValue:
-    """An array of the header: its length, and its first items."""
+    """An array of the header: its length, its first items, and where in the file the first one stands."""
 
     length: int
     shown: tuple[Scalar, ...]
+    at: int = field(default=0, compare=False)
 
 
 Value = Scalar | ArrayValue
@@ -106,13 +107,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself. `data_offset` is where the first tensor's bytes may begin."""
+    """What a GGUF file says of itself. `data_offset` is where the first tensor's bytes may begin.
+
+    `tensors_offset` is where the metadata ends and the list of tensors begins.
+    """
 
     version: int
     metadata: dict[str, Value]
     tensors: tuple[Tensor, ...]
     data_offset: int
     bytes: int
+    tensors_offset: int = 0
 
     def text(self, key: str) -> str | None:
         """A text of the metadata, None when it is absent or no text."""
@@ -174,8 +179,9 @@ class _Reader:
         self.require(tensors <= MOST_TENSORS, f"it claims {tensors} tensors")
         self.require(keys <= MOST_KEYS, f"it claims {keys} metadata keys")
         metadata = self.metadata(keys)
+        begin = self.at
         found = [self.tensor() for _ in range(tensors)]
-        return self.placed(version, metadata, found)
+        return replace(self.placed(version, metadata, found), tensors_offset=begin)
 
     def metadata(self, count: int) -> dict[str, Value]:
         found: dict[str, Value] = {}
@@ -200,18 +206,19 @@ class _Reader:
         self.require(kind in SCALARS, f"an array of value type {kind} is not allowed")
         width = struct.calcsize(SCALARS[kind])
         self.require(length <= (self.size - self.at) // width, f"an array claims {length} items")
-        first = min(length, ARRAY_SHOWN)
+        first, at = min(length, ARRAY_SHOWN), self.at
         shown = struct.unpack(f"<{first}{SCALARS[kind][1]}", self.take(first * width))
         self.skip((length - first) * width)
-        return ArrayValue(length, shown)
+        return ArrayValue(length, shown, at)
 
     def strings(self, length: int) -> ArrayValue:
         self.items_left -= length
         fits = length <= (self.size - self.at) // 8 and self.items_left >= 0
         self.require(fits, f"an array claims {length} texts")
+        at = self.at
         shown = tuple(self.string(LONGEST_STRING) for _ in range(min(length, ARRAY_SHOWN)))
         self.skip_strings(length - len(shown))
-        return ArrayValue(length, shown)
+        return ArrayValue(length, shown, at)
 
     def skip_strings(self, left: int) -> None:
         """Pass over texts in large pieces: one read for each would take seconds for the vocabularies that exist."""

@@ -10,6 +10,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
 from inhouse.engines.classifier import ClassifierEngine
+from inhouse.engines.torch_chat import control_of
 from inhouse.engines.torch_embedding import mean_vectors
 from inhouse.engines.wire_child import Outbox, TookTooLong, time_limit
 
@@ -23,7 +24,8 @@ class LabelServing:
     def __init__(self, engine: ClassifierEngine, context_length: int, parallel: int) -> None:
         self.engine = engine
         self.context_length = context_length
-        self.capabilities = Capabilities(logprobs=True, embeddings=True, most_parallel=parallel)
+        control = control_of(engine.tokenizer)
+        self.capabilities = Capabilities(logprobs=True, embeddings=True, most_parallel=parallel, control=control)
         self._waiting: dict[int, tuple[Ask, Turns, int]] = {}
 
     def submit(self, uid: int, ask: Ask) -> None:

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from inhouse.core.control_tokens import NONE, ControlTokens
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
-from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.protocols import Generation, Input, Prompt, Question, Scored, Tick, question_of
 from inhouse.core.rows import Message
 from inhouse.core.settings import usable_cores
+from inhouse.core.tool_words import as_prompted
 from inhouse.engines.gguf_adapter import check_adapter
 from inhouse.engines.gguf_header import read_header
+from inhouse.engines.gguf_tokens import control_of
 from inhouse.engines.model_files import check_gguf
 from inhouse.engines.process import Child, python_module
 from inhouse.engines.rope import RopeScaling
@@ -81,6 +84,8 @@ class RunningEngine:
     context_length: int
     process: Child
     adapters: tuple[str, ...] = ()  # names in the order of llama.cpp's ids
+    control: ControlTokens = NONE
+    template: str | None = None  # of the model's file
 
     def lora(self, adapter: str | None) -> list[dict[str, float]]:
         """What a request carries as `lora` so that this adapter answers it, or with None the base alone.
@@ -150,7 +155,27 @@ def start_server(
         if error.code != "llamacpp.not_loaded":
             raise
         raise UserError("llamacpp.not_loaded", path=model, context=context, line=_reason(child)) from None
-    return RunningEngine(ready["url"], ready["key"], context, child, tuple(settings.adapters))
+    running = RunningEngine(ready["url"], ready["key"], context, child, tuple(settings.adapters))
+    template = read_header(model).text("tokenizer.chat_template")
+    return replace(running, control=_control(model, running), template=template)
+
+
+def _control(model: Path, running: RunningEngine) -> ControlTokens:
+    """The file's control tokens, proven to be text for this server once they are broken."""
+    import httpx
+
+    with httpx.Client(base_url=running.url, headers=running.headers, timeout=60.0, trust_env=False) as client:
+
+        def tokens(text: str) -> list[int]:
+            asked = {"content": text, "add_special": False, "parse_special": True}
+            found: list[int] = client.post("/tokenize", json=asked).raise_for_status().json()["tokens"]
+            return found
+
+        try:
+            return control_of(model, tokens)
+        except httpx.HTTPError as error:
+            running.stop()
+            raise UserError("llamacpp.refused", name=model.name, reason=str(error)) from error
 
 
 def _waiting(settings: LlamaCppSettings) -> dict[str, str]:
@@ -223,7 +248,7 @@ class LlamaCppEngine:
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the conversation through the model's own template, ready for the answer to follow."""
-        return self._render(prompt, answer_follows=True)
+        return self._render(question_of(prompt), answer_follows=True)
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False
@@ -281,19 +306,25 @@ class LlamaCppEngine:
         self._http.close()
         self.server.stop()
 
-    def _render(self, messages: Sequence[Message], answer_follows: bool) -> list[int]:
-        body = {"messages": [m.as_dict() for m in messages], "add_generation_prompt": answer_follows}
+    def _render(self, asked: Question, answer_follows: bool) -> list[int]:
+        told = self.server.control.in_turns([message.as_dict() for message in asked.turns])
+        turns, tools = as_prompted(self.server.template, told, asked.tools)
+        body: dict[str, Any] = {"messages": turns, "add_generation_prompt": answer_follows}
+        if tools:
+            body |= {"tools": tools, "tool_choice": "none"}  # written by the template; no form of answer is demanded
         text = self._post("/apply-template", body)["prompt"]
         # As the chat endpoint does: special tokens are parsed, and a BOS is added when the model asks for one.
-        asked = {"content": text, "add_special": True, "parse_special": True}
-        ids: list[int] = self._post("/tokenize", asked)["tokens"]
+        parsed = {"content": text, "add_special": True, "parse_special": True}
+        ids: list[int] = self._post("/tokenize", parsed)["tokens"]
         return ids
 
     def _choice_ids(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
         """A choice as the answer's ids, end of turn included. The template separates turns: any prompt will do."""
         if choice not in self._answers:
             begin = self.token_ids(prompt)
-            whole = self._render([*prompt, Message(role="assistant", content=choice)], answer_follows=False)
+            asked = question_of(prompt)
+            answered = [*asked.turns, Message(role="assistant", content=choice)]
+            whole = self._render(Question(answered, asked.tools), answer_follows=False)
             if whole[: len(begin)] != begin:
                 raise UserError("llamacpp.template_shifts", name=self.name)
             stop = next((at for at in range(len(begin), len(whole)) if whole[at] in self._ends), len(whole) - 1)

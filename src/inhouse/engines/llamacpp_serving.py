@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Sampling, Stats
+from inhouse.core.tool_words import writes_tools
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
@@ -83,6 +84,8 @@ class LlamaCppServing:
             adapters=server.adapters,
             prefix_cache=True,
             most_parallel=settings.parallel,
+            control=server.control,
+            template_tools=writes_tools(server.template),
         )
         self._embedder = embedder
         self._patience = Patience(silence_s=settings.silence_s, most_idle=settings.parallel)
@@ -121,7 +124,8 @@ class LlamaCppServing:
 
     async def render(self, ask: Ask) -> str:
         """The conversation through the model's own template."""
-        return str((await self._post("/apply-template", {"messages": ask.messages}))["prompt"])
+        body: dict[str, Any] = {"messages": ask.messages, **told_tools(ask)}
+        return str((await self._post("/apply-template", body))["prompt"])
 
     async def stats(self) -> Stats:
         """Nothing that the gateway does not count itself."""
@@ -150,11 +154,16 @@ def request_body(ask: Ask) -> dict[str, Any]:
     if ask.messages is None:
         body["prompt"] = ask.prompt
     else:
-        body["messages"] = ask.messages
+        body |= {"messages": ask.messages, **told_tools(ask)}
     if ask.constraint is not None:
         # Always as text for llguidance, which is bounded in time and memory; llama.cpp's own grammar engine is not.
         body["grammar"] = ask.constraint.lark
     return body
+
+
+def told_tools(ask: Ask) -> dict[str, Any]:
+    """Tools for a template that writes them; llama.cpp neither demands a call nor reads one: the gateway does."""
+    return {"tools": list(ask.tools), "tool_choice": "none"} if ask.tools else {}
 
 
 def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:

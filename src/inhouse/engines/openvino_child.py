@@ -22,8 +22,11 @@ import psutil
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Finish, Sampling, Stats, Usage
+from inhouse.core.tool_words import writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
+from inhouse.engines.gguf_tokens import control_of
+from inhouse.engines.openvino_file import readable
 from inhouse.engines.openvino_schema import HELD, forced_call, grammar_of, schema_of
 from inhouse.engines.process import Reporter
 from inhouse.engines.text_stream import TextStream
@@ -75,8 +78,9 @@ class OpenVinoEngine:
     """Implements wire_child.ChildEngine."""
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        path = Path(asked["model"])
-        header = read_header(path)
+        source = Path(asked["model"])
+        header = read_header(source)
+        path = readable(source, header, Path(asked["cache"]))
         self._tokenizer, self._pipeline = _load(path, asked)
         self._vocabulary = _Vocabulary(self._tokenizer, header)
         self._template = self._vocabulary.template(header)
@@ -87,6 +91,8 @@ class OpenVinoEngine:
             constraints=HELD,
             prefix_cache=asked["prefix_cache"],
             most_parallel=asked["parallel"],
+            control=control_of(path, self._read_ids),
+            template_tools=writes_tools(header.text("tokenizer.chat_template")),
         )
         self._runs: list[_Run] = []
         self._last_id = 0
@@ -101,7 +107,7 @@ class OpenVinoEngine:
 
     def submit(self, uid: int, ask: Ask) -> None:
         """Take a request in: everything that can be wrong with it is found here, before it joins the batch."""
-        _supported(ask)
+        _supported(ask, self.capabilities.template_tools)
         limit = _limit(ask)
         ids = self._prompt(ask)
         room = self.context_length - len(ids)
@@ -191,6 +197,9 @@ class OpenVinoEngine:
             text.encode()
         except UnicodeEncodeError:  # a lone surrogate
             raise EngineRefused("invalid") from None
+        return self._read_ids(text, special)
+
+    def _read_ids(self, text: str, special: bool = False) -> list[int]:
         found = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data
         ids: list[int] = found[0].tolist()
         return ids
@@ -283,9 +292,9 @@ def _forced(ask: Ask) -> bool:
     return bool(ask.tools) and ask.tool_choice not in ("none", "auto")
 
 
-def _supported(ask: Ask) -> None:
+def _supported(ask: Ask, template_tools: bool) -> None:
     sampling = ask.sampling
-    free_tools = bool(ask.tools) and ask.tool_choice == "auto"
+    free_tools = bool(ask.tools) and ask.tool_choice == "auto" and not template_tools
     if sampling.logprobs is not None or sampling.logit_bias or ask.adapter is not None or free_tools:
         raise EngineRefused("unsupported")
 
@@ -323,7 +332,7 @@ def _load(path: Path, asked: dict[str, Any]) -> tuple[Any, Any]:
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip() and "failed at /" not in line]
         reason = lines[-1].strip()[:200] if lines else "-"
-        raise UserError("openvino.not_loaded", path=path.name, reason=reason) from None
+        raise UserError("openvino.not_loaded", path=Path(asked["model"]).name, reason=reason) from None
 
 
 class _Vocabulary:

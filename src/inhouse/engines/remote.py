@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from inhouse.core.control_tokens import WELL_KNOWN
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick, question_of
 from inhouse.core.settings import openai_headers
 from inhouse.remote.http import check, reaching
 
@@ -101,13 +102,15 @@ class RemoteEngine:
         raise UserError("remote.unsupported", url=self.name, what=what)
 
     def _answer(self, prompt: Prompt, max_tokens: int) -> Generation:
+        asked = question_of(prompt)
         body = {
             "model": self.model,
-            "messages": [message.as_dict() for message in prompt],
+            "messages": WELL_KNOWN.in_turns([message.as_dict() for message in asked.turns]),
             "max_tokens": max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"tools": asked.tools} if asked.tools else {}),
         }
         started = time.monotonic()
         request = self.client.stream("POST", "chat/completions", json=body)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_core import from_json
 
+from inhouse.core.control_tokens import WELL_KNOWN
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
@@ -106,6 +107,7 @@ class RemoteServing:
             adapters=self.found.adapters,
             prefix_cache=dialect.prefix_cache,
             most_parallel=settings.parallel,
+            control=WELL_KNOWN,
         )
         headers = headers_for(settings.url, settings.api_key_env, settings.headers)
         patience = Patience(settings.connect_s, settings.silence_s, most_idle=settings.parallel)

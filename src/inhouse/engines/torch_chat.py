@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inhouse.core.control_tokens import ControlTokens, is_control, proven
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.core.tool_words import as_prompted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Tools = Sequence[dict[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+_known: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, ControlTokens]] = weakref.WeakKeyDictionary()
 
 
 def render(
@@ -34,19 +38,21 @@ def render_texts(
 ) -> list[str]:
     """What the model's template writes for each conversation; all of them may call the same `tools`.
 
-    The template is rendered in transformers' immutable jinja sandbox. Raises torch.no_template when the model
+    Control tokens in what users and tools say are broken; tools that the template does not know are told in words. The
+    template is rendered in transformers' immutable jinja sandbox. Raises torch.no_template when the model
     has none and torch.template_failed when it refuses a conversation.
     """
     from jinja2.exceptions import TemplateError
 
     if not tokenizer.chat_template:
         raise UserError("torch.no_template")
-    told = [[turn_of(message) for message in messages] for messages in conversations]
-    if not told:
+    if not conversations:
         return []
+    told = [as_written(tokenizer, messages, tools) for messages in conversations]
+    offered = told[0][1]  # the same for all of them
     try:
         texts: list[str] = tokenizer.apply_chat_template(
-            told, tools=list(tools) if tools else None, add_generation_prompt=answer_follows, tokenize=False
+            [turns for turns, _ in told], tools=offered, add_generation_prompt=answer_follows, tokenize=False
         )
     except (TemplateError, TypeError, KeyError) as error:
         if len(told) > 1:  # find the one that is refused
@@ -56,14 +62,54 @@ def render_texts(
     return texts
 
 
-def turn_of(message: Message) -> dict[str, Any]:
+def as_written(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """A conversation and its tools as the tokenizer's template gets them.
+
+    Raises prompt.control_token for a text that cannot be made plain.
+    """
+    dicts = [{"content": message.content or "", **message.as_dict()} for message in messages]
+    turns, offered = as_prompted(template_of(tokenizer), control_of(tokenizer).in_turns(dicts), tools)
+    return [turn_of(turn) for turn in turns], offered
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that transformers takes; of several, the one for tools, which it takes where there are some."""
+    found: Any = tokenizer.chat_template
+    return (found.get("tool_use") or found.get("default")) if isinstance(found, dict) else found
+
+
+def control_of(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
+    """The tokenizer's control tokens, proven to be text once they are broken."""
+    added = tokenizer.added_tokens_decoder
+    kept = _known.get(tokenizer)
+    if kept is not None and kept[0] == len(added):
+        return kept[1]
+    texts = [token.content for token in added.values() if is_control(token.content, token.special)]
+    ids = {id for id, token in added.items() if is_control(token.content, token.special)} - {tokenizer.unk_token_id}
+    owner = weakref.ref(tokenizer)
+
+    def plain(told: Sequence[str]) -> list[bool]:
+        alive = owner()
+        assert alive is not None
+        return [ids.isdisjoint(found) for found in token_ids(alive, told)]
+
+    good, refused = proven(texts, plain)
+    steps: Any = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    rewrites = None if steps is None else steps.normalize_str
+    control = ControlTokens(good, refused, rewrites, lambda text: plain([text])[0])
+    _known[tokenizer] = (len(added), control)
+    return control
+
+
+def turn_of(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn as templates expect it: the arguments of a call as an object, where OpenAI's API has them as JSON."""
-    if not message.tool_calls:
-        return message.as_dict() if message.tool_call_id else {"role": message.role, "content": message.content or ""}
-    return {**message.as_dict(), "tool_calls": [_with_object(call) for call in message.tool_calls]}
+    calls = turn.get("tool_calls")
+    return {**turn, "tool_calls": [_with_object(call) for call in calls]} if calls else dict(turn)
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
     called = call.get("function")
     if not isinstance(called, dict) or not isinstance(called.get("arguments"), str):
         return call

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
+from inhouse.core.tool_words import writes_tools
 from inhouse.engines.text_stream import TextStream
 from inhouse.engines.torch_embedding import mean_vectors
 from inhouse.engines.torch_rows import Rows
@@ -70,6 +71,8 @@ class TorchServing:
     """Implements wire_child.ChildEngine. A batch holds requests of one adapter, for torch applies one at a time."""
 
     def __init__(self, loaded: Loaded) -> None:
+        from inhouse.engines.torch_chat import control_of, template_of
+
         self.loaded = loaded
         self.context_length = loaded.context_length
         self.capabilities = Capabilities(
@@ -79,6 +82,8 @@ class TorchServing:
             embeddings=True,
             adapters=loaded.adapters,
             most_parallel=loaded.parallel,
+            control=control_of(loaded.tokenizer),
+            template_tools=writes_tools(template_of(loaded.tokenizer)),
         )
         self._lock = threading.Lock()  # texts are embedded on a thread of their own, and adapters belong to the model
         self._waiting: deque[tuple[int, Ask, list[int]]] = deque()
@@ -86,7 +91,7 @@ class TorchServing:
 
     def submit(self, uid: int, ask: Ask) -> None:
         """Take a request in. Raises EngineRefused."""
-        if not self.loaded.writes or (ask.tools and ask.tool_choice != "none") or ask.constraint is not None:
+        if not self.loaded.writes or (ask.tools and not self.capabilities.template_tools) or ask.constraint is not None:
             raise EngineRefused("unsupported")
         if ask.adapter is not None and ask.adapter not in self.loaded.adapters:
             raise EngineRefused("unsupported")
@@ -255,6 +260,6 @@ def rendered(tokenizer: PreTrainedTokenizerBase, ask: Ask) -> str:
     try:
         turns = [Message.model_validate(dict(message)) for message in ask.messages or ()]
         with time_limit(TEMPLATE_S):
-            return render_texts(tokenizer, [turns], answer_follows=True)[0]
+            return render_texts(tokenizer, [turns], answer_follows=True, tools=ask.tools)[0]
     except (TookTooLong, UserError, ValidationError):
         raise EngineRefused("invalid") from None

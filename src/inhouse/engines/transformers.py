@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.plugins import require
-from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick
+from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick, question_of
 from inhouse.core.rows import Message
 from inhouse.core.run import peak_memory
 from inhouse.core.settings import usable_cores
@@ -219,7 +219,8 @@ class TransformersEngine:
         """Ids of the conversation through the model's own template, ready for the answer to follow."""
         from inhouse.engines.torch_chat import render
 
-        return render(self.tokenizer, prompt, answer_follows=True)
+        asked = question_of(prompt)
+        return render(self.tokenizer, asked.turns, answer_follows=True, tools=asked.tools)
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False
@@ -329,8 +330,9 @@ class TransformersEngine:
         from inhouse.engines.torch_chat import answer_span
 
         if choice not in self._answers:
-            turns = [*prompt, Message(role="assistant", content=choice)]
-            ids, start = answer_span(self.tokenizer, turns, len(prompt), self.ends)
+            asked = question_of(prompt)
+            turns = [*asked.turns, Message(role="assistant", content=choice)]
+            ids, start = answer_span(self.tokenizer, turns, len(asked.turns), self.ends, asked.tools)
             self._answers[choice] = tuple(ids[start:])
         return self._answers[choice]
 

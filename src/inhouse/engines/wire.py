@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from inhouse.core.control_tokens import ControlTokens
 from inhouse.core.serving import (
     Ask,
     Capabilities,
@@ -382,10 +383,16 @@ def to_ask(carried: Mapping[str, Any]) -> Ask:
 def from_capabilities(capabilities: Capabilities) -> dict[str, Any]:
     """Capabilities as the ready report carries them."""
     told = {name: getattr(capabilities, name) for name in Capabilities.__dataclass_fields__}
-    return told | {"constraints": sorted(capabilities.constraints), "adapters": list(capabilities.adapters)}
+    control = {"texts": capabilities.control.texts, "refused": capabilities.control.refused}
+    lists = {"constraints": sorted(capabilities.constraints), "adapters": list(capabilities.adapters)}
+    return told | lists | {"control": control}
 
 
 def to_capabilities(carried: Mapping[str, Any]) -> Capabilities:
     """The capabilities that `from_capabilities` described."""
-    sets = {"constraints": frozenset(carried["constraints"]), "adapters": tuple(carried["adapters"])}
+    sets = {
+        "constraints": frozenset(carried["constraints"]),
+        "adapters": tuple(carried["adapters"]),
+        "control": ControlTokens(**carried["control"]),
+    }
     return Capabilities(**{**carried, **sets})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inhouse.core.errors import UserError
-from inhouse.core.protocols import Engine, Scored, Tick
+from inhouse.core.protocols import Engine, Scored, Tick, prompt_of
 from inhouse.core.rows import Row
 from inhouse.evaluate.predictions import Prediction, likeliest, read_label, read_predictions, write_predictions
 from inhouse.evaluate.questions import question_of
@@ -58,7 +58,7 @@ def ask_all(engine: Engine, rows: Sequence[Row], asking: Asking, scratch: Path, 
 
 def ask(engine: Engine, rows: Sequence[Row], asking: Asking, tick: Tick) -> list[Prediction]:
     """The predictions of some rows; raises evaluate.not_finite when the model's likelihoods are no numbers."""
-    prompts = [row.prompt for row in rows]
+    prompts = [prompt_of(row) for row in rows]
     texts = engine.generate(prompts, asking.max_tokens, tick) if asking.generate else [None] * len(rows)
     choices = [choices_of(row, asking) for row in rows]
     scores = engine.score(prompts, choices, tick) if asking.score else [[] for _ in rows]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_json
-from inhouse.core.protocols import Engine
+from inhouse.core.protocols import Engine, prompt_of
 from inhouse.core.rows import Part, Row
 from inhouse.dataset import FACTS, read_rows
 
@@ -50,7 +50,7 @@ def rows_hash(rows: Sequence[Row]) -> str:
 
 def tokens_hash(rows: Sequence[Row], engine: Engine) -> str:
     """Hash of ids and the token ids that the engine reads for each question."""
-    return hash_json([[row.id, engine.token_ids(row.prompt)] for row in rows])
+    return hash_json([[row.id, engine.token_ids(prompt_of(row))] for row in rows])
 
 
 def question_of(row: Row) -> str:

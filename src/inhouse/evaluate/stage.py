@@ -13,7 +13,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.gate import Figure
 from inhouse.core.model import ModelFacts
 from inhouse.core.plugins import operator_of, require
-from inhouse.core.protocols import Context, Engine, Input, Made
+from inhouse.core.protocols import Context, Engine, Input, Made, prompt_of
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 from inhouse.evaluate.answers import Asking, ask_all
@@ -129,7 +129,7 @@ def plan_questions(
 def _can_score(engine: Engine, row: Row) -> bool:
     """Whether the engine tells likelihoods; one that cannot says so by an error code `….unsupported`."""
     try:
-        engine.score([row.prompt], [[row.answer]], lambda done: None)
+        engine.score([prompt_of(row)], [[row.answer]], lambda done: None)
     except UserError as error:
         if error.code.endswith(".unsupported"):
             return False
@@ -161,7 +161,7 @@ def _figures(predictions: Predictions, settings: EvaluateParams, events: Events)
 
 
 def _speed(engine: Engine, rows: list[Row], params: EvaluateNode, events: Events) -> dict[str, Figure]:
-    prompts = [row.prompt for row in rows]
+    prompts = [prompt_of(row) for row in rows]
     return measure_speed(engine, prompts, params.settings, params.engine != "remote", events.check)
 
 

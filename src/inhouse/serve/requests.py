@@ -52,7 +52,7 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Anything | None = None
-    name: Annotated[str, StringConstraints(max_length=256)] | None = None
+    name: Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\s<|\\/>]+$")] | None = None  # as OpenAI has it
     tool_calls: Anything | None = None
     tool_call_id: str | None = None
     function_call: Any = None

@@ -1,4 +1,4 @@
-"""Tools for engines that know none: asked in words, answered in JSON, told as calls."""
+"""A request as its engine reads it: no control tokens in what users say, and tools for engines that know none."""
 
 from __future__ import annotations
 
@@ -6,18 +6,43 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from inhouse.core.serving import Ask, Delta, ServingEngine
-from inhouse.serve.tool_text import ForcedCallReader, FreeCallReader, in_words, without_tools
+from inhouse.core.errors import UserError
+from inhouse.core.serving import Ask, Delta, EngineRefused, ServingEngine
+from inhouse.core.tool_words import in_words
+from inhouse.serve.tool_text import ForcedCallReader, FreeCallReader, without_tools
 
 
 def submit(engine: ServingEngine, ask: Ask) -> AsyncGenerator[list[Delta], None]:
-    """The engine's answer; where the request is about tools and the engine knows none, with its calls read."""
-    if engine.capabilities.tools == "auto" or not about_tools(ask):
-        return engine.submit(ask)
+    """The engine's answer; where the request is about tools and the engine knows none, with its calls read.
+
+    Raises EngineRefused where a text spells out a control token that cannot be broken.
+    """
+    plain = prompted(engine, ask)
+    reads = ask.tools and ask.tool_choice != "none" and engine.capabilities.tools != "auto"
+    return _read(engine, plain, ask) if reads else engine.submit(plain)
+
+
+def prompted(engine: ServingEngine, ask: Ask) -> Ask:
+    """The request with its conversation as the engine's template gets it, which is as training had it.
+
+    Control tokens are broken first: in words, a call and its arguments are the assistant's own text.
+    """
+    if ask.messages is None:
+        return ask  # who sends a prompt has written all of it
+    able = engine.capabilities
+    try:
+        messages = able.control.in_turns(ask.messages)
+    except UserError:
+        raise EngineRefused("invalid") from None
+    ask = replace(ask, messages=messages)
+    if able.tools == "auto" or not about_tools(ask):
+        return ask
     if not ask.tools or ask.tool_choice == "none":
-        messages = in_words(ask.messages or (), (), False)
-        return engine.submit(replace(ask, messages=messages, tools=(), tool_choice="none", forced=None))
-    return _read(engine, ask)
+        messages = messages if able.template_tools else [*in_words(messages, (), False)]
+        return replace(ask, messages=messages, tools=(), tool_choice="none", forced=None)
+    if able.template_tools and ask.forced is None:
+        return ask
+    return replace(without_tools(ask, ask.forced), forced=None)
 
 
 def about_tools(ask: Ask) -> bool:
@@ -25,10 +50,9 @@ def about_tools(ask: Ask) -> bool:
     return bool(ask.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in ask.messages or ())
 
 
-async def _read(engine: ServingEngine, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+async def _read(engine: ServingEngine, plain: Ask, ask: Ask) -> AsyncGenerator[list[Delta], None]:
     names = [tool["function"]["name"] for tool in ask.tools]
     readers: dict[int, ForcedCallReader | FreeCallReader] = {}
-    plain = replace(without_tools(ask, ask.forced), forced=None)
     async with aclosing(engine.submit(plain)) as pieces:
         async for deltas in pieces:
             told = []

@@ -1,7 +1,7 @@
-"""Tool calls for models and engines that know nothing of them: described in words, answered in JSON, read back.
+"""Tool calls for models and engines that know nothing of them: asked for, answered in JSON, and read back.
 
-The notation is Hermes' (https://github.com/NousResearch/Hermes-Function-Calling), which Qwen's templates use too. A
-call that is forced is a JSON answer held to a schema; one that is free stands between tags.
+The notation is that of core.tool_words. A call that is forced is a JSON answer held to a schema; one that is free
+stands between tags.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from inhouse.core.serving import Ask, Constraint, Delta
+from inhouse.core.tool_words import CLOSE, OPEN, in_words
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.S)
-Turn = dict[str, Any]
 
 
 def calls_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,49 +53,6 @@ def _moved(node: Any, home: str) -> Any:
         key: home + value[1:] if key == "$ref" and isinstance(value, str) else _moved(value, home)
         for key, value in node.items()
     }
-
-
-def describe(tools: Sequence[Mapping[str, Any]], forced: bool) -> str:
-    """What a system message tells a model whose template does not: the tools, and how to call one."""
-    lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    shape = '{"name": <function-name>, "arguments": <args-json-object>}'
-    how = (
-        f"Answer with one function call and nothing else, as a json object:\n{shape}"
-        if forced
-        else f"For each function call, return a json object with function name and arguments within {OPEN}{CLOSE} "
-        f"XML tags:\n{OPEN}\n{shape}\n{CLOSE}"
-    )
-    return (
-        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n"
-        f"<tools>\n{lines}\n</tools>\n\n{how}"
-    )
-
-
-def in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], forced: bool) -> list[Turn]:
-    """A conversation with tools as one without: for templates that would leave tools and calls out.
-
-    Calls become an assistant's text, results a user's, and the tools are told in the system message.
-    """
-    turns = [_in_words(message) for message in messages]
-    if not tools:
-        return turns
-    told = describe(tools, forced)
-    if turns and turns[0]["role"] == "system":
-        return [{**turns[0], "content": f"{turns[0]['content']}\n\n{told}"}, *turns[1:]]
-    return [{"role": "system", "content": told}, *turns]
-
-
-def _in_words(message: Mapping[str, Any]) -> Turn:
-    content = message.get("content") or ""
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = [_call_in_words(call["function"]) for call in message.get("tool_calls") or ()]
-    return {"role": message["role"], "content": "\n".join([*([content] if content else []), *calls])}
-
-
-def _call_in_words(function: Mapping[str, Any]) -> str:
-    return f'{OPEN}\n{{"name": {json.dumps(function["name"])}, "arguments": {function["arguments"]}}}\n{CLOSE}'
 
 
 def new_call_id() -> str:

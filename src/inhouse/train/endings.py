@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
-from inhouse.core.protocols import Prompt
+from inhouse.core.protocols import Prompt, question_of
 from inhouse.core.run import Events
 from inhouse.train.tokens import Sample
 
@@ -46,7 +46,7 @@ def judge_endings(
     """
     ends_right, words_right = shares_right(engine, [sample for sample in samples if any(sample.learned)][:READ])
     longest = max((sum(sample.learned) for sample in samples), default=0)
-    asked = [prompt for prompt in prompts if prompt][:PROMPTED]  # a plain text has no prompt to answer
+    asked = [prompt for prompt in prompts if question_of(prompt).turns][:PROMPTED]  # a plain text has nothing to answer
     most = min(MOST_TOKENS, longest + 8)
     answers = engine.generate(asked, most, lambda _: events.check()) if asked else []
     found = Endings(len(asked), sum(answer.finish == "stop" for answer in answers), ends_right, words_right)

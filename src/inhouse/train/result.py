@@ -12,7 +12,7 @@ from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import list_files
 from inhouse.core.model import ModelFacts
-from inhouse.core.protocols import Context, Engine, Input
+from inhouse.core.protocols import Context, Engine, Input, Prompt, prompt_of
 from inhouse.core.rows import Row
 from inhouse.engines.rope import window_of
 from inhouse.train.tokens import Sample
@@ -232,7 +232,7 @@ def check_merged(merged: Input, left: Left, origin: Origin, context: Context) ->
     apart = _require_alike(merged, left, [engine.all_logits(sample.ids) for sample in origin.samples[:COMPARED]])
     before = TransformersEngine(origin.facts.name, engine.model, origin.tokenizer)
     _require_same_tokens(engine, before, origin)
-    endings = judge_endings(engine, wanted_answers(origin), [row.prompt for row in origin.rows], context.events)
+    endings = judge_endings(engine, wanted_answers(origin), _prompts(origin), context.events)
     return {"merged": apart, **endings.facts}
 
 
@@ -264,9 +264,13 @@ def _require_alike(merged: Input, left: Left, logits: Sequence[torch.Tensor]) ->
 
 
 def _require_same_tokens(engine: Engine, before: Engine, origin: Origin) -> None:
-    prompts = [row.prompt for row in origin.rows if row.prompt][:PROMPTED]
-    if any(engine.token_ids(prompt) != before.token_ids(prompt) for prompt in prompts):
+    if any(engine.token_ids(prompt) != before.token_ids(prompt) for prompt in _prompts(origin)[:PROMPTED]):
         raise UserError("train.parity_template", name=origin.facts.name)
+
+
+def _prompts(origin: Origin) -> list[Prompt]:
+    """What the rows ask, their tools included; a plain text asks nothing."""
+    return [prompt_of(row) for row in origin.rows if row.prompt]
 
 
 def expected_dtype(merged: Input) -> str:

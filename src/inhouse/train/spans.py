@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
-from inhouse.engines.torch_chat import end_of, ended, joined, render_texts, token_ids, turn_of
+from inhouse.engines.torch_chat import as_written, control_of, end_of, ended, joined, render_texts, token_ids
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -89,6 +89,10 @@ class Coder:
     def sample(self, ids: Sequence[int], learned: Sequence[bool]) -> Sample:
         """A sample of these tokens."""
         return Sample(tuple(map(self._shared.setdefault, ids, ids)), tuple(learned))
+
+    def broken_texts(self, talk: Talk) -> int:
+        """How many texts of a conversation hold control tokens that were broken."""
+        return control_of(self.tokenizer).count(turn.as_dict() for turn in talk.messages)
 
     def encode(self, talks: Sequence[Talk]) -> list[list[Sample]]:
         """The samples of each conversation: one, or one for each answer where the template rewrites earlier turns.
@@ -252,11 +256,9 @@ class Coder:
         """
         places = tuple(at for at, turn in enumerate(talk.messages) if turn.role == "assistant" and at > 0)
         samples = self._careful([Talk(talk.messages, places, talk.tools)], [whole])[0]
+        turns, tools = as_written(self.tokenizer, talk.messages, talk.tools)
         marks = self.tokenizer.apply_chat_template(
-            [turn_of(turn) for turn in talk.messages],
-            tools=list(talk.tools) if talk.tools else None,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
+            turns, tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )["assistant_masks"]
         sample = samples[-1]
         first = 0 if len(samples) == 1 else sample.learned.index(True)

@@ -55,6 +55,7 @@ class Counts:
     end_inside: int = 0  # conversations with an end-of-turn token in an answer's text: learned up to there
     apart: int = 0  # conversations that gave a sample for each answer, as the template rewrites earlier turns
     empty: int = 0  # documents without a token to learn
+    control_texts: int = 0  # texts of users and tools with control tokens, which were broken
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,8 @@ def _tell(counts: Counts, limit: Limit, events: Events) -> None:
         events.note("train.end_inside", inside=counts.end_inside, rows=rows)
     if counts.empty:
         events.note("train.empty", empty=counts.empty, rows=rows)
+    if counts.control_texts:
+        events.note("train.control_tokens", texts=counts.control_texts, rows=rows)
     if counts.samples == 1:
         events.note("train.one_sample")
 
@@ -268,6 +271,7 @@ class _Work:
         plain = [is_document(row) for row in rows]
         talks = [talk_of(row, self.limit.turns) for row, document in zip(rows, plain, strict=True) if not document]
         told = iter(zip(talks, self.coder.encode(talks), strict=True))
+        self.counts.control_texts += sum(self.coder.broken_texts(talk) for talk in talks)
         documents = [row.answer for row, document in zip(rows, plain, strict=True) if document]
         read = iter(document_ids(self.coder.tokenizer, documents))
         for document in plain:

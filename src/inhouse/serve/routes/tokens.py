@@ -15,6 +15,7 @@ from inhouse.serve.http import Call
 from inhouse.serve.requests import BYTES_PER_TOKEN, Anything, Body, Text, prepare, read_body, read_chat
 from inhouse.serve.routes import Route, Services
 from inhouse.serve.routes.embeddings import TokenIds
+from inhouse.serve.tool_engine import prompted
 
 MOST_STRINGS = 4096  # tokens that are told one by one: each is a question to the engine
 FURTHER = 64  # contexts of tokens that may be counted in one request
@@ -77,7 +78,7 @@ async def _prompt(body: TokenizeBody, lent: Borrowed) -> tuple[str, bool]:
     if body.tools:
         chat["tools"] = body.tools
     asked = await prepare(read_chat(json.dumps(chat).encode("utf-8", "replace")), lent.limits)
-    return await lent.engine.render(asked.ask), True
+    return await lent.engine.render(prompted(lent.engine, asked.ask)), True
 
 
 async def _strings(engine: ServingEngine, ids: list[int]) -> list[str]:

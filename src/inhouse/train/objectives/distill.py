@@ -6,6 +6,7 @@ Hinton et al. 2015, arXiv:1503.02531; from the teacher's texts: Kim and Rush 201
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from pydantic import Field
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelParams
 from inhouse.core.params import Needs, Params
-from inhouse.core.protocols import Input
+from inhouse.core.protocols import Input, prompt_of
 from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
@@ -47,13 +48,18 @@ class Distill(Params):
 
 def encode(rows: Sequence[Row], coding: Coding, params: Distill) -> Samples:
     """The rows as they are, or with the answers that the teacher writes to their questions."""
-    if params.signal == "text":
-        rows = _answered(rows, coding, params)
-    return sft.encode(rows, coding, sft.Sft())
+    if params.signal != "text":
+        return sft.encode(rows, coding, sft.Sft())
+    told = _answered(rows, coding, params)
+    found, places = sft.encode(list(told.values()), coding, sft.Sft()), list(told)
+    return replace(found, origins=[places[origin] for origin in found.origins])
 
 
-def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> list[Row]:
-    """Answers that the teacher did not end within `max_tokens` are left out. Raises train.teacher_silent."""
+def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> dict[int, Row]:
+    """Rows by their places; those whose answer the teacher did not end within `max_tokens` are left out.
+
+    Raises train.teacher_silent.
+    """
     from inhouse.engines.transformers import open_model
 
     engine = open_model(coding.inputs["teacher"])
@@ -64,13 +70,13 @@ def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> list[Row]
         done += count
         coding.events.progress(done, len(rows), "answers")
 
-    answers = engine.generate([row.prompt for row in rows], params.max_tokens, tick)
+    answers = engine.generate([prompt_of(row) for row in rows], params.max_tokens, tick)
     engine.close()
-    told = [
-        row.model_copy(update={"messages": [*row.prompt, Message(role="assistant", content=answer.text)]})
-        for row, answer in zip(rows, answers, strict=True)
+    told = {
+        place: row.model_copy(update={"messages": [*row.prompt, Message(role="assistant", content=answer.text)]})
+        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
         if answer.finish == "stop" and answer.text.strip()
-    ]
+    }
     if not told:
         raise UserError("train.teacher_silent", rows=len(rows), max_tokens=params.max_tokens)
     if len(told) < len(rows):
