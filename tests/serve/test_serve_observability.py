@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inhouse.core.serving import Ask, Delta, Sampling, Usage
 from inhouse.core.store import Store
+from inhouse.guard import ready
 from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.request_records import read_records
@@ -235,10 +236,43 @@ def test_log_survives_a_cut_line_and_a_folder_that_cannot_be_written(tmp_path: P
     (tmp_path / "logs" / "requests-20260101-0001.jsonl").write_text('{"request_id": "a"}\n{"reque')
     assert [r["request_id"] for r in read_records(tmp_path)] == ["a"]
     (tmp_path / "file").write_text("")
-    log = RequestLog(tmp_path / "file" / "logs", LogParams())
+    metrics = no_gauges()
+    log = RequestLog(tmp_path / "file" / "logs", LogParams(), lambda count: metrics.log_dropped.add((), count))
+    assert "inhouse_request_log_dropped_total 0.0" in metrics.text().decode()
     log.add({"request_id": "b"})
     log.close()
-    assert log.dropped == 1
+    assert "inhouse_request_log_dropped_total 1.0" in metrics.text().decode()
+
+
+def test_log_leaves_content_out_where_it_cannot_be_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("inhouse.guard.pii.find", broken)
+    log = RequestLog(tmp_path / "logs", LogParams(content="redacted"))
+    for number in range(2):
+        log.add({"request_id": f"r{number}", "content": {"prompt": "Write to ann.lee@example.org", "answer": ""}})
+    log.close()
+    records = list(read_records(tmp_path))
+    assert [(r["request_id"], r["content"]) for r in records] == [("r1", None), ("r0", None)]
+    assert "cannot be masked" in caplog.text and "ann.lee" not in caplog.text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_finder_of_personal_data_is_compiled_apart_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(ready, "place_beside", lambda _: tmp_path)
+    monkeypatch.setattr(ready.subprocess, "run", lambda argv, **_: started.append(argv))
+    if kept:
+        (tmp_path / "kernels_1").mkdir()
+        (tmp_path / "kernels_1" / "scan.scan-359.py311.nbi").touch()
+    ready.compile_apart()
+    assert len(started) == (0 if kept else 1)
+    assert not started or "os.nice(19)" in started[0][-1]
 
 
 def test_requests_of_the_log_are_found_by_what_went_wrong(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ class Metrics:
         self.cancelled = Counts("request_cancelled", "Requests whose client left before the end.", WHO)
         self.switches = Counts("release_switches", "Changes of the served release.", ("result",))
         self.refused = Counts("requests_refused", "Requests refused before they had a release.", ("status", "code"))
+        self.log_dropped = Counts("request_log_dropped", "Lines that the request log could not take.", ())
+        self.log_dropped.add((), 0)  # told before the first one, so that a rise is seen
         self.first_token = Spread("time_to_first_token_seconds", "Until the first token.", FIRST_TOKEN_S)
         self.between = Spread("inter_token_latency_seconds", "Between two pieces of an answer.", BETWEEN_S)
         self.whole = Spread("e2e_request_latency_seconds", "Until the last token.", WHOLE_S)

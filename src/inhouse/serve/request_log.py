@@ -1,7 +1,8 @@
 """The request log: one JSON line a request, in files that are turned over by size and removed by age and size.
 
-No word of a prompt or an answer is in it unless `content: redacted` is set; then personal data is masked first.
-Lines are written by a thread: no request waits for the disk, and a full queue drops lines and counts them.
+No word of a prompt or an answer is in it unless `content: redacted` is set; then personal data is masked first, and
+where that fails the line goes without them. Lines are written by a thread: no request waits for the disk, and a full
+queue drops lines and counts them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from inhouse.guard.ready import compile_apart
 from inhouse.release.request_records import FILES
 from inhouse.release.settings import LogParams
 
@@ -34,10 +37,12 @@ Record = dict[str, Any]
 class RequestLog:
     """Writes records below a folder."""
 
-    def __init__(self, folder: Path, params: LogParams) -> None:
+    def __init__(self, folder: Path, params: LogParams, on_dropped: Callable[[int], None] = lambda count: None) -> None:
         self.folder = folder
         self.params = params
-        self.dropped = 0
+        self.on_dropped = on_dropped
+        self._ready = False  # to mask personal data
+        self._told_at = float("-inf")  # that it cannot be masked
         self._lines: deque[Record] = deque()
         self._dice = random.Random()
         self._closing = threading.Event()
@@ -53,7 +58,7 @@ class RequestLog:
         if len(self._lines) < WAITING:
             self._lines.append(record)
         else:
-            self.dropped += 1
+            self.on_dropped(1)
 
     def close(self) -> None:
         """Write what is queued."""
@@ -72,7 +77,7 @@ class RequestLog:
                     looked = time.monotonic()
                     remove_old(self.folder, self.params)
             except OSError as error:
-                self.dropped += len(together)
+                self.on_dropped(len(together))
                 if time.monotonic() - told > TELL_S:
                     told = time.monotonic()
                     log.error("the request log cannot be written below %s: %s", self.folder, error)
@@ -80,10 +85,26 @@ class RequestLog:
                 return
 
     def _append(self, records: list[Record]) -> None:
-        lines = b"".join(_line(_told(each)) for each in records)
+        lines = b"".join(_line(self._masked(each)) for each in records)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._file().open("ab") as file:
             file.write(lines)
+
+    def _masked(self, record: Record) -> Record:
+        """With personal data masked in what was said; done here, in the writer's thread."""
+        said = record.get("content")
+        if said is None:
+            return record
+        try:
+            if not self._ready:
+                compile_apart()
+                self._ready = True
+            return record | {"content": {name: redacted(words) for name, words in said.items()}}
+        except Exception:  # whatever it is: nothing is written unmasked, and the lines go on
+            if time.monotonic() - self._told_at > TELL_S:
+                self._told_at = time.monotonic()
+                log.exception("personal data cannot be masked: requests are logged without content")
+            return record | {"content": None}
 
     def _file(self) -> Path:
         """Today's file, the next one when it has its full size."""
@@ -100,12 +121,6 @@ def _line(record: Record) -> bytes:
         return to_json(record) + b"\n"
     except PydanticSerializationError:  # half a character, where a client sent one
         return json.dumps(record).encode() + b"\n"
-
-
-def _told(record: Record) -> Record:
-    """With personal data masked in what was said; done here, in the writer's thread."""
-    said = record.get("content")
-    return record if said is None else record | {"content": {name: redacted(words) for name, words in said.items()}}
 
 
 def redacted(words: str) -> str:

@@ -56,7 +56,10 @@ class Services:
         settings = deployments.params
         metrics = Metrics(Gauges(lambda: gauges(deployments)), settings.vllm_metrics, settings.price_per_hour)
         deployments.on_switch = lambda result: metrics.switches.add((result,))
-        log = RequestLog(deployments.registry.store.root / FOLDER, settings.log) if settings.log.enabled else None
+        log = None
+        if settings.log.enabled:
+            folder, dropped = deployments.registry.store.root / FOLDER, metrics.log_dropped
+            log = RequestLog(folder, settings.log, lambda count: dropped.add((), count))
         watchers = Watchers(metrics, log, start_tracing() if settings.tracing else None)
         return cls(deployments, settings, metrics, watchers, Pipeline(deployments, settings, watchers))
 
