@@ -27,6 +27,7 @@ class EngineSettings(Params):
     )
     speculation: Literal["off", "ngram", "auto"] = Field("auto", description="guess tokens from the request's own text")
     kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values")
+    cache: Path | None = Field(None, description="folder for files that can be made again; left out = the user's cache")
     embeddings: bool = Field(False, description="answer /v1/embeddings too; needs a second copy of the model")
 
 

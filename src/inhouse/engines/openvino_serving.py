@@ -18,16 +18,13 @@ from inhouse.core.settings import usable_cores
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.gguf_header import GgufHeader
 from inhouse.engines.model_files import check_gguf
+from inhouse.engines.openvino_file import KNOWN, extra_seconds, kept_in, needs_writing
 from inhouse.engines.process import Child, python_module
 from inhouse.engines.wire import WireBackend, backend
 
 NAME = "openvino"
 # What the GGUF reader of openvino_genai 2026.4 turns into a graph, without its preview switches.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# What it reads as it is. Q5_0, which K-quants of narrow models hold, ends it ("gguf_tensor_to_f16 failed"); of Q4_1 and
-# Q4_K it rounds the zero points, which makes another model of it: against transformers in full precision, log-
-# probabilities of SmolLM2-135M are off by up to 1.4 (Q4_1), and by 0.004 at most (F16, Q8_0, Q4_0).
-TENSORS = ("F32", "F16", "BF16", "Q4_0", "Q6_K", "Q8_0")
 TOKENIZERS = ("gpt2",)  # byte-level BPE: checked against llama.cpp token by token
 BLOCK_TOKENS = 32  # of the paged KV cache, on CPUs
 SPARE_BLOCKS = 8
@@ -65,8 +62,9 @@ class Shape:
 def start(source: Path, settings: EngineSettings, name: str, own: OpenVinoSettings | None = None) -> WireBackend:
     """Load a GGUF file in a child. A context longer than the model was made for is cut.
 
-    Raises openvino.unsupported, openvino.cache, openvino.not_loaded, process.load_timeout, process.died, and what
-    `check_gguf` raises.
+    A file of types that OpenVINO does not read is written once more, as Q8_0, in the cache.
+    Raises openvino.unsupported, openvino.cache, openvino.no_space, openvino.not_loaded, process.load_timeout,
+    process.died, and what `check_gguf` raises.
     """
     require("openvino", "openvino_genai", "jinja2")
     own = own or OpenVinoSettings()
@@ -80,9 +78,11 @@ def start(source: Path, settings: EngineSettings, name: str, own: OpenVinoSettin
         "parallel": settings.parallel,
         "threads": settings.threads or usable_cores(),
         "blocks": cache_blocks(_shape(header), own, context),
+        "cache": str(kept_in(settings.cache)),
         "parent": os.getpid(),
     }
-    command = python_module("OpenVINO", "inhouse.engines.openvino_child", json.dumps(asked), settings.load_timeout_s)
+    seconds = settings.load_timeout_s + (extra_seconds(source) if needs_writing(header) else 0)
+    command = python_module("OpenVINO", "inhouse.engines.openvino_child", json.dumps(asked), seconds)
     child = Child(command)
     return backend(NAME, child, child.wait_ready(), settings.silence_s)
 
@@ -101,7 +101,7 @@ def cache_blocks(shape: Shape, own: OpenVinoSettings, context: int) -> int:
 def _supported(header: GgufHeader, path: Path) -> None:
     found = header.text("general.architecture")
     tokenizer = header.text("tokenizer.ggml.model")
-    types = sorted({tensor.type for tensor in header.tensors} - set(TENSORS))
+    types = sorted({tensor.type for tensor in header.tensors} - set(KNOWN))
     if found not in ARCHITECTURES:
         raise UserError(
             "openvino.unsupported", path=path.name, what=f"architecture {found}", known=", ".join(ARCHITECTURES)
@@ -111,7 +111,7 @@ def _supported(header: GgufHeader, path: Path) -> None:
             "openvino.unsupported", path=path.name, what=f"tokenizer {tokenizer}", known=", ".join(TOKENIZERS)
         )
     if types:
-        raise UserError("openvino.unsupported", path=path.name, what=", ".join(types), known=", ".join(TENSORS))
+        raise UserError("openvino.unsupported", path=path.name, what=", ".join(types), known=", ".join(KNOWN))
 
 
 def _shape(header: GgufHeader) -> Shape:

@@ -12,6 +12,7 @@ from typing import Any
 from inhouse.core.model import ModelFacts
 from inhouse.core.store import read_json
 from inhouse.engines.backend import EngineSettings, Use
+from inhouse.engines.openvino_file import extra_bytes
 from inhouse.release.registry import Registry, Release
 from inhouse.release.settings import ServeParams
 from inhouse.release.whole import check_hash
@@ -47,6 +48,7 @@ class Target:
         settings = ServeParams.model_validate(params.model_dump() | bundled)
         facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
         engine = with_adapters(engine_settings(settings, params), registry.store, path, settings.adapters)
+        engine = engine.model_copy(update={"cache": registry.store.root / "serve"})
         self.model = Model(path, served["model"]["sha256"], facts, engine)
         self._numbers = itertools.count(1)
         kinds = kinds_for(path, params.engine, release.label)
@@ -109,7 +111,9 @@ class Target:
         from inhouse.select.hardware import processor
 
         machine = (processor(Path("/proc/cpuinfo"))[0], str(self.model.engine.threads))
-        settings = self.model.engine.model_dump(mode="json", exclude={"load_timeout_s", "silence_s", "embeddings"})
+        apart = {"load_timeout_s", "silence_s", "embeddings", "cache"}  # these change no speed
+        settings = self.model.engine.model_dump(mode="json", exclude=apart)
         name = calibrate.name_of(self.model.sha256, machine, versions(kinds), settings)
+        needs += extra_bytes(self.model.path) if kinds[1] == "openvino" else 0
         second = Second(partial(self._make, kinds[1]), needs, root / "serve" / "calibration" / f"{name}.json")
         return AutoChoice(self.pool, second, params.calibrate)
