@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,7 @@ import pytest
 from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Deployment, Release
-from inhouse.release.keys import Key
+from inhouse.release.keys import Key, Used, create_key, usage_on
 from inhouse.release.keys import Limits as KeyLimits
 from inhouse.release.registry import open_registry
 from inhouse.release.rules import Rules
@@ -25,7 +26,7 @@ from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
 from inhouse.serve.cache import AnswerCache, Kept, request_name
 from inhouse.serve.deployments import Deployments
-from inhouse.serve.errors import ApiError
+from inhouse.serve.errors import ApiError, unavailable
 from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Gauges, Metrics
 from inhouse.serve.pipeline import Caller, Pipeline
@@ -125,7 +126,7 @@ class House:
                     reply.reset()
                     seen.reset()
 
-        target = SimpleNamespace(
+        target = self.target = SimpleNamespace(
             release=SimpleNamespace(label="r:v1"),
             limits=Limits(512, 2, 64, 0.0),
             admission=Admission(4, 10),
@@ -135,18 +136,22 @@ class House:
         serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=Rules()))
         way = Way(cast(Serving, serving), arm, cast(Target, target))
         trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
-        registry = open_registry(Store(workspace))
+        registry = self.registry = open_registry(Store(workspace))
         follow = SimpleNamespace(
-            enter=lambda model, who: way, leave=lambda target: None, trials=trials, registry=registry, saved=[]
+            enter=lambda model, who, key: way, leave=lambda target: None, trials=trials, registry=registry, saved=[]
         )
         watchers = Watchers(Metrics(Gauges(list)), None, None)
         self.pipeline = Pipeline(cast(Deployments, follow), ServeParams(cache=params or CacheParams()), watchers)
 
-    async def ask(self, seat: Seat, tenant: str = "a", ask: Ask = HELLO, **given: Any) -> Caller:
+    async def ask(
+        self, seat: Seat, tenant: str = "a", ask: Ask = HELLO, refusal: ApiError | None = None, **given: Any
+    ) -> Caller:
         async def prepare(limits: Limits) -> Asked:
+            if refusal is not None:
+                raise refusal
             return Asked("desk", ask)
 
-        caller = Caller(key(tenant), "1", **given)
+        caller = Caller(**({"key": key(tenant), "request_id": "1"} | given))
         await self.pipeline.run("desk", prepare, caller, seat)
         return caller
 
@@ -170,6 +175,32 @@ def test_equal_request_is_answered_from_memory_for_the_same_key_only(tmp_path: P
         await house.ask(other, tenant="b")
         assert [s.text for s in (first, again, other)] == ["run 1 ends", "run 1 ends", "run 2 ends"]
         assert again.usage == Usage(3, 2) and again.gathered.choices[0].finish == "stop"
+
+    run(scene())
+
+
+def test_refused_requests_are_no_requests_of_the_day(tmp_path: Path) -> None:
+    async def scene() -> None:
+        house = House(tmp_path)
+        house.engine.go.set()
+        _, mine = create_key(house.registry.engine, "ann", limits=KeyLimits(tokens_per_day=10, models=("desk",)))
+        admission = house.target.admission
+        for refusal in (ApiError(400, "bad", "bad"), unavailable()):
+            with pytest.raises(ApiError):
+                await house.ask(Seat(), refusal=refusal, key=mine, fresh=True)
+        house.target.admission = Admission(0, 0)  # a full queue
+        with pytest.raises(ApiError) as refused:
+            await house.ask(Seat(), key=mine, fresh=True)
+        assert refused.value.status == 429
+        house.target.admission = admission
+        for _ in range(2):  # 5 tokens each; from memory the second time it would be none
+            await house.ask(Seat(), key=mine, fresh=True)
+        with pytest.raises(ApiError) as refused:
+            await house.ask(Seat(), key=mine, fresh=True)
+        assert refused.value.status == 429
+        house.pipeline.quotas.daily.save()
+        used = usage_on(house.registry.engine, datetime.now(UTC).strftime("%Y-%m-%d"))
+        assert used == {mine.id: Used(mine.id, requests=2, tokens=10)}
 
     run(scene())
 

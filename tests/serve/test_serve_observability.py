@@ -323,6 +323,20 @@ def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait(registr
     asyncio.run(scene())
 
 
+def test_request_that_another_limit_refuses_is_none_of_the_minutes_requests(registry: Registry) -> None:
+    async def scene() -> None:
+        quotas, used_up = Quotas(registry.engine), key(requests_per_minute=2, tokens_per_day=10)
+        await quotas.enter(used_up)
+        await quotas.spend(used_up, 10)
+        for _ in range(3):
+            with pytest.raises(ApiError) as refused:
+                await quotas.enter(used_up)
+            assert "tokens_per_day" in refused.value.message
+        await quotas.enter(key(requests_per_minute=2))  # the operator has raised the day's limit
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("name", ["tokens_per_minute", "tokens_per_day"])
 def test_key_that_has_used_up_its_tokens_is_refused_after_the_request_that_did(name: str, registry: Registry) -> None:
     async def scene() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inhouse.serve.guards import Overheard
 
 NOTHING = Usage(0, 0)
+CLIENT_LEFT = 499  # nginx's
 
 
 @dataclass(slots=True)  # thousands are kept
@@ -84,7 +85,7 @@ class Measured:
         if isinstance(error, ApiError):
             self.status, self.error = error.status, error.code or "invalid_request"
         else:
-            self.status, self.error = 499, "client_closed"
+            self.status, self.error = CLIENT_LEFT, "client_closed"
 
     def end(self) -> None:
         """It is over."""
@@ -101,6 +102,11 @@ class Measured:
             return first
         answer = sum(usage.answer for usage in self.usages)
         return Usage(first.prompt, answer, first.cached, first.prefill_s, first.decode_s)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was turned away, or failed, before anything was made for it. A client that left was not."""
+        return self.status not in (200, CLIENT_LEFT) and not self.written and not self.usages
 
     @property
     def queue_s(self) -> float | None:

@@ -224,7 +224,7 @@ class Pipeline:
     async def _end(self, way: Way, seen: Measured, caller: Caller) -> None:
         self.deployments.leave(way.target)
         self.watchers.metrics.leave()
-        if caller.key.limits != UNLIMITED:
+        if caller.key.limits != UNLIMITED and not seen.refused:
             usage = seen.usage
             await self.quotas.spend(caller.key, usage.prompt + usage.answer)
         self._tell(way.deployment, way.arm, seen)

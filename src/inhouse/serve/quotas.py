@@ -87,21 +87,21 @@ class Quotas:
         self.daily = DailyUse(engine)
 
     async def enter(self, key: Key) -> None:
-        """Count a request. Raises ApiError 429 with the time to wait when a limit is reached."""
+        """Count a request of this minute. Raises ApiError 429 with the time to wait when a limit is reached."""
         limits = key.limits
         await self._follow_clock()
-        if limits.requests_per_minute is not None:
+        if limits.tokens_per_minute is not None:
+            tokens = _tokens_item(limits.tokens_per_minute)
+            if not await self._tokens.test(tokens, str(key.id)):
+                reset = (await self._tokens.get_window_stats(tokens, str(key.id))).reset_time
+                raise _refusal("tokens_per_minute", limits.tokens_per_minute, reset - time.time())
+        if limits.tokens_per_day is not None and self.daily.tokens(key) >= limits.tokens_per_day:
+            raise _refusal("tokens_per_day", limits.tokens_per_day, _until_midnight_s())
+        if limits.requests_per_minute is not None:  # last: what the others refuse is not counted here
             item: RateLimitItem = RateLimitItemPerMinute(limits.requests_per_minute)
             if not await self._requests.hit(item, str(key.id)):
                 reset = (await self._requests.get_window_stats(item, str(key.id))).reset_time
                 raise _refusal("requests_per_minute", limits.requests_per_minute, reset - time.time())
-        if limits.tokens_per_minute is not None:
-            item = _tokens_item(limits.tokens_per_minute)
-            if not await self._tokens.test(item, str(key.id)):
-                reset = (await self._tokens.get_window_stats(item, str(key.id))).reset_time
-                raise _refusal("tokens_per_minute", limits.tokens_per_minute, reset - time.time())
-        if limits.tokens_per_day is not None and self.daily.tokens(key) >= limits.tokens_per_day:
-            raise _refusal("tokens_per_day", limits.tokens_per_day, _until_midnight_s())
 
     async def _follow_clock(self) -> None:
         # `limits` counts by the clock on the wall: set back by an hour, it would refuse a key for that hour.
@@ -110,7 +110,7 @@ class Quotas:
             await self._storage.reset()
 
     async def spend(self, key: Key, tokens: int) -> None:
-        """Count the tokens of a finished request; the one that goes over a limit is still answered."""
+        """Count a request that was not refused, and its tokens; the one that goes over a limit is still answered."""
         self.daily.spend(key, tokens)
         most = key.limits.tokens_per_minute
         if most is not None and tokens:
