@@ -133,8 +133,9 @@ def _endpoint(request: BenchServeRequest) -> Iterator[tuple[Endpoint, bool]]:
     registry: Registry = open_registry(request.store)
     name = choose_deployment(registry, request.deployment)
     with local_key(registry, key) as token:
-        if running := running_server(request.store):
-            yield Endpoint(running, token, name, ours=True), False
+        running = running_server(request.store)
+        if running is not None and running.certificate is None:
+            yield Endpoint(running.url, token, name, ours=True), False
             return
         with temporary_server(request.store, name, request.offline) as url:
             yield Endpoint(url, token, name, ours=True), True

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.remote.trust import trusting
 
 CONNECT_S = 5.0
 READ_S = 600.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address that answers, the key for it, and the one certificate to trust; without one, the machine's issuers."""
+
+    url: str
+    key: str | None
+    certificate: Path | None = None
 
 
 def stream_chat(
@@ -20,9 +33,17 @@ def stream_chat(
 
     Raises chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
     """
+    return stream_from(Endpoint(url, key), model, messages, max_tokens)
+
+
+def stream_from(
+    endpoint: Endpoint, model: str, messages: Sequence[Message], max_tokens: int | None = None
+) -> Iterator[str]:
+    """The same from an endpoint whose certificate may be known."""
     import httpx
     from httpx_sse import SSEError, connect_sse
 
+    url, key = endpoint.url, endpoint.key
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
     turns = [message.as_dict() for message in messages]
     body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
@@ -31,7 +52,7 @@ def stream_chat(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S)) as client,
+            httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S), verify=_trust(endpoint)) as client,
             connect_sse(client, "POST", address, json=body, headers=headers) as source,
         ):
             if source.response.status_code != 200:
@@ -43,6 +64,15 @@ def stream_chat(
         raise UserError("chat.broken_answer", url=url, reason=str(error)) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError("chat.unreachable", url=url, reason=str(error) or type(error).__name__) from None
+
+
+def _trust(endpoint: Endpoint) -> SSLContext | bool:
+    if endpoint.certificate is None:
+        return True
+    try:
+        return trusting(endpoint.certificate)
+    except OSError as error:
+        raise UserError("chat.unreachable", url=endpoint.url, reason=error.strerror or str(error)) from None
 
 
 def _texts(events: Iterator[str], url: str) -> Iterator[str]:

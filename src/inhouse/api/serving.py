@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field
 
-from inhouse.api.chat import stream_chat
+from inhouse.api.chat import Endpoint, stream_from
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import InhouseError, UserError, from_dict
@@ -54,14 +53,6 @@ class ChatRequest(Request):
     key: str | None = Field(None, description="API key")
     system: str | None = Field(None, description="system message")
     max_tokens: int | None = Field(None, ge=1, description="longest answer, in tokens; absent: as the release says")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An address that answers, and the key for it."""
-
-    url: str
-    key: str | None
 
 
 def serve(request: ServeRequest) -> ServeCommand:
@@ -104,7 +95,7 @@ class Chat:
         """The answer, piece by piece; the turn is kept when it is complete."""
         asked = [*self.turns, Message(role="user", content=question)]
         answer = ""
-        for piece in stream_chat(self.endpoint.url, self.endpoint.key, self.model, asked, self.request.max_tokens):
+        for piece in stream_from(self.endpoint, self.model, asked, self.request.max_tokens):
             answer += piece
             yield piece
         self.turns = [*asked, Message(role="assistant", content=answer)]
@@ -122,8 +113,8 @@ def open_chat(request: ChatRequest) -> Iterator[Chat]:
     registry = open_registry(request.store)
     name = choose_deployment(registry, request.deployment)
     with local_key(registry, key) as token:
-        if url := running_server(request.store):
-            yield Chat(request, Endpoint(url, token), name)
+        if found := running_server(request.store):
+            yield Chat(request, Endpoint(found.url, token, found.certificate), name)
         else:
             with temporary_server(request.store, name, request.offline) as url:
                 yield Chat(request, Endpoint(url, token), name)
@@ -142,16 +133,17 @@ def local_key(registry: Registry, given: str | None) -> Iterator[str]:
         end_key(registry.engine, made.prefix)
 
 
-def running_server(store: Store) -> str | None:
-    """The address of the server that serves this workspace now."""
+def running_server(store: Store) -> Endpoint | None:
+    """The server that serves this workspace now, without a key."""
     from inhouse.core.run import process_mark
 
     try:
         found = json.loads((store.root / "serve.json").read_text(encoding="utf-8"))
         url, pid, mark = str(found["url"]), int(found["pid"]), str(found["mark"])
+        certificate = None if found.get("certificate") is None else Path(found["certificate"])
     except (OSError, ValueError, KeyError, TypeError):  # no note, or one of another version
         return None
-    return url if process_mark(pid) == mark else None
+    return Endpoint(url, None, certificate) if process_mark(pid) == mark else None
 
 
 @contextmanager

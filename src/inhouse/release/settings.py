@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -88,6 +89,13 @@ class LogParams(Params):
     file_mb: float = Field(64.0, gt=0, description="a file of this size is closed and another begun")
 
 
+class TlsParams(Params):
+    """A certificate and its key, for both faces."""
+
+    cert: Path = Field(description="PEM file: the certificate, then those of its issuers")
+    key: Path = Field(description="PEM file: the certificate's private key, without a passphrase")
+
+
 class ServeParams(Params):
     """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
 
@@ -95,6 +103,9 @@ class ServeParams(Params):
     port: int = Field(8080, ge=0, le=65535, description="0 lets the system choose a free port")
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="also answer over gRPC on this port; needs the extra `grpc`"
+    )
+    tls: TlsParams | None = Field(
+        None, description="`cert` and `key`, paths of PEM files: HTTPS, and gRPC over TLS; absent: plain"
     )
     context_length: int = Field(2048, ge=64, le=1_048_576, description="tokens of prompt and answer per request")
     parallel: int = Field(8, ge=1, le=256, description="requests that an engine answers at the same time")

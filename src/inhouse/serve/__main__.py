@@ -61,6 +61,8 @@ def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
     release = registry.deployment(arguments.deployment[0]).release
     params = ServeParams.model_validate(registry.store.get(release.artifact).params.get("serve", {}))
     given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    if arguments.parent is not None:  # only its parent talks to it, on this machine
+        given["tls"] = None
     return params.model_copy(update=given)
 
 
@@ -69,16 +71,17 @@ def _tell(registry: Registry, attached: bool) -> Callable[[Started], None]:
         if attached:
             print(json.dumps({"url": started.url}), flush=True)
             return
-        _note_address(registry.store, started.url)
+        _note_address(registry.store, started)
         print(_greeting(started, first_key(registry)), flush=True)  # made only where somebody can read it
 
     return tell
 
 
-def _note_address(store: Store, url: str) -> None:
+def _note_address(store: Store, started: Started) -> None:
     """Leave the address for `inhouse chat`; the process's start mark tells a stale note."""
     pid = os.getpid()
-    write_durably(store.root / "serve.json", json.dumps({"url": url, "pid": pid, "mark": process_mark(pid)}))
+    note = {"url": started.url, "pid": pid, "mark": process_mark(pid), "certificate": started.certificate}
+    write_durably(store.root / "serve.json", json.dumps(note))
 
 
 def _greeting(started: Started, made: str | None) -> str:
@@ -90,7 +93,7 @@ def _greeting(started: Started, made: str | None) -> str:
     lines.append(text("serve.try", url=started.url, key=key, deployment=started.deployment))
     if started.grpc is not None:
         lines.append(text("serve_faces.grpc", address=started.grpc))
-    if started.public:
+    if started.public and started.certificate is None:
         lines.append(text("serve.public", url=started.url))
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
@@ -20,11 +21,29 @@ from inhouse.core.run import collect_seldom
 from inhouse.release.keys import LOCAL_KEY, create_key, list_keys
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
+from inhouse.serve.tls import Secured, secure
+
+if TYPE_CHECKING:
+    from uvicorn import Config
+
+    from inhouse.serve.gateway import Gateway
 
 BACKLOG = 2048
 FIRST_KEY = "first"
 WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway", "inhouse.serve.door")
 log = logging.getLogger("inhouse.serve")
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The port that is taken, and what secures it."""
+
+    listener: socket.socket
+    tls: Secured | None
+
+    def url(self, host: str) -> str:
+        """The address that clients get."""
+        return f"{'http' if self.tls is None else 'https'}://{host}:{self.listener.getsockname()[1]}"
 
 
 @dataclass(frozen=True)
@@ -36,19 +55,21 @@ class Started:
     release: str
     public: bool
     grpc: str | None = None  # host and port
+    certificate: str | None = None  # its path, where the endpoint speaks TLS
 
 
 def serve(registry: Registry, names: Sequence[str], settings: ServeParams, on_ready: Callable[[Started], None]) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then finish those that are running, and return.
 
-    Raises serve.port_in_use, serve.port_refused, serve.bad_host, release.deployment_unknown, and what keeps the
-    engine from loading.
+    Raises serve.tls_*, serve.port_in_use, serve.port_refused, serve.bad_host, release.deployment_unknown, and what
+    keeps the engine from loading.
     """
     require("serve", "uvicorn", "httptools", "prometheus_client", "cachetools", "limits", "python_multipart")
+    tls = None if settings.tls is None else secure(settings.tls)
     settings = with_grpc_port(settings)
     listener = bind(settings.host, settings.port)
     try:
-        _serve_on(listener, registry, names, settings, on_ready)
+        _serve_on(Entrance(listener, tls), registry, names, settings, on_ready)
     finally:
         listener.close()
 
@@ -107,7 +128,7 @@ def first_key(registry: Registry) -> str | None:
 
 
 def _serve_on(
-    listener: socket.socket,
+    entrance: Entrance,
     registry: Registry,
     names: Sequence[str],
     settings: ServeParams,
@@ -118,7 +139,6 @@ def _serve_on(
     preloading.start()
     from inhouse.serve.deployments import Deployments
 
-    port = listener.getsockname()[1]
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     public = not is_loopback(settings.host)
     if public:
@@ -127,28 +147,18 @@ def _serve_on(
     try:
         label = deployments.serving[names[0]].main.release.label
         twin = None if settings.grpc_port is None else f"{shown}:{settings.grpc_port}"
-        started = Started(f"http://{shown}:{port}", names[0], label, public, twin)
+        certificate = None if entrance.tls is None else str(entrance.tls.path)
+        started = Started(entrance.url(shown), names[0], label, public, twin, certificate)
         preloading.join()
         import uvicorn
 
-        from inhouse.serve.door import KEEP_S, bound_unread, guarded, most_connections
+        from inhouse.serve.door import bound_unread
         from inhouse.serve.gateway import Gateway
 
-        bound_unread(listener)
+        bound_unread(entrance.listener)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for each bad request would fill the disk
-        gateway = Gateway(deployments, lambda: on_ready(started))
-        config = uvicorn.Config(
-            gateway,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            server_header=False,
-            http=guarded(most_connections()),
-            ws="none",
-            timeout_keep_alive=KEEP_S,
-            proxy_headers=False,  # nothing here asks where a request came from
-            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        )
+        gateway = Gateway(deployments, lambda: on_ready(started), entrance.tls)
+        config = _config(gateway, settings, entrance.tls)
         # uvicorn raises the signal again once it has stopped; a handler that does nothing makes the exit code 0.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
         # What is loaded stays: looking through it for garbage took a fifth of the time that requests took.
@@ -158,9 +168,29 @@ def _serve_on(
         try:
             server = uvicorn.Server(config)
             gateway.stopping = lambda: server.should_exit
-            server.run(sockets=[listener])
+            server.run(sockets=[entrance.listener])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
     finally:
         deployments.close(drain_s=0.0)
+
+
+def _config(gateway: Gateway, settings: ServeParams, tls: Secured | None) -> Config:
+    import uvicorn
+
+    from inhouse.serve.door import KEEP_S, guarded, most_connections
+
+    return uvicorn.Config(
+        gateway,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        http=guarded(most_connections()),
+        ws="none",
+        timeout_keep_alive=KEEP_S,
+        proxy_headers=False,  # nothing here asks where a request came from
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        ssl_context_factory=None if tls is None else lambda *_: tls.context,
+    )

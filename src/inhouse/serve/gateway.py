@@ -26,6 +26,7 @@ from inhouse.serve.routes import Routes, Services
 ANTHROPIC = "/v1/messages"
 if TYPE_CHECKING:
     from inhouse.serve.grpc.server import Twin
+    from inhouse.serve.tls import Secured
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("inhouse.serve")
@@ -34,7 +35,8 @@ log = logging.getLogger("inhouse.serve")
 class Gateway:
     """Deployments behind OpenAI's routes."""
 
-    def __init__(self, deployments: Deployments, on_started: Callable[[], None]) -> None:
+    def __init__(self, deployments: Deployments, on_started: Callable[[], None], tls: Secured | None = None) -> None:
+        self.tls = tls
         self.services = Services.over(deployments)
         self.routes = Routes()
         self.on_started = on_started
@@ -68,7 +70,7 @@ class Gateway:
             return None
         from inhouse.serve.grpc.server import Twin
 
-        found = Twin(self.services, settings.host, settings.grpc_port)
+        found = Twin(self.services, settings.host, settings.grpc_port, self.tls)
         await found.start(self.stopping)
         return found
 

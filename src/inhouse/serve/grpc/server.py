@@ -38,6 +38,7 @@ from inhouse.serve.pipeline import Caller
 from inhouse.serve.requests import ChatBody, CompletionBody, prepare, read_body, read_chat, read_completion
 from inhouse.serve.routes import Services
 from inhouse.serve.routes.embeddings import EmbeddingBody, shorten
+from inhouse.serve.tls import Secured
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -49,7 +50,7 @@ log = logging.getLogger("inhouse.serve")
 class Twin:
     """The gRPC server beside the HTTP one."""
 
-    def __init__(self, services: Services, host: str, port: int) -> None:
+    def __init__(self, services: Services, host: str, port: int, tls: Secured | None = None) -> None:
         self.services = services
         options = [
             ("grpc.max_receive_message_length", services.settings.max_body_bytes),
@@ -64,7 +65,7 @@ class Twin:
         names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=pool())
         shown = f"[{host}]" if ":" in host else host
-        self.port: int = self._server.add_insecure_port(f"{shown}:{port}")
+        self.port: int = _take_port(self._server, f"{shown}:{port}", tls)
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, stopping: Callable[[], bool]) -> None:
@@ -92,6 +93,12 @@ class Twin:
             await asyncio.sleep(LOOK_S)
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self.services.settings.drain_s)
+
+
+def _take_port(server: Any, address: str, tls: Secured | None) -> int:
+    if tls is None:
+        return int(server.add_insecure_port(address))
+    return int(server.add_secure_port(address, grpc.ssl_server_credentials([(tls.key, tls.certificate)])))
 
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
