@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Role
-from inhouse.release.keys import Key, Limits, create_key, hash_token
+from inhouse.release.keys import Key, Limits, Used, add_usage, create_key, hash_token, usage_on
 from inhouse.release.registry import Deployment, Registry, Release, open_registry
 from inhouse.release.rules import Rules
 from inhouse.release.settings import ServeParams
@@ -112,6 +113,38 @@ def test_keys_are_read_while_a_release_loads(fake: Fake, served: Deployments) ->
     wait_for(lambda: hash_token(token) in served.keys.keys)
     fake.gate.set()
     wait_for(lambda: answers(served) is V2)
+
+
+def test_keys_are_read_while_somebody_holds_the_registrys_lock(
+    fake: Fake, served: Deployments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "SAVE_S", 0.0)
+    token, mine = create_key(fake.registry.engine, "ann")
+    wait_for(lambda: hash_token(token) in served.keys.keys)
+    day = "2026-01-01"
+    waits, readings = threading.Event(), 0
+
+    def save() -> None:
+        waits.set()
+        add_usage(fake.registry.engine, day, [Used(mine.id, 1, 1)])
+
+    def read() -> None:
+        nonlocal readings
+        readings += 1
+
+    other = sqlite3.connect(fake.registry.engine.url.database or "", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    served.saved = [save]
+    monkeypatch.setattr(served.keys, "read", read)
+    try:
+        assert waits.wait(10)
+        before = readings
+        wait_for(lambda: readings > before + 20, seconds=3)  # a writer waits for 5 s
+        assert usage_on(fake.registry.engine, day) == {}
+    finally:
+        other.rollback()
+        other.close()
+    wait_for(lambda: usage_on(fake.registry.engine, day) != {})
 
 
 def test_release_that_failed_to_load_is_tried_again_and_told_once(fake: Fake, served: Deployments) -> None:

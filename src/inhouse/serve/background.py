@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from inhouse.serve.errors import overloaded
+from inhouse.serve.registry_writes import written
 
 MOST = 256  # responses of all keys that are made in the background; more are refused with 429
 MOST_OF_KEY = 32
@@ -48,7 +49,7 @@ class Background:
         while True:
             pause = seconds
             try:
-                await asyncio.to_thread(work)
+                await written(work)
                 failed = 0
             except Exception:  # whatever it is: without this task leases end and disks fill until a restart
                 log.exception("%s failed and is done again later", name)

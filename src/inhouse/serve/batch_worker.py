@@ -45,6 +45,7 @@ from inhouse.serve.batch_lines import Bounds, Json, body_of, check_input
 from inhouse.serve.dispatch import Sent, dispatch
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call
+from inhouse.serve.registry_writes import written
 from inhouse.serve.webhooks import announce
 
 if TYPE_CHECKING:
@@ -162,16 +163,16 @@ class BatchWorker:
         if now is None or now.status != "in_progress" or now.expires <= _now():
             return False  # cancelled or expired since it was listed
         if batch.id in self._held:  # something broke after they were claimed
-            await asyncio.to_thread(give_back, self.engine, batch.id, self.worker)
+            await written(give_back, self.engine, batch.id, self.worker)
         self._held.add(batch.id)
         most = self.services.settings.batches.parallel
-        lines = await asyncio.to_thread(claim, self.engine, batch.id, self.worker, most, _now())
+        lines = await written(claim, self.engine, batch.id, self.worker, most, _now())
         busy = await self._answer(batch, lines) if lines else False
         self._held.discard(batch.id)
         left = await asyncio.to_thread(lines_left, self.engine, batch.id)
         if lines or left:
             return busy  # or others work on the rest
-        return await asyncio.to_thread(move_batch, self.engine, batch, "finalizing", _now())
+        return await written(move_batch, self.engine, batch, "finalizing", _now())
 
     async def _validate(self, batch: Batch) -> bool:
         settings = self.services.settings
@@ -184,11 +185,11 @@ class BatchWorker:
         if errors:
             return await self._fail(batch, errors)
         try:
-            await asyncio.to_thread(add_lines, self.engine, batch.id, lines)
+            await written(add_lines, self.engine, batch.id, lines)
         except UserError as error:
             if error.code != "release.batch_twice":  # they are kept: this was stopped just after that before
                 raise
-        return await asyncio.to_thread(move_batch, self.engine, batch, "in_progress", _now())
+        return await written(move_batch, self.engine, batch, "in_progress", _now())
 
     async def _answer(self, batch: Batch, lines: list[Line]) -> bool:
         """Keep what is answered, and give back what is to be asked later; whether there was an answer."""
@@ -201,9 +202,9 @@ class BatchWorker:
             asked = (self._line(batch, route, key, line) for line in lines)
             found = await asyncio.gather(*asked, return_exceptions=True)
             kept = [answer for answer in found if isinstance(answer, Answer)]
-            await asyncio.to_thread(finish, self.engine, batch.id, self.worker, kept)
+            await written(finish, self.engine, batch.id, self.worker, kept)
             if len(kept) < len(lines):
-                await asyncio.to_thread(give_back, self.engine, batch.id, self.worker)
+                await written(give_back, self.engine, batch.id, self.worker)
         except asyncio.CancelledError:
             give_back(self.engine, batch.id, self.worker)  # the server stops: a few milliseconds
             raise
@@ -232,16 +233,16 @@ class BatchWorker:
     async def _end(self, batch: Batch) -> bool:
         """Write the files and close the batch."""
         status = ENDED[batch.status]
-        output, error_file = await asyncio.to_thread(self._write, batch, status)
+        output, error_file = await written(self._write, batch, status)
         more = {"output_file": output, "error_file": error_file}
-        if not await asyncio.to_thread(move_batch, self.engine, batch, status, _now(), more):
+        if not await written(move_batch, self.engine, batch, status, _now(), more):
             return True
-        await asyncio.to_thread(drop_answers, self.engine, batch.id)
+        await written(drop_answers, self.engine, batch.id)
         self._announce(batch)
         return True
 
     async def _fail(self, batch: Batch, errors: list[Json]) -> bool:
-        moved = await asyncio.to_thread(move_batch, self.engine, batch, "failed", _now(), {"errors": errors})
+        moved = await written(move_batch, self.engine, batch, "failed", _now(), {"errors": errors})
         if moved:
             self._announce(batch)
         return True

@@ -41,8 +41,9 @@ class Trouble:
 class Deployments:
     """The served deployments and the valid keys, kept in step with the registry by a thread.
 
-    Releases load in a thread of their own: keys are re-read at every look, also meanwhile. A deployment changes over
-    when all of its arms answer; until then, and when one of them does not load, it stays as it was.
+    Releases load in a thread of their own, and another writes to the registry: keys are re-read at every look, also
+    while a release loads or somebody holds the registry's lock. A deployment changes over when all of its arms answer;
+    until then, and when one of them does not load, it stays as it was.
     """
 
     def __init__(self, registry: Registry, names: Sequence[str], params: ServeParams) -> None:
@@ -53,6 +54,7 @@ class Deployments:
         self.trials = Trials(registry)
         self.saved: list[Callable[[], None]] = [self.trials.save]  # called every few seconds, and at the end
         self._saved_at = time.monotonic()
+        self._saving = threading.Lock()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._retiring: list[threading.Thread] = []
@@ -71,8 +73,12 @@ class Deployments:
             for target in self._targets.values():
                 target.retire(0.0)
             raise
-        self._thread = threading.Thread(target=self._watch, name="follow registry", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._again, args=(self._follow,), name="follow registry", daemon=True),
+            threading.Thread(target=self._again, args=(self._judge_and_save,), name="write registry", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def ready(self) -> bool:
@@ -129,7 +135,8 @@ class Deployments:
         """Stop following, and stop every engine."""
         with self._lock:
             self._stop.set()  # an engine that still loads is not taken up; that child ends with this process
-        self._thread.join(JOIN_S)
+        for thread in self._threads:
+            thread.join(JOIN_S)
         self._save()
         ending = [threading.Thread(target=t.retire, args=(drain_s,), daemon=True) for t in self._targets.values()]
         for thread in ending:
@@ -140,12 +147,13 @@ class Deployments:
     def _save(self) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        self._saved_at = time.monotonic()
-        for save in self.saved:
-            try:
-                save()
-            except (InhouseError, SQLAlchemyError) as error:  # what was counted stays, for the next time
-                log.warning("what was counted since the last time cannot be saved: %s", error)
+        with self._saving:  # the last time may come while the one before waits: nothing is added twice
+            self._saved_at = time.monotonic()
+            for save in self.saved:
+                try:
+                    save()
+                except (InhouseError, SQLAlchemyError) as error:  # what was counted stays, for the next time
+                    log.warning("what was counted since the last time cannot be saved: %s", error)
 
     def _find(self, model: str, who: Callable[[Deployment], str | None], key: Key | None) -> Way | None:
         serving = self.serving.get(model)
@@ -166,20 +174,22 @@ class Deployments:
         there = {arm.release.id for arm in found.arms} & set(self._targets)
         return Serving(found, {id: self._targets[id] for id in there})
 
-    def _watch(self) -> None:
+    def _again(self, work: Callable[[], None]) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
         while not self._stop.wait(POLL_S):
             try:
-                self._follow()
-                for serving in self.serving.values():
-                    self.trials.look(serving.deployment)
-                if time.monotonic() - self._saved_at > SAVE_S:
-                    self._save()
+                work()
             except (InhouseError, SQLAlchemyError) as error:  # served is what was served before; look again
-                log.warning("the registry cannot be read: %s", error)
+                log.warning("the registry cannot be used: %s", error)
             except Exception:  # whatever it is: without this thread, revoked keys would go on working
                 log.exception("the registry cannot be followed")
+
+    def _judge_and_save(self) -> None:
+        for serving in list(self.serving.values()):
+            self.trials.look(serving.deployment)
+        if time.monotonic() - self._saved_at > SAVE_S:
+            self._save()
 
     def _follow(self) -> None:
         self.keys.read()

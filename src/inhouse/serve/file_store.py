@@ -29,6 +29,7 @@ from inhouse.release.stored import (
 )
 from inhouse.serve.errors import ApiError
 from inhouse.serve.http import Call
+from inhouse.serve.registry_writes import written
 from inhouse.serve.uploads import Upload, receive_upload
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class FileStore:
             raise ApiError(413, "file_quota_exceeded", text("serve.file_quota", most=self.params.quota_bytes))
         scratch.replace(self.path(file.id))
         await asyncio.to_thread(sync_folder, self.root)
-        await asyncio.to_thread(add_file, self.engine, file)
+        await written(add_file, self.engine, file)
 
     def write(self, file: StoredFile, lines: Iterator[bytes]) -> StoredFile | None:
         """Write a file of ours, whole or not at all; None when there are no lines. Written twice, it is one file.
@@ -127,7 +128,7 @@ class FileStore:
     async def delete(self, key: int, file: str) -> None:
         """Forget a file of this key. Raises ApiError 404."""
         path = self.path(file)
-        if not await asyncio.to_thread(delete_file, self.engine, key, file):
+        if not await written(delete_file, self.engine, key, file):
             raise unknown_file(file)
         path.unlink(missing_ok=True)  # after its record: a crash between leaves bytes that nobody sees
 

@@ -11,6 +11,7 @@ from inhouse.core.messages import text
 from inhouse.release.batches import is_dead, this_worker
 from inhouse.release.stored import StoredResponse, delete_response, drop_expired_responses, get_response, put_response
 from inhouse.serve.errors import ApiError, invalid
+from inhouse.serve.registry_writes import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ class KeptResponses:
             body=body,
             expires=created + self.days * DAY_S,
         )
-        writing = asyncio.create_task(asyncio.to_thread(put_response, self.engine, kept))
+        writing = asyncio.create_task(written(put_response, self.engine, kept))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -69,7 +70,7 @@ class KeptResponses:
 
     async def delete(self, key: int, response: str) -> None:
         """Forget a response of this key. Raises ApiError 404."""
-        if not await asyncio.to_thread(delete_response, self.engine, key, response):
+        if not await written(delete_response, self.engine, key, response):
             raise ApiError(404, "not_found", text("serve.no_response", id=response[:80]), "response_id")
 
     async def cancel(self, key: int, response: str) -> Json:

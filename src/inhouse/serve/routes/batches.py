@@ -15,6 +15,7 @@ from inhouse.serve.batch_lines import ENDPOINTS
 from inhouse.serve.batch_worker import WEBHOOK
 from inhouse.serve.errors import ApiError, invalid
 from inhouse.serve.http import Call
+from inhouse.serve.registry_writes import written
 from inhouse.serve.requests import Body, read_body
 from inhouse.serve.routes import Route, Services
 from inhouse.serve.routes.files import page_of, paged
@@ -70,7 +71,7 @@ async def create(services: Services, call: Call) -> None:
         expires=now + DAY_S,
         metadata=metadata if body.webhook is None else {**metadata, WEBHOOK: body.webhook.url},
     )
-    made = await asyncio.to_thread(add_batch, services.files.engine, batch)
+    made = await written(add_batch, services.files.engine, batch)
     services.batches.wake()
     call.connection.ignore(sorted(body.model_extra or {}))
     await call.reply(shown(made))
@@ -87,7 +88,7 @@ async def cancel(services: Services, call: Call) -> None:
     """POST /v1/batches/{id}/cancel."""
     assert call.key is not None
     own = call.parts["id"]
-    found = await asyncio.to_thread(cancel_batch, services.files.engine, call.key.id, own, int(time.time()))
+    found = await written(cancel_batch, services.files.engine, call.key.id, own, int(time.time()))
     batch = _known(found, own)
     if batch.status not in ("cancelling", "cancelled"):
         raise ApiError(409, "batch_ended", text("serve.batch_ended", status=batch.status))

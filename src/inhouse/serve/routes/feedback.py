@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -11,6 +10,7 @@ from inhouse.core.messages import text
 from inhouse.release.results import Feedback, add_feedback
 from inhouse.serve.errors import ApiError, invalid
 from inhouse.serve.http import Call
+from inhouse.serve.registry_writes import written
 from inhouse.serve.requests import Body, read_body
 from inhouse.serve.routes import Route, Services
 
@@ -37,7 +37,7 @@ async def feedback(services: Services, call: Call) -> None:
     said = Feedback(
         body.request_id, seen.deployment, seen.arm.release.id, seen.arm.role, call.key.id, score, body.comment
     )
-    await asyncio.to_thread(add_feedback, services.deployments.registry.engine, said)
+    await written(add_feedback, services.deployments.registry.engine, said)
     await call.reply({"object": "feedback", "request_id": body.request_id, "score": score})
 
 
