@@ -175,8 +175,10 @@ def test_cancelled_requests_leave_the_batch_and_the_others_go_on(
     engine.cancel(0)
     engine.cancel(99)
     assert engine.stats().running == 1
+    assert 0 < (engine.stats().cache_used or 0) < 1
     while engine.step(out):  # type: ignore[arg-type]
         pass
+    assert engine.stats().cache_used == 0
     assert out.text(1) == generated(reference, TEXTS[1])
     assert out.told[0][-1].finish is None
 

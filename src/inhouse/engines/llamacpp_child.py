@@ -73,7 +73,7 @@ def _parameters(asked: dict[str, Any], key: str) -> Any:
     parameters.api_keys = [key]
     parameters.cors_origins = ""
     parameters.ui = False
-    parameters.endpoint_slots = False  # it shows other callers' prompts
+    parameters.endpoint_slots = True  # how full they are; texts are not told, and nobody else has the key
     parameters.endpoint_metrics = True
     # Each open stream holds an HTTP thread; the health check must still find one free.
     parameters.n_threads_http = 2 * asked["parallel"] + 32

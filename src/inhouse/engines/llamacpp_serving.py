@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +128,12 @@ class LlamaCppServing:
         return str((await self._post("/apply-template", body))["prompt"])
 
     async def stats(self) -> Stats:
-        """Nothing that the gateway does not count itself."""
-        return Stats()
+        """The share of the context of all slots that running requests hold."""
+        try:
+            status, said = await self._origin.call("/slots")
+        except EngineLost:
+            return Stats()
+        return slots_told(json.loads(said)) if status == 200 else Stats()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -146,6 +150,17 @@ class LlamaCppServing:
         except ValueError as error:
             raise EngineLost from error
         return found
+
+
+def slots_told(slots: Sequence[Mapping[str, Any]]) -> Stats:
+    """What llama.cpp's /slots says. `n_prompt_tokens` grows with the answer: all tokens that a slot holds.
+
+    A slot that is free still keeps its last request's, for one that begins alike: they are given up when needed.
+    """
+    busy = [slot for slot in slots if slot["is_processing"]]
+    room = sum(slot["n_ctx"] for slot in slots)
+    held = sum(slot.get("n_prompt_tokens", 0) for slot in busy)
+    return Stats(running=len(busy), cache_used=min(1.0, held / room) if room else None)
 
 
 def request_body(ask: Ask) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class OpenVinoEngine:
             constraints=HELD,
             prefix_cache=asked["prefix_cache"],
             most_parallel=asked["parallel"],
-            control=control_of(path, self._read_ids),
+            control=control_of(source, header, self._read_ids),
             template_tools=writes_tools(header.text("tokenizer.chat_template")),
         )
         self._runs: list[_Run] = []
@@ -176,7 +176,7 @@ class OpenVinoEngine:
         return Stats(
             running=running,
             waiting=len(self._runs) - running,
-            cache_used=metrics.cache_usage / 100,
+            cache_used=metrics.cache_usage / 100 if self._runs else 0.0,  # the library's is that of its last step
             memory_bytes=self._process.memory_info().rss,
         )
 

@@ -154,7 +154,9 @@ class TorchServing:
         """Load, and the memory of this process."""
         import psutil
 
-        return Stats(self._running(), len(self._waiting), None, psutil.Process().memory_info().rss)
+        held = sum(len(answer.ids) for rows in self._all() for answer in rows.owners)
+        used = min(1.0, held / (self.context_length * self.loaded.parallel))
+        return Stats(self._running(), len(self._waiting), used, psutil.Process().memory_info().rss)
 
     def _prompt_ids(self, ask: Ask) -> list[int]:
         if ask.messages is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from inhouse.serve.measured import Measured
 
 Labels = tuple[str, ...]
+Reading = tuple[str, str, dict[Labels, float]]  # a gauge: its name, what it says, and its values
 WHO = ("model_name", "engine")
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 BETWEEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -83,7 +84,7 @@ class Spread:
 class Gauges:
     """What is asked when somebody looks: (name, what it says, {labels: value})."""
 
-    read: Callable[[], Iterable[tuple[str, str, dict[Labels, float]]]]
+    read: Callable[[], Iterable[Reading]]
 
 
 class Metrics:
@@ -188,25 +189,25 @@ class Metrics:
             return None
         return self._price * self.busy_s() / 3600 / self.answered * 1000
 
-    def text(self, key: str | None = None) -> bytes:
-        """The numbers in Prometheus' text format; with `key`, without what other keys did."""
+    def text(self, key: str | None = None, more: Sequence[Reading] = ()) -> bytes:
+        """The numbers in Prometheus' text format, `more` among them; with `key`, without what other keys did."""
         registry = CollectorRegistry()
-        registry.register(View(self, key))
+        registry.register(View(self, key, more))
         return generate_latest(registry)
 
-    def families(self, key: str | None) -> Iterator[Metric]:
+    def families(self, key: str | None, more: Sequence[Reading] = ()) -> Iterator[Metric]:
         """Everything, as prometheus_client writes it."""
         recorded = [each for each in vars(self).values() if isinstance(each, Counts | Spread)]
         for prefix in self._prefixes:
             for each in recorded:
                 yield each.family(prefix, key) if isinstance(each, Counts) else each.family(prefix)
-            for name, says, values in (*self._gauges.read(), *self._own()):
+            for name, says, values in (*self._gauges.read(), *more, *self._own()):
                 family = GaugeMetricFamily(prefix + name, says, labels=WHO if any(values) else ())
                 for labels, value in values.items():
                     family.add_metric(labels, value)
                 yield family
 
-    def _own(self) -> Iterator[tuple[str, str, dict[Labels, float]]]:
+    def _own(self) -> Iterator[Reading]:
         yield "busy_seconds", "Seconds in which at least one request was worked on.", {(): self.busy_s()}
         if (cost := self.cost_per_1k()) is not None:
             yield "cost_per_1k_requests", "Price of 1,000 answers at serve.price_per_hour.", {(): cost}
@@ -215,10 +216,11 @@ class Metrics:
 class View(Collector):
     """The numbers as one key may see them."""
 
-    def __init__(self, metrics: Metrics, key: str | None) -> None:
+    def __init__(self, metrics: Metrics, key: str | None, more: Sequence[Reading] = ()) -> None:
         self._metrics = metrics
         self._key = key
+        self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client."""
-        return self._metrics.families(self._key)
+        return self._metrics.families(self._key, self._more)

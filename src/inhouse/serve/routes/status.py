@@ -7,6 +7,7 @@ from typing import Any
 from inhouse import __version__
 from inhouse.core.messages import text
 from inhouse.release.arms import Arm
+from inhouse.serve.cache_usage import cache_usage
 from inhouse.serve.errors import ApiError, unavailable
 from inhouse.serve.http import Call
 from inhouse.serve.router import Serving
@@ -49,7 +50,8 @@ async def metrics(services: Services, call: Call) -> None:
     """Prometheus metrics; what other keys did is told to `admin` alone."""
     assert call.key is not None
     key = None if call.key.allows("admin") else call.key.name
-    await call.connection.reply(200, services.metrics.text(key), b"text/plain; version=0.0.4; charset=utf-8")
+    held = await cache_usage((each.release.label, each.pool.replicas) for each in services.deployments.targets())
+    await call.connection.reply(200, services.metrics.text(key, [held]), b"text/plain; version=0.0.4; charset=utf-8")
 
 
 async def stages(services: Services, call: Call) -> None:
