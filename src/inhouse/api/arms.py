@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,13 @@ from inhouse.core.store import write_durably
 from inhouse.dataset import read_rows, write_rows
 from inhouse.train.compare import Arm, Measured, measure_arm
 from inhouse.train.held_out import share_of
+from inhouse.train.learning import Learning
 from inhouse.train.params import TrainParams
+from inhouse.train.planning import refuse_base
 from inhouse.train.search import measured_on
 
 FOLDER = "compare"  # of the workspace
-VERSION = "1"  # of what is measured, and how
+VERSION = "2"  # of what is measured, and how
 LEAST_ROWS, LEAST_HELD = 8, 4
 BASE = "base"  # what the base is called as it is
 
@@ -228,9 +230,10 @@ def cannot(outcome: Outcome) -> UserError:
 def open_comparison(request: CompareRequest, events: Events) -> Comparison:
     """A project's training with its rows parted into those to learn and those to measure on; never the test part.
 
-    Raises compare.few_rows.
+    Raises compare.few_rows, and what the base or the rows' labels are refused for.
     """
     training = open_training(request, events)
+    refuse_base(training.inputs["base"], training.params)
     dataset = training.inputs["dataset"]
     rows = list(read_rows(dataset.path, "train"))
     share = measured_on(training.params, dataset).eval_share
@@ -241,4 +244,7 @@ def open_comparison(request: CompareRequest, events: Events) -> Comparison:
     held = held[: request.rows]
     if len(rows) < LEAST_ROWS or len(held) < LEAST_HELD:
         raise UserError("compare.few_rows", train=len(rows), held=len(held), least=LEAST_ROWS, least_held=LEAST_HELD)
+    # The labels of a classifier are those of all rows: a small part, or one without a slice, may lack some.
+    objective = Learning(training.params.objective).completed([*rows, *held]).params
+    training = replace(training, params=training.params.model_copy(update={"objective": objective}))
     return Comparison(request, training, rows, held, part, events, time.monotonic() + request.minutes * 60)

@@ -75,13 +75,15 @@ def student(freedom: int) -> float:
 
 
 def measures(runs: Runs) -> dict[str, Measure]:
-    """Loss, and where rows have labels accuracy and macro-F1, in a form that can be resampled."""
+    """Loss, and accuracy where rows are right or wrong, with labels macro-F1 too; in a form that can be resampled."""
     runs = [run for run in runs if run]
     if not runs:
         return {}
     found = {"loss": _loss(runs)}
     if all(row.label is not None for run in runs for row in run):
         found |= {"accuracy": _accuracy(runs), "macro_f1": _macro_f1(runs)}
+    elif all(row.right is not None for run in runs for row in run):
+        found["accuracy"] = _accuracy(runs)
     return found
 
 
@@ -105,7 +107,9 @@ def _loss(runs: Runs) -> Measure:
 def _accuracy(runs: Runs) -> Measure:
     import numpy as np
 
-    right = [[row.guess == row.label for row in one] for one in zip(*runs, strict=True)]
+    right = [
+        [row.guess == row.label if row.right is None else row.right for row in one] for one in zip(*runs, strict=True)
+    ]
     columns = np.array(right, dtype=float)
     return _measure(columns, lambda drawn: drawn.mean(axis=(-2, -1)), share=len(runs) == 1)
 

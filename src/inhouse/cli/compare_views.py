@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NONE = "–"
 BAR = 40
 FINE = 0.1  # bounds below are shown to three digits
+NARROW = 0.03  # and those that lie closer together
 
 
 def bench_train(result: BenchTrain, console: Console) -> None:
@@ -67,7 +68,12 @@ def _resources(lines: Sequence[MethodLine], console: Console) -> None:
 
 
 def _share(line: MethodLine) -> str:
-    return f"{line.trainable:,} ({line.trainable / line.total:.3%})" if line.trainable and line.total else NONE
+    """`4.88 M (3.5%)`: short, so that the table fits a narrow terminal; --json has every digit."""
+    if not line.trainable or not line.total:
+        return NONE
+    count = line.trainable
+    shown = f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} K" if count >= 1e4 else f"{count:,}"
+    return f"{shown} ({100 * line.trainable / line.total:.3g}%)"
 
 
 def _quality(lines: Sequence[MethodLine], console: Console) -> None:
@@ -116,6 +122,8 @@ def interval(figure: Figure | None, percent: bool = False, signed: bool = False)
     if figure.low is None or figure.high is None:
         return shown
     digits = 0 if percent else 2 if max(abs(figure.low), abs(figure.high)) >= FINE else 3
+    if not percent and digits == 2 and figure.high - figure.low < NARROW:
+        digits = 3  # two digits would show both bounds alike
     return f"{shown} [{figure.low * factor:{sign}.{digits}f}, {figure.high * factor:{sign}.{digits}f}]"
 
 

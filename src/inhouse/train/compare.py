@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LEAST_STEPS = 4
 LOOKED_AT = 24  # examples read at each measurement on the way; the end is measured on all of them
+VERSUS_BASE = ("dpo", "kto")  # right is what has moved from the base: of the base itself nothing can be said
 WARM = 1  # steps that speed leaves out: first calls are slower
 
 Ended = Literal["done", "out_of_time", "diverged"]
@@ -101,6 +102,8 @@ def measure_arm(arm: Arm, inputs: Mapping[str, Input], events: Events) -> Measur
     meter = Meter(arm, events, len(virtual_ids(ready.loaded.model)))
     settled = _train(ready, params, planned, meter) if planned else None
     rows = row_qualities(ready, params, inputs["dataset"], events) if arm.quality else []
+    if settled is None and params.objective.model_dump()["use"] in VERSUS_BASE:
+        rows = [row.model_copy(update={"right": None}) for row in rows]
     diverged = meter.state == "diverged" or not all(isfinite(row.loss) for row in rows)
     return Measured(
         ended="diverged" if diverged else meter.state,

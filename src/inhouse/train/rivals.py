@@ -32,6 +32,8 @@ def with_method(params: TrainParams, method: Method) -> TrainParams:
 
 def _rate(own: TrainParams, other: TrainParams) -> float:
     low, high = rate_range(own)
+    if rate_range(other) == (low, high):  # also where the project's lies outside: the methods alone are to differ
+        return own.learning_rate
     place = min(1.0, max(0.0, (log(own.learning_rate) - log(low)) / (log(high) - log(low))))
     low, high = rate_range(other)
     return float(f"{exp(log(low) + place * (log(high) - log(low))):.3g}")

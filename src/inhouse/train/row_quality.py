@@ -13,9 +13,9 @@ from inhouse.core.protocols import Input
 from inhouse.core.rows import Row
 from inhouse.core.run import Events
 from inhouse.dataset import read_rows
-from inhouse.train.learning import Coding, Learning
+from inhouse.train.learning import Learning
 from inhouse.train.params import TrainParams
-from inhouse.train.tokens import Limit, encode
+from inhouse.train.tokens import encode
 from inhouse.train.virtual import virtual_ids
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inhouse.train.spans import Sample
 
 MOST_LABELS = 64  # of more, scoring each for every row would take longer than training
+BY_EXAMPLE = ("dpo", "orpo", "kto", "classify")  # a row is right or wrong as a whole, not token by token
 READ_TOGETHER = 64  # answers; what stands before those of a row is read once
 
 
@@ -34,10 +35,14 @@ class RowFound(Frozen):
     count: int = Field(description="learned tokens, or what else the objective counts")
     label: str | None = None
     guess: str | None = None
+    right: bool | None = Field(None, description="of an objective that has no labels: whether the row is told rightly")
 
 
 def row_qualities(ready: Prepared, params: TrainParams, dataset: Input, events: Events) -> list[RowFound]:
-    """Every row of the dataset's valid part that is not too long, under the model as it is now."""
+    """Every row of the dataset's valid part that is not too long, under the model as it is now.
+
+    `params` must hold the valid part back (eval_steps set, no eval_share).
+    """
     import torch
 
     from inhouse.train.step import reading, reading_of
@@ -49,7 +54,7 @@ def row_qualities(ready: Prepared, params: TrainParams, dataset: Input, events: 
     training = model.training
     model.eval()
     with torch.no_grad(), reading(model, reading_of(model, ready.reading)):
-        made = _by_label(ready, params, rows, answers) if labelled else _by_loss(ready, params, rows)
+        made = _by_label(ready, params, rows, answers) if labelled else _by_loss(ready, rows)
         for number, one in enumerate(made, 1):
             found.append(one)
             events.progress(number, len(rows), "rows", step="held_out")
@@ -111,20 +116,28 @@ def _sums(ready: Prepared, samples: Sequence[Sample]) -> tuple[list[float], list
     return likely, lengths
 
 
-def _by_loss(ready: Prepared, params: TrainParams, rows: Sequence[Row]) -> Iterator[RowFound]:
-    """The objective's own loss of each row; a row that gives several examples counts with all of them."""
-    limit = Limit(params.max_length, params.turns, params.over_length)
-    found = ready.learning.encode(rows, Coding(ready.texts.tokenizer, ready.texts.ends, limit, Events()))
-    unit, model = ready.learning.unit, ready.loaded.model
-    sums: dict[int, tuple[float, int]] = {}
-    for at in range(0, len(found.kept), unit):
-        inputs = _inputs(ready, _with_virtual(ready, found.kept[at : at + unit]), ready.learning)
-        loss, count = float(ready.learning.loss(model, inputs).total), int((inputs["labels"] >= 0).sum())
-        place = found.origins[at] if found.origins else at // unit
-        before = sums.get(place, (0.0, 0))
-        sums[place] = (before[0] + loss, before[1] + count)
-    for place, (loss, count) in sorted(sums.items()):
-        yield RowFound(id=rows[place].id, loss=loss, count=count)
+def _by_loss(ready: Prepared, rows: Sequence[Row]) -> Iterator[RowFound]:
+    """The objective's own loss of each row; a row that gives several examples counts with all of them.
+
+    The samples are those that were prepared: objectives know some of them by what the untrained model made of them.
+    """
+    from inhouse.train.ahead import AHEAD, mean_of, read_ahead
+    from inhouse.train.step import reading_of
+
+    unit, model, samples = ready.learning.unit, ready.loaded.model, ready.texts.valid
+    parts = [samples[at : at + unit] for at in range(0, len(samples), unit)]
+    how = (reading_of(model, ready.reading), ready.texts.pad)
+    ahead = mean_of(read_ahead(model, parts, ready.learning, how))
+    found: dict[int, list[tuple[float, int, int]]] = {}
+    for part, place in zip(parts, ready.texts.valid_origins[::unit], strict=True):
+        inputs = _inputs(ready, part, ready.learning)
+        loss, correct = ready.learning.loss(model, inputs | {AHEAD: ahead})
+        found.setdefault(place, []).append((float(loss), int((inputs["labels"] >= 0).sum()), int(correct)))
+    each = ready.learning.params.model_dump()["use"] in BY_EXAMPLE
+    for place, made in sorted(found.items()):
+        losses, counts, right = zip(*made, strict=True)
+        known = sum(right) == sum(counts) if each else None
+        yield RowFound(id=rows[place].id, loss=sum(losses), count=sum(counts), right=known)
 
 
 def _with_virtual(ready: Prepared, samples: Sequence[Sample]) -> list[Sample]:

@@ -63,6 +63,7 @@ class Texts:
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
     valid: Sequence[Sample] = ()  # measured on while training, never learned
+    valid_origins: Sequence[int] = ()  # of each of these: the place of its row among those held back
     replay: dict[str, float | int] | None = None  # counts of rows of another dataset that are among the samples
 
     @property
@@ -122,7 +123,8 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     check_vocabulary(model, tokenizer, facts.name)
     texts = Texts(rows, learning.encode(rows, coding), tokenizer, coding.ends)
     if held:
-        texts = replace(texts, valid=learning.encode(held, coding).kept)
+        measured = learning.encode(held, coding)
+        texts = replace(texts, valid=measured.kept, valid_origins=measured.origins)
     if params.replay is not None:
         mixed = mix_in(texts.samples, inputs["replay"], (learning, coding), params.replay, seed)
         texts = replace(texts, samples=mixed.samples, replay=mixed.facts)
