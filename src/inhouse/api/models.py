@@ -15,6 +15,7 @@ from inhouse.flow.plan import Node
 from inhouse.flow.runner import Run
 from inhouse.flow.runner import run as run_nodes
 from inhouse.select import stage
+from inhouse.select.attention import Attention, attention_of
 from inhouse.select.hardware import look
 from inhouse.select.models import ModelRow
 from inhouse.select.models import list_models as known_models
@@ -39,6 +40,7 @@ class Model(Frozen):
     id: str
     path: Path
     facts: ModelFacts
+    attention: Attention | None = Field(description="heads, cache, window and positions; None: the header tells none")
     licences: tuple[Licence, ...]
     source: dict[str, Any]
 
@@ -57,10 +59,12 @@ def pull_model(request: ModelRequest, events: Events) -> Model:
 
 
 def _model(request: Request, record: Artifact) -> Model:
+    facts, path = ModelFacts.model_validate(record.facts["model"]), request.store.path(record.id)
     return Model(
         id=record.id,
-        path=request.store.path(record.id),
-        facts=ModelFacts.model_validate(record.facts["model"]),
+        path=path,
+        facts=facts,
+        attention=attention_of(facts, path),
         licences=record.licences,
         source=record.facts.get("source", {}),
     )

@@ -20,6 +20,7 @@ from inhouse.cli import (
     label_views,
     launch_views,
     long_context_views,
+    model_views,
     request_views,
     token_views,
     train_views,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from inhouse.api.jobs import Jobs
     from inhouse.api.lineage import Lineage
-    from inhouse.api.models import Model, Models
+    from inhouse.api.models import Models
     from inhouse.api.project import Created, Schema
     from inhouse.api.releases import ReleaseDetail, ReleaseLine, Releases
     from inhouse.api.reports import Report
@@ -230,16 +231,6 @@ def models(result: Models, console: Console) -> None:
     table(console, *(text(f"cell.{c}") for c in columns), rows=rows)
 
 
-def model(result: Model, console: Console) -> None:
-    """A fetched model: header, terms, where it lies."""
-    facts = result.facts
-    wanted = ("name", "format", "architecture", "parameters", "layers", "context_length", "tensor_types", "bytes")
-    rows = [(name, str(getattr(facts, name))) for name in wanted]
-    rows += [("licence", f"{lic.spdx} ({lic.subject}, {lic.source})") for lic in result.licences]
-    rows += [("id", result.id), ("path", str(result.path))]
-    table(console, text("cell.fact"), text("cell.value"), rows=rows)
-
-
 def retuned(result: RetuneResult, console: Console) -> None:
     """What every step that judges figures drops, and would drop with other thresholds."""
     rows = [
@@ -279,7 +270,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "lineage": lineage,
     "doctor": doctor,
     "models": models,
-    "model": model,
+    "model": model_views.model,
     "checked": dataset_views.checked,
     "retuned": retuned,
     "report": report,
