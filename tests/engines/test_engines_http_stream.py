@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -379,3 +381,21 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     command += ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
+
+
+def test_connection_that_is_over_is_gone_at_once_and_not_when_garbage_is_looked_for() -> None:
+    async def use(origin: Origin, fake: Fake) -> None:
+        stream = origin.stream("/go", b"{}")
+        assert await anext(stream) == ["{1}"]
+        (left,) = [weakref.ref(connection) for connection in origin._busy]
+        gc.disable()
+        try:
+            await stream.aclose()  # as when a client leaves in the middle
+            del stream
+            async with asyncio.timeout(2):
+                while left() is not None:
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+
+    run(says(HEAD + chunk(b"data: {1}\n\n")), use)

@@ -141,6 +141,7 @@ class Connection(asyncio.Protocol):
         self._parser = None  # it holds this object, and this object it
         self._fail(EngineLost())
         self.on_lost()
+        self.on_lost = self.on_whole = nothing  # they hold this object too
 
     # --- httptools' side
 

@@ -22,7 +22,7 @@ ENTRY_BYTES = 512  # an entry's own weight, besides its text
 DELTA_BYTES = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Kept:
     """A whole answer: one delta a choice and what it used."""
 
@@ -120,7 +120,7 @@ def request_name(ask: Ask, tenant: str, release: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=20).hexdigest()
 
 
-@dataclass
+@dataclass(slots=True)
 class Whole:
     """An answer put together while it is sent, so that it can be kept."""
 

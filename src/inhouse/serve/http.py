@@ -178,6 +178,7 @@ class Watch:
         self._timer.cancel()
         if self._beside is not None:
             self._beside.cancel()
+            self._beside = None  # it holds this object, and would keep all of the request until garbage is looked for
 
     def _begin(self) -> None:
         self._beside = asyncio.create_task(self._look())

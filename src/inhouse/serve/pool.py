@@ -84,7 +84,11 @@ def prompt_tokens(ask: Ask) -> float:
     """Roughly how many tokens a prompt has."""
     if ask.messages is None:
         return len(ask.prompt) / BYTES_A_TOKEN if isinstance(ask.prompt, str) else len(ask.prompt or ())
-    return sum(len(str(message.get("content") or "").encode()) for message in ask.messages) / BYTES_A_TOKEN
+    return sum(_bytes(str(message.get("content") or "")) for message in ask.messages) / BYTES_A_TOKEN
+
+
+def _bytes(words: str) -> int:
+    return len(words) if words.isascii() else len(words.encode("utf-8", "replace"))
 
 
 class Pool:

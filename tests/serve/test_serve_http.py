@@ -1,0 +1,43 @@
+"""One HTTP request: what is watched while it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from typing import Any
+
+from inhouse.serve import http
+from inhouse.serve.http import Call, Connection, Watch
+
+
+async def unsent(message: dict[str, Any]) -> None:
+    """Nothing is looked at."""
+
+
+def test_request_that_was_watched_is_gone_with_its_end_and_not_when_garbage_is_looked_for() -> None:
+    watches: list[weakref.ref[Watch]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def request() -> None:
+        async def work() -> None:
+            await asyncio.sleep(3 * http.WATCH_AFTER_S)  # longer than it takes until somebody looks
+            watches.extend(weakref.ref(each) for each in gc.get_objects() if isinstance(each, Watch))
+
+        call = Call({"path": "/"}, receive, Connection(unsent, "r1"), {}, 100)
+        await call.while_there(work())
+
+    async def go() -> None:
+        gc.disable()
+        try:
+            await asyncio.create_task(request())
+            await asyncio.sleep(0.05)
+        finally:
+            gc.enable()
+
+    asyncio.run(go())
+    assert watches
+    assert [watch() for watch in watches] == [None]
