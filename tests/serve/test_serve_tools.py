@@ -70,7 +70,7 @@ def test_tools_are_free_to_use_when_nothing_else_is_said(runner: asyncio.Runner)
     found = read(runner, tools=[WEATHER, tool("now")])
     assert (found.choice, found.parallel, found.forced, found.constraint) == ("auto", True, (), None)
     assert found.tools[0]["function"]["description"] == "Weather of a city"
-    assert found.tools[1]["function"]["parameters"]["type"] == "object"
+    assert found.checked[1]["function"]["parameters"]["type"] == "object"
     assert read(runner).choice == read(runner, tools=[]).choice == "none"
 
 

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inhouse.core.control_tokens import ControlTokens, is_control, proven
-from inhouse.engines.gguf_header import ArrayValue, GgufHeader, read_header
+from inhouse.engines.gguf_header import ArrayValue, GgufHeader
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType; the latter are tokens that a text is searched for too
 
 
-def control_tokens(path: Path) -> dict[str, int]:
-    """Texts and ids of a checked GGUF file's control tokens; none where it has no vocabulary.
-
-    Raises what `read_header` raises.
-    """
-    header = read_header(path)
+def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
+    """Texts and ids of a GGUF file's control tokens; none where it has no vocabulary."""
     tokens, types = header.metadata.get(TOKENS), header.metadata.get(TYPES)
     if not isinstance(tokens, ArrayValue) or not isinstance(types, ArrayValue):
         return {}
@@ -31,10 +27,10 @@ def control_tokens(path: Path) -> dict[str, int]:
         return {text: at for at, text in found if is_control(text, marked[at])}
 
 
-def control_of(path: Path, tokenize: Callable[[str], Sequence[int]]) -> ControlTokens:
+def control_of(path: Path, header: GgufHeader, tokenize: Callable[[str], Sequence[int]]) -> ControlTokens:
     """A file's control tokens, proven to be text once they are broken; `tokenize` parses control tokens in a text."""
-    known = control_tokens(path)
-    ids = set(known.values()) - {read_header(path).number("tokenizer.ggml.unknown_token_id")}
+    known = control_tokens(path, header)
+    ids = set(known.values()) - {header.number("tokenizer.ggml.unknown_token_id")}
 
     def plain(texts: Sequence[str]) -> list[bool]:
         if ids.isdisjoint(tokenize("\n".join(texts))):  # one question for all of them, nearly always

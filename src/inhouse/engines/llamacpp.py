@@ -156,26 +156,26 @@ def start_server(
             raise
         raise UserError("llamacpp.not_loaded", path=model, context=context, line=_reason(child)) from None
     running = RunningEngine(ready["url"], ready["key"], context, child, tuple(settings.adapters))
-    template = read_header(model).text("tokenizer.chat_template")
-    return replace(running, control=_control(model, running), template=template)
+    header = read_header(model)
+    control = control_of(model, header, lambda text: _parsed(running, text))
+    return replace(running, control=control, template=header.text("tokenizer.chat_template"))
 
 
-def _control(model: Path, running: RunningEngine) -> ControlTokens:
-    """The file's control tokens, proven to be text for this server once they are broken."""
-    import httpx
+def _parsed(running: RunningEngine, text: str) -> list[int]:
+    """Ids of a text, control tokens in it parsed."""
+    from http.client import HTTPConnection, HTTPException
 
-    with httpx.Client(base_url=running.url, headers=running.headers, timeout=60.0, trust_env=False) as client:
-
-        def tokens(text: str) -> list[int]:
-            asked = {"content": text, "add_special": False, "parse_special": True}
-            found: list[int] = client.post("/tokenize", json=asked).raise_for_status().json()["tokens"]
-            return found
-
-        try:
-            return control_of(model, tokens)
-        except httpx.HTTPError as error:
-            running.stop()
-            raise UserError("llamacpp.refused", name=model.name, reason=str(error)) from error
+    connection = HTTPConnection(running.url.removeprefix("http://"), timeout=60.0)
+    body = json.dumps({"content": text, "add_special": False, "parse_special": True})
+    try:
+        connection.request("POST", "/tokenize", body, {"Content-Type": "application/json", **running.headers})
+        found: list[int] = json.loads(connection.getresponse().read())["tokens"]
+    except (OSError, HTTPException, ValueError, KeyError) as error:
+        running.stop()
+        raise UserError("llamacpp.refused", name=running.url, reason=type(error).__name__) from error
+    finally:
+        connection.close()
+    return found
 
 
 def _waiting(settings: LlamaCppSettings) -> dict[str, str]:

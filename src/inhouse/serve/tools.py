@@ -19,26 +19,32 @@ TOOLS = 128
 TOOLS_BYTES = 256 * 1024
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 CALL_ID = 128
+FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What may be called. `choice` is none, auto, required, or the named function in OpenAI's shape."""
+    """What may be called. `choice` is none, auto, required, or the named function in OpenAI's shape.
+
+    `tools` are as the client wrote them: so they stand in the prompt, as in training. `checked` have schemas that are
+    safe to compile: to those a forced call is held.
+    """
 
     tools: tuple[dict[str, Any], ...] = ()
     choice: str | dict[str, Any] = "none"
     parallel: bool = True
     old: bool = False  # asked by `functions`: the answer says `function_call`
     constraint: Constraint | None = None  # of the answer, where a call is forced
+    checked: tuple[dict[str, Any], ...] = ()
 
     @property
     def forced(self) -> tuple[dict[str, Any], ...]:
         """The tools one of which must be called; empty when the model is free to answer in words."""
         if isinstance(self.choice, dict):
             name = self.choice["function"]["name"]
-            return tuple(tool for tool in self.tools if tool["function"]["name"] == name)
-        return self.tools if self.choice == "required" else ()
+            return tuple(tool for tool in self.checked if tool["function"]["name"] == name)
+        return self.checked if self.choice == "required" else ()
 
 
 async def read_tools(body: Mapping[str, Any]) -> Tools:
@@ -53,7 +59,8 @@ async def read_tools(body: Mapping[str, Any]) -> Tools:
         raise invalid(text("serve.tools_count", most=TOOLS), field)
     if old:
         given = [{"type": "function", "function": function} for function in given]
-    tools = tuple(_tool(tool, f"{field}.{place}") for place, tool in enumerate(given))
+    checked = tuple(_tool(tool, f"{field}.{place}") for place, tool in enumerate(given))
+    tools = tuple(_as_given(tool) for tool in given)
     names = [tool["function"]["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise invalid(text("serve.tool_twice"), field)
@@ -63,7 +70,7 @@ async def read_tools(body: Mapping[str, Any]) -> Tools:
     if parallel is not None and not isinstance(parallel, bool):
         raise invalid(text("serve.tool_parallel"), "parallel_tool_calls")
     choice = _choice(body.get("function_call" if old else "tool_choice"), names, old)
-    found = Tools(tools, choice, parallel is not False, old)
+    found = Tools(tools, choice, parallel is not False, old, checked=checked)
     if not found.forced:
         return found
     held = await check_constraint("json_schema", calls_schema(found.forced), field, strict=False)
@@ -88,6 +95,12 @@ def _tool(tool: Any, place: str) -> dict[str, Any]:
         raise invalid(text("serve.tool_arguments"), f"{place}.function.parameters.type")
     described = {"name": name, **({"description": about} if about else {}), "parameters": parameters}
     return {"type": "function", "function": described}
+
+
+def _as_given(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as the client wrote it, its fields in their order; what OpenAI does not know is left out."""
+    function = {name: value for name, value in tool["function"].items() if name in FUNCTION_FIELDS}
+    return {"type": "function", "function": function}
 
 
 def _choice(asked: Any, names: Sequence[str], old: bool) -> str | dict[str, Any]:
