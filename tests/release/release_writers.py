@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -49,7 +50,7 @@ def make_keys(root: Path, url: str, problems: Any) -> None:
     try:
         registry = open_registry(Store(root), url)
         for turn in range(KEYS):
-            create_key(registry.engine, f"key{turn}")
+            create_key(registry.engine, f"key{os.getpid()} {turn}")
     except BaseException as error:
         problems.put(repr(error))
         raise

@@ -4,15 +4,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from release_workspace import key_of
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from inhouse.core.errors import UserError
-from inhouse.database import reading
+from inhouse.database import reading, writing
 from inhouse.release.keys import (
     Limits,
     Used,
     add_usage,
     create_key,
+    create_numbered_key,
+    is_local,
     list_keys,
     revoke_key,
     rotate_key,
@@ -43,12 +45,37 @@ def test_key_expires(registry: Registry) -> None:
 
 def test_revoking_an_unknown_or_an_ambiguous_key_says_so(registry: Registry) -> None:
     create_key(registry.engine, "twin")
-    _, key = create_key(registry.engine, "twin")
+    _, key = create_key(registry.engine, "other")
+    with writing(registry.engine) as connection:  # as versions before made them
+        connection.execute(update(api_keys).values(name="twin"))
     for which, code in (("nobody", "release.key_unknown"), ("twin", "release.key_ambiguous")):
         with pytest.raises(UserError) as error:
             revoke_key(registry.engine, which)
         assert error.value.code == code and str(error.value)
     assert revoke_key(registry.engine, key.prefix).prefix == key.prefix
+
+
+def test_name_of_a_key_is_refused_to_another_until_it_is_revoked_and_no_list_has_it_twice(registry: Registry) -> None:
+    long = "n" * 64
+    for name in ("web", long):
+        for _ in range(2):
+            token, key = create_key(registry.engine, name)
+            for expires in (None, timedelta(seconds=-1)):
+                with pytest.raises(UserError) as error:
+                    create_key(registry.engine, name, expires)
+                assert error.value.code == "keys.name_taken" and key.prefix in str(error.value)
+            assert revoke_key(registry.engine, name).id == key.id and key_of(registry, token) is None
+        create_key(registry.engine, name)
+    names = [key.name for key in list_keys(registry.engine)]
+    assert names == ["web#1", "web#2", "web", "n" * 62 + "#4", "n" * 62 + "#5", long]
+
+
+def test_numbered_key_takes_the_first_name_that_is_free(registry: Registry) -> None:
+    made = [create_numbered_key(registry.engine, "chat")[1] for _ in range(3)]
+    assert [key.name for key in made] == ["chat", "chat-2", "chat-3"] and all(map(is_local, made))
+    revoke_key(registry.engine, "chat-2")
+    assert create_numbered_key(registry.engine, "chat")[1].name == "chat-2"
+    assert not is_local(create_key(registry.engine, "chat-web")[1])
 
 
 def test_key_does_what_its_scopes_say_on_the_deployments_that_it_names(registry: Registry) -> None:

@@ -20,12 +20,12 @@ from inhouse.release.settings import ServeParams
 @pytest.fixture(scope="session")
 def launch_on() -> Iterator[Callable[[Registry, ServeParams], Endpoint]]:
     """Start a server on a workspace; those that still run are ended with the session."""
-    from inhouse.release.keys import create_key
+    from inhouse.release.keys import create_numbered_key
 
     running: list[subprocess.Popen[str]] = []
 
     def launched(registry: Registry, settings: ServeParams) -> Endpoint:
-        token, _ = create_key(registry.engine, "test")
+        token, _ = create_numbered_key(registry.engine, "test")
         process, ready = start(registry, settings)
         running.append(process)
         assert "error" not in ready, ready

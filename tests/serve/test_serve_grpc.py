@@ -200,7 +200,7 @@ def test_refusals_have_grpcs_status_and_details(endpoint: Endpoint, client: Clie
     with pytest.raises(grpc.RpcError) as long:
         list(client.call("ChatStream", chat("sea " * 900)))
     assert long.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    narrow, _ = create_key(endpoint.registry.engine, "narrow", limits=Limits(scopes=("embed",)))
+    narrow, _ = create_key(endpoint.registry.engine, "narrow twin", limits=Limits(scopes=("embed",)))
     with pytest.raises(grpc.RpcError) as scope:
         Client(client.channel, narrow).call("Chat", chat())
     assert scope.value.code() == grpc.StatusCode.PERMISSION_DENIED

@@ -266,7 +266,7 @@ def test_kept_response_can_be_asked_for_gone_on_with_and_deleted(client: openai.
 @real
 def test_response_of_another_key_or_not_kept_is_not_found(client: openai.OpenAI, endpoint: Endpoint) -> None:
     mine = client.responses.create(model="desk", input="Hello", max_output_tokens=2)
-    other, _ = create_key(endpoint.registry.engine, "other")
+    other, _ = create_key(endpoint.registry.engine, "other client")
     stranger = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=other, max_retries=0)
     for refused in (stranger.responses.retrieve, stranger.responses.delete, stranger.responses.cancel):
         with pytest.raises(openai.NotFoundError):

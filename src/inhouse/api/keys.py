@@ -9,7 +9,7 @@ from pydantic import Field
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
-from inhouse.release.keys import USUAL, Key, Limits, Scope, list_keys, revoke_key, rotate_key
+from inhouse.release.keys import MOST_NAME, USUAL, Key, Limits, Scope, list_keys, revoke_key, rotate_key
 from inhouse.release.keys import create_key as make_key
 from inhouse.release.registry import open_registry
 
@@ -47,7 +47,7 @@ class NewKey(Frozen):
 class CreateKeyRequest(Request):
     """A new key."""
 
-    name: str = Field(description="who or what will use it", min_length=1, max_length=64)
+    name: str = Field(description="who or what will use it", min_length=1, max_length=MOST_NAME)
     scopes: tuple[Scope, ...] = Field(USUAL, description="what it may do; all but admin when left out")
     models: tuple[str, ...] = Field((), description="deployments that it may use; every one when left out")
     requests_per_minute: int | None = Field(None, ge=1, le=10**7, description="requests a minute; no limit if absent")
@@ -74,7 +74,10 @@ def show_keys(request: Request) -> Keys:
 
 
 def create_key(request: CreateKeyRequest) -> NewKey:
-    """Make a key; its token is shown once. Raises release.deployment_unknown for a model that is none."""
+    """Make a key; its token is shown once.
+
+    Raises keys.bad_name, keys.name_taken, and release.deployment_unknown for a model that is none.
+    """
     registry = open_registry(request.store)
     for model in request.models:
         registry.deployment(model)
@@ -85,10 +88,11 @@ def create_key(request: CreateKeyRequest) -> NewKey:
         tokens_per_minute=request.tokens_per_minute,
         tokens_per_day=request.tokens_per_day,
     )
-    if not request.name.isprintable():
+    name = request.name.strip()  # lists show no difference
+    if not name or not name.isprintable():
         raise UserError("keys.bad_name")
     expires = None if request.expires_days is None else timedelta(days=request.expires_days)
-    token, key = make_key(registry.engine, request.name, expires, limits)
+    token, key = make_key(registry.engine, name, expires, limits)
     return NewKey(id=key.id, name=key.name, token=token)
 
 

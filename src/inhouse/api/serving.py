@@ -21,8 +21,7 @@ from inhouse.core.messages import language
 from inhouse.core.rows import Message
 from inhouse.core.settings import child_environment, settings
 from inhouse.core.store import Store
-from inhouse.release.keys import LOCAL_KEY
-from inhouse.release.keys import create_key as make_key
+from inhouse.release.keys import LOCAL_KEY, create_numbered_key
 from inhouse.release.keys import revoke_key as end_key
 from inhouse.release.registry import Registry, open_registry
 
@@ -57,6 +56,8 @@ class ChatRequest(Request):
 
 def serve(request: ServeRequest) -> ServeCommand:
     """The command line of the gateway, after checking that there is something to serve."""
+    if request.all and request.deployment is not None:
+        raise UserError("serve.all_and_one", deployment=request.deployment)
     registry = open_registry(request.store)
     names = [d.name for d in registry.deployments()] if request.all else []
     names = names or [choose_deployment(registry, request.deployment)]
@@ -126,7 +127,7 @@ def local_key(registry: Registry, given: str | None) -> Iterator[str]:
     if given is not None:
         yield given
         return
-    token, made = make_key(registry.engine, LOCAL_KEY, timedelta(hours=CHAT_KEY_HOURS))
+    token, made = create_numbered_key(registry.engine, LOCAL_KEY, timedelta(hours=CHAT_KEY_HOURS))
     try:
         yield token
     finally:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inhouse.core.errors import UserError
@@ -21,6 +23,7 @@ Scope = Literal["chat", "embed", "files", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("chat", "embed", "files", "metrics")  # all but admin
 LOCAL_KEY = "chat"  # name of the keys that a conversation on this machine makes, and revokes at its end
+MOST_NAME = 64
 SHOWN = 11  # characters of a token that lists show: 'ih-' and 8 more
 
 
@@ -86,11 +89,38 @@ def hash_token(token: str) -> str:
 def create_key(
     engine: Engine, name: str, expires_in: timedelta | None = None, limits: Limits = UNLIMITED
 ) -> tuple[str, Key]:
-    """Make a key. The token in the answer is the only copy."""
+    """Make a key. The token in the answer is the only copy.
+
+    Raises keys.name_taken: limits, logs and lists tell keys by their names. The name of a revoked one is free again.
+    """
+    with writing(engine) as connection:
+        taken = _named(connection, name)
+        if taken is not None and taken.revoked is None:
+            raise UserError("keys.name_taken", name=name, prefix=taken.prefix)
+        return _create(connection, name, expires_in, limits)
+
+
+def create_numbered_key(
+    engine: Engine, name: str, expires_in: timedelta | None = None, limits: Limits = UNLIMITED
+) -> tuple[str, Key]:
+    """Make a key with this name, or with the first of `name-2`, `name-3`, … that is free."""
+    with writing(engine) as connection:
+        names = chain([name], (f"{name}-{number}" for number in count(2)))
+        free = next(n for n in names if (taken := _named(connection, n)) is None or taken.revoked is not None)
+        return _create(connection, free, expires_in, limits)
+
+
+def is_local(key: Key) -> bool:
+    """Whether a conversation on this machine made it, for itself."""
+    return re.fullmatch(rf"{LOCAL_KEY}(-\d+)?", key.name) is not None
+
+
+def _create(connection: Connection, name: str, expires_in: timedelta | None, limits: Limits) -> tuple[str, Key]:
     from sqlalchemy import insert
 
     from inhouse.release.tables import api_keys
 
+    _free_name(connection, name)
     now = datetime.now(UTC)
     token = _new_token()
     expires = None if expires_in is None else _text(now + expires_in)
@@ -100,11 +130,10 @@ def create_key(
         "requests_per_minute": limits.requests_per_minute, "tokens_per_minute": limits.tokens_per_minute,
         "tokens_per_day": limits.tokens_per_day,
     }  # fmt: skip
-    with writing(engine) as connection:
-        made = connection.execute(insert(api_keys).values(values)).inserted_primary_key
-        assert made is not None
-        detail = {"prefix": token[:SHOWN], "expires": expires, "scopes": list(limits.scopes)}
-        write_entry(connection, None, "key.create", name, detail)
+    made = connection.execute(insert(api_keys).values(values)).inserted_primary_key
+    assert made is not None
+    detail = {"prefix": token[:SHOWN], "expires": expires, "scopes": list(limits.scopes)}
+    write_entry(connection, None, "key.create", name, detail)
     return token, Key(name, token[:SHOWN], _text(now), expires, None, made[0], limits)
 
 
@@ -196,6 +225,28 @@ def usage_on(engine: Engine, day: str) -> dict[int, Used]:
     with reading(engine) as connection:
         rows = connection.execute(select(table).where(table.c.day == day)).all()
     return {row.key: Used(row.key, row.requests, row.tokens) for row in rows}
+
+
+def _named(connection: Connection, name: str) -> Row[Any] | None:
+    """The key with this name, an active one first."""
+    from sqlalchemy import select
+
+    from inhouse.release.tables import api_keys
+
+    named = select(api_keys).where(api_keys.c.name == name)
+    return connection.execute(named.order_by(api_keys.c.revoked.is_not(None), api_keys.c.id)).first()
+
+
+def _free_name(connection: Connection, name: str) -> None:
+    """Give revoked keys of this name one with their number: lists show no name twice."""
+    from sqlalchemy import select, update
+
+    from inhouse.release.tables import api_keys
+
+    for own in connection.execute(select(api_keys.c.id).where(api_keys.c.name == name)).scalars().all():
+        mark = f"#{own}"
+        change = update(api_keys).where(api_keys.c.id == own)
+        connection.execute(change.values(name=name[: MOST_NAME - len(mark)] + mark))
 
 
 def _one(connection: Connection, which: str) -> Row[Any]:

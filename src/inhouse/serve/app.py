@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
 from inhouse.core.run import collect_seldom
-from inhouse.release.keys import LOCAL_KEY, create_key, list_keys
+from inhouse.release.keys import create_numbered_key, is_local, list_keys
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve.tls import Secured, secure
@@ -121,9 +121,9 @@ def first_key(registry: Registry) -> str | None:
     The key of a conversation on this machine does not count: it is revoked when that conversation ends.
     """
     now = datetime.now(UTC)
-    if any(key.name != LOCAL_KEY and key.valid(now) for key in list_keys(registry.engine)):
+    if any(not is_local(key) and key.valid(now) for key in list_keys(registry.engine)):
         return None
-    token, _ = create_key(registry.engine, FIRST_KEY)
+    token, _ = create_numbered_key(registry.engine, FIRST_KEY)
     return token
 
 

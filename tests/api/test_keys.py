@@ -1,0 +1,43 @@
+"""Keys as the command line makes them, and which deployments `serve` serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inhouse.api.keys import CreateKeyRequest, RevokeKeyRequest, create_key, end_key, show_keys
+from inhouse.api.request import Request
+from inhouse.api.serving import ServeRequest, serve
+from inhouse.core.errors import UserError
+from inhouse.core.store import Store
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    Store(tmp_path).create()
+    return tmp_path
+
+
+def test_two_keys_with_one_name_are_refused_and_a_revoked_ones_name_is_free(workspace: Path) -> None:
+    create_key(CreateKeyRequest(workspace=workspace, name="web"))
+    for name in ("web", " web "):
+        with pytest.raises(UserError) as error:
+            create_key(CreateKeyRequest(workspace=workspace, name=name))
+        assert error.value.code == "keys.name_taken" and "keys rotate 'web'" in str(error.value)
+    end_key(RevokeKeyRequest(workspace=workspace, name="web"))
+    assert create_key(CreateKeyRequest(workspace=workspace, name="web")).name == "web"
+    assert [key.name for key in show_keys(Request(workspace=workspace)).keys] == ["web#1", "web"]
+
+
+@pytest.mark.parametrize("name", ["  ", "a\nb", "a\x00"])
+def test_name_that_does_not_show_is_refused(workspace: Path, name: str) -> None:
+    with pytest.raises(UserError) as error:
+        create_key(CreateKeyRequest(workspace=workspace, name=name))
+    assert error.value.code == "keys.bad_name"
+
+
+def test_serving_one_deployment_and_all_of_them_is_refused(workspace: Path) -> None:
+    with pytest.raises(UserError) as error:
+        serve(ServeRequest(workspace=workspace, deployment="desk", all=True))
+    assert error.value.code == "serve.all_and_one" and "'desk'" in str(error.value)
