@@ -235,3 +235,8 @@ def test_a_stopped_child_leaves_no_socket_behind() -> None:
     while killed.socket.parent.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not killed.socket.parent.exists()
+
+
+def test_pairs_are_refused_by_an_engine_that_reads_none(echo: WireBackend) -> None:
+    with pytest.raises(EngineRefused, match="unsupported"):
+        within(echo, lambda engine: engine.score_pairs([("a", "b")]))

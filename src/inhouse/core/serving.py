@@ -152,6 +152,23 @@ class ServingEngine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """A score between 0 and 1 for each pair of texts, the tokens read, and the places of pairs that were cut."""
+
+    scores: list[float]
+    tokens: int
+    cut: tuple[int, ...] = ()
+
+
+class PairScorer(Protocol):
+    """An engine with `capabilities.rerank`: it reads a query and a document together."""
+
+    async def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
+        """Scores in the order of the pairs."""
+        ...
+
+
 class EngineLost(Exception):
     """The engine ended, or the connection to it broke, before the answer was whole."""
 

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairScores, Stats, Usage
 from inhouse.engines.classifier import ClassifierEngine
+from inhouse.engines.pair_scores import pair_scores, scores_pairs
 from inhouse.engines.torch_chat import control_of
 from inhouse.engines.torch_embedding import mean_vectors
 from inhouse.engines.wire_child import Outbox, TookTooLong, time_limit
@@ -25,7 +26,9 @@ class LabelServing:
         self.engine = engine
         self.context_length = context_length
         control = control_of(engine.tokenizer)
-        self.capabilities = Capabilities(logprobs=True, embeddings=True, most_parallel=parallel, control=control)
+        self.capabilities = Capabilities(
+            logprobs=True, embeddings=True, rerank=scores_pairs(engine.model), most_parallel=parallel, control=control
+        )
         self._waiting: dict[int, tuple[Ask, Turns, int]] = {}
 
     def submit(self, uid: int, ask: Ask) -> None:
@@ -73,6 +76,10 @@ class LabelServing:
         if not all(ids):
             raise EngineRefused("invalid")
         return mean_vectors(self.engine.model, ids), sum(map(len, ids))
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
+        """How well each document fits its query, by a model that reads both at once."""
+        return pair_scores(self.engine.model, self.engine.tokenizer, pairs, self.context_length)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, special tokens are parsed and added."""

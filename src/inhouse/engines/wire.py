@@ -1,7 +1,7 @@
 """Talk to an engine in a child process: JSON lines over a Unix socket, every request on one connection.
 
 To the child, one object a line: `{"op": "submit", "id": n, "ask": {…}}`, `{"op": "cancel", "id": n}`, and the questions
-`embed`, `tokenize`, `detokenize`, `render`, `stats`, `ping` with an id. From the child: a list with all deltas of one
+`embed`, `score`, `tokenize`, `detokenize`, `render`, `stats`, `ping` with an id. From it: a list with all deltas of one
 engine step, `[[id, index, text, tokens, finish, extra], …]`, or an object about one id: `{"id": n, "reply": …}` or
 `{"id": n, "refused": reason, "tokens": …}`. The child's side is `engines/wire_child.py`.
 """
@@ -29,6 +29,7 @@ from inhouse.core.serving import (
     EngineLost,
     EngineRefused,
     EngineSilent,
+    PairScores,
     Sampling,
     Stats,
     Usage,
@@ -114,6 +115,11 @@ class WireEngine:
         """One vector a text (unit length), and the number of tokens read."""
         reply = await self._question("embed", texts=[text if isinstance(text, str) else list(text) for text in texts])
         return [array("f", base64.b64decode(vector)).tolist() for vector in reply["vectors"]], reply["tokens"]
+
+    async def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
+        """How well each document fits its query; only where `capabilities.rerank` says so."""
+        reply = await self._question("score", pairs=[list(pair) for pair in pairs])
+        return PairScores(reply["scores"], reply["tokens"], tuple(reply["cut"]))
 
     async def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, special tokens are parsed and added as for a prompt."""

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairScores, Stats
 from inhouse.engines.process import Reporter
 from inhouse.engines.wire import MOST_LINE_BYTES, from_capabilities, from_delta, to_ask
 
@@ -79,6 +79,14 @@ class ChildEngine(Protocol):
 
     def stats(self) -> Stats:
         """Load and memory."""
+        ...
+
+
+class PairEngine(Protocol):
+    """An engine with `capabilities.rerank`."""
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
+        """How well each document fits its query; called on a thread, as `embed`."""
         ...
 
 
@@ -283,6 +291,9 @@ class _Server:
         elif op == "embed":
             asked = (connection, id, message["texts"])
             threading.Thread(target=self._embed, args=asked, name="embed", daemon=True).start()
+        elif op == "score" and self.engine.capabilities.rerank:
+            pairs = [(str(query), str(document)) for query, document in message["pairs"]]
+            threading.Thread(target=self._score, args=(connection, id, pairs), name="score", daemon=True).start()
         else:
             self._reply(connection, id, message)
 
@@ -308,6 +319,11 @@ class _Server:
             return connection.send(_refusal(id, error))
         packed = [base64.b64encode(array("f", vector).tobytes()).decode() for vector in vectors]
         return connection.send({"id": id, "reply": {"vectors": packed, "tokens": tokens}})
+
+    def _score(self, connection: _Connection, id: int, pairs: Sequence[tuple[str, str]]) -> None:
+        with self._embedding:
+            found = cast(PairEngine, self.engine).score_pairs(pairs)
+        connection.send({"id": id, "reply": asdict(found)})
 
     def _reply(self, connection: _Connection, id: int, message: dict[str, Any]) -> None:
         try:

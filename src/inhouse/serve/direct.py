@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from inhouse.core.messages import text
-from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent, ServingEngine, Usage
+from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent, PairScorer, PairScores, ServingEngine, Usage
 from inhouse.serve.admission import Turn
 from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
 from inhouse.serve.measured import Measured
@@ -89,6 +89,25 @@ async def vectors(lent: Borrowed, inputs: list[str] | list[list[int]]) -> tuple[
     finally:
         lent.spent(tokens)  # also of a list that breaks off: they were read
     return found, tokens
+
+
+async def scored(lent: Borrowed, pairs: list[tuple[str, str]]) -> PairScores:
+    """How well each document fits its query, by an engine that reads both at once; in parts, as `vectors`."""
+    engine = cast(PairScorer, lent.engine)
+    scores: list[float] = []
+    cut: list[int] = []
+    tokens = 0
+    try:
+        for part in parts([query + document for query, document in pairs]):
+            if scores and lent.turn is not None:
+                await lent.turn.pass_on()
+            found = await engine.score_pairs(pairs[len(scores) : len(scores) + len(part)])
+            cut += [len(scores) + place for place in found.cut]
+            scores += found.scores
+            tokens += found.tokens
+    finally:
+        lent.spent(tokens)
+    return PairScores(scores, tokens, tuple(cut))
 
 
 def parts(inputs: list[str] | list[list[int]]) -> Iterator[list[str] | list[list[int]]]:

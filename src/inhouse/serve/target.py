@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.store import read_json
 from inhouse.engines.backend import EngineSettings, Use
@@ -114,6 +116,7 @@ class Target:
         apart = {"load_timeout_s", "silence_s", "embeddings", "cache"}  # these change no speed
         settings = self.model.engine.model_dump(mode="json", exclude=apart)
         name = calibrate.name_of(self.model.sha256, machine, versions(kinds), settings)
-        needs += extra_bytes(self.model.path) if kinds[1] == "openvino" else 0
+        with suppress(UserError):  # a file that cannot be read is the engine's to refuse
+            needs += extra_bytes(self.model.path) if kinds[1] == "openvino" else 0
         second = Second(partial(self._make, kinds[1]), needs, root / "serve" / "calibration" / f"{name}.json")
         return AutoChoice(self.pool, second, params.calibrate)
