@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
+from inhouse.core.messages import text
 from inhouse.core.serving import Delta, Usage
+from inhouse.serve.errors import ApiError
 from inhouse.serve.grpc.messages import chat_choice, chat_delta, message, text_choice, usage_of
 from inhouse.serve.ids import new_id
 from inhouse.serve.pipeline import Caller
 from inhouse.serve.replies import Choice, Gathered, Reply
 from inhouse.serve.requests import Asked
 
-Write = Callable[[Any], Any]
+STALLED_S = 30.0  # a piece of an answer that its client does not read
 
 
 def head_of(asked: Asked, kind: str) -> Any:
@@ -113,4 +115,8 @@ class StreamFace:
         if not self.sent:
             self.sent = True
             await tell(self.context, self.caller)
-        await self.context.write(made)
+        try:
+            async with asyncio.timeout(STALLED_S):
+                await self.context.write(made)
+        except TimeoutError:
+            raise ApiError(408, "request_timeout", text("serve_faces.unread", seconds=int(STALLED_S))) from None

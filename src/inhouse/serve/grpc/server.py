@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,11 @@ from grpc_reflection.v1alpha import reflection
 
 from inhouse.core.messages import text
 from inhouse.core.serving import Usage
-from inhouse.release.keys import Key, Scope
+from inhouse.release.keys import Scope
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.direct import borrowed, vectors
 from inhouse.serve.errors import ApiError
+from inhouse.serve.grpc.border import HEALTH, Guard, key_of, read_message
 from inhouse.serve.grpc.faces import StreamFace, WholeFace, tell
 from inhouse.serve.grpc.messages import (
     SERVICE,
@@ -40,10 +41,13 @@ from inhouse.serve.routes import Services
 from inhouse.serve.routes.embeddings import EmbeddingBody, shorten
 from inhouse.serve.tls import Secured
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LOOK_S = 0.25  # how soon health tells that engines have come or gone, and that the server stops
 MOST_CALLS = 4096  # at the same time; the queue of a release is far shorter
+# Calls that nobody has looked at yet. Of more than 1,000, gRPC's own bound, it cancels some without a reason.
+MOST_PENDING = 10_000
+IDLE_MS = 300_000  # a connection without a call
+HANDSHAKE_MS = 10_000
 log = logging.getLogger("inhouse.serve")
 
 
@@ -56,8 +60,12 @@ class Twin:
             ("grpc.max_receive_message_length", services.settings.max_body_bytes),
             ("grpc.so_reuseport", 0),
             ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.server.max_pending_requests", MOST_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * MOST_PENDING),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ]
-        guard = _Guard(services)
+        guard = Guard(services)
         self._server = grpc.aio.server(interceptors=(guard,), options=options, maximum_concurrent_rpcs=MOST_CALLS)
         self._server.add_generic_rpc_handlers((Calls(services).handlers(),))
         self._health = health.aio.HealthServicer()
@@ -101,29 +109,14 @@ def _take_port(server: Any, address: str, tls: Secured | None) -> int:
     return int(server.add_secure_port(address, grpc.ssl_server_credentials([(tls.key, tls.certificate)])))
 
 
-class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses every call without a valid key, reflection too; only health needs none, as over HTTP."""
+@dataclass(frozen=True)
+class Method:
+    """A call: its path, what a key needs for it, the name of its message, and what answers."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        """The call's own handler, or one that refuses."""
-        if details.method.startswith(f"/{HEALTH}/"):
-            return await continuation(details)
-        if await key_of(self._services, dict(details.invocation_metadata)) is None:
-            return grpc.unary_unary_rpc_method_handler(_keyless)
-        return await continuation(details)
-
-
-async def _keyless(request: Any, context: Any) -> None:
-    await refuse(context, ApiError(401, "invalid_api_key", text("serve.bad_key")), new_request_id())
-
-
-async def key_of(services: Services, metadata: dict[str, Any]) -> Key | None:
-    """The key that a call carries."""
-    kind, _, token = str(metadata.get("authorization", "")).partition(" ")
-    return await services.deployments.keys.find(token.strip()) if kind.lower() == "bearer" else None
+    route: str
+    scope: Scope
+    asked: str
+    work: Callable[[Any, Any, Caller], Awaitable[Any]]
 
 
 class Calls:
@@ -134,7 +127,7 @@ class Calls:
 
     def handlers(self) -> Any:
         """What gRPC needs to know of them."""
-        one, many = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         calls: tuple[tuple[str, Any, Any, str, Scope], ...] = (
             ("Chat", one, self._chat, "ChatRequest", "chat"),
             ("ChatStream", many, self._chat_stream, "ChatRequest", "chat"),
@@ -147,15 +140,14 @@ class Calls:
             SERVICE,
             {
                 name: make(
-                    partial(self._attend, f"/{SERVICE}/{name}", scope, work),
-                    request_deserializer=message(asked).FromString,
+                    partial(self._attend, Method(f"/{SERVICE}/{name}", scope, asked, work)),
                     response_serializer=lambda made: made.SerializeToString(),
                 )
                 for name, make, work, asked, scope in calls
             },
         )
 
-    async def _attend(self, route: str, scope: Scope, work: Any, request: Any, context: Any) -> Any:
+    async def _attend(self, method: Method, requests: Any, context: Any) -> Any:
         """The border of these calls: who asks, and refusals in gRPC's shape."""
         metadata = dict(context.invocation_metadata() or ())
         given = str(metadata.get("x-request-id", ""))
@@ -165,11 +157,14 @@ class Calls:
             if key is None:  # revoked since the call began
                 raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
             current_tenant.set(key.id)
-            if not key.allows(scope):
-                raise ApiError(403, "insufficient_scope", text("serve.scope", scope=scope))
+            if not key.allows(method.scope):
+                raise ApiError(403, "insufficient_scope", text("serve.scope", scope=method.scope))
+            request = await read_message(method.asked, requests)
             headers = {name.encode(): str(value).encode("latin-1", "replace") for name, value in metadata.items()}
             fresh = str(metadata.get("cache-control", "")) in ("no-store", "no-cache")
-            return await work(request, context, Caller(key, request_id, route, None, headers, fresh=fresh))
+            return await method.work(
+                request, context, Caller(key, request_id, method.route, None, headers, fresh=fresh)
+            )
         except ApiError as error:
             refused = error
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
