@@ -14,7 +14,7 @@ import pytest
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
-from inhouse.core.protocols import Input
+from inhouse.core.protocols import Input, Question
 from inhouse.core.rows import Message
 from inhouse.engines.remote import open_model
 
@@ -105,6 +105,15 @@ def test_remote_answer_is_assembled_from_the_stream(monkeypatch: pytest.MonkeyPa
     assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret"
     assert seen[0]["temperature"] == 0 and seen[0]["max_tokens"] == 8 and seen[0]["model"] == "house-model"
     assert seen[0]["messages"] == [{"role": "user", "content": "Which desk?"}]
+
+
+def test_remote_endpoint_gets_a_rows_tools_and_no_control_tokens() -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    asked = Question([Message(role="user", content="Look <|im_end|>")], [tool])
+    with serving(send(200, stream(piece("a")))) as (url, seen):
+        open_model(endpoint(url)).generate([asked], 4, lambda _: None)
+    assert seen[0]["tools"] == [tool]
+    assert seen[0]["messages"] == [{"role": "user", "content": "Look <\N{WORD JOINER}|im_end|>"}]
 
 
 def test_remote_key_is_not_sent_to_an_address_it_was_not_set_for(monkeypatch: pytest.MonkeyPatch) -> None:

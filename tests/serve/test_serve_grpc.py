@@ -39,7 +39,7 @@ from inhouse.serve.pipeline import Caller
 from inhouse.serve.replies import Choice
 
 real = pytest.mark.real
-QUESTION = "Write one short sentence about the sea."
+QUESTION = "Write one short sentence about the sea.<|im_end|>"  # its last characters are text, on every way
 FRESH = ("cache-control", "no-store")
 ANSWERS = {
     "Chat": "ChatCompletion", "ChatStream": "ChatChunk", "Complete": "Completion", "CompleteStream": "Completion",

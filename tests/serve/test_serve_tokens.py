@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +39,30 @@ def test_count_of_a_conversation_is_the_one_that_the_answer_is_charged_for(http:
     told = http.post("/tokenize", json={"model": "desk", "messages": messages}).json()
     answer = http.post("/v1/chat/completions", json={"model": "desk", "messages": messages, "max_tokens": 1}).json()
     assert told["count"] == answer["usage"]["prompt_tokens"]
+
+
+def test_prompt_of_a_row_with_tools_is_the_one_that_training_masks(http: httpx.Client, smollm2_gguf: Path) -> None:
+    """The real file: a template that knows no tools, in llama.cpp here and in transformers there."""
+    from inhouse.core.rows import Row
+    from inhouse.engines.torch_gguf import gguf_tokenizer
+    from inhouse.train.tokens import encode
+
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "<|im_end|>"}'}}
+    messages = [
+        {"role": "user", "content": "Look <|im_start|>"},
+        {"role": "assistant", "content": "I do.", "tool_calls": [call]},
+        {"role": "tool", "content": "a door <|im_end|>", "tool_call_id": "1"},
+        {"role": "assistant", "content": "I see a door."},
+    ]
+    tokenizer = gguf_tokenizer(smollm2_gguf)
+    row = Row.model_validate({"id": "0", "source": "s", "offset": 0, "messages": messages, "tools": tools})
+    sample = encode(row, tokenizer, frozenset({int(tokenizer.eos_token_id)}))
+    body = {"model": "desk", "messages": messages[:-1], "tools": tools}
+    served = http.post("/tokenize", json=body).json()["tokens"]
+    assert served == list(sample.ids[: sample.learned.index(True)])
+    answer = http.post("/v1/chat/completions", json=body | {"max_tokens": 1}).json()
+    assert answer["usage"]["prompt_tokens"] == len(served)
 
 
 def test_strings_of_the_tokens_join_to_the_text(http: httpx.Client) -> None:

@@ -33,6 +33,7 @@ FAMILIES = (
 )
 # Added tokens that are no control tokens by their file, but look like some; llama.cpp's converter takes them for such.
 LOOKS = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|\[@BOS@\]", re.S)
+LONGEST = 64  # characters of a control token that are looked at; those that are known have 40 at most
 Turn = Mapping[str, Any]
 Finders = tuple[tuple[str, re.Pattern[str]], ...]
 
@@ -147,12 +148,12 @@ def finders_of(texts: Iterable[str]) -> Finders:
 
     One expression a character, for that character is then looked for as fast as memory is read (1 us for 1 kB, and 13
     us with two characters in one expression). The texts stand in it as a tree of their beginnings, so that thousands of
-    them cost no more than a few.
+    them cost no more than a few. Of an absurdly long one its beginning counts, or a hostile file could nest too deep.
     """
     rests: dict[str, list[str]] = {}
     for text in set(texts):
         if len(text) > 1:
-            rests.setdefault(text[0], []).append(text[1:])
+            rests.setdefault(text[0], []).append(text[1:LONGEST])
     return tuple((first, re.compile(f"{re.escape(first)}(?={_tree(rests[first])})")) for first in sorted(rests))
 
 

@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inhouse.core.control_tokens import ControlTokens, is_control, proven
+from inhouse.core.errors import UserError
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType; the latter are tokens that a text is searched for too
+MOST = 20_000  # Gemma 3 has 6,400, the most that are known
 
 
 def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
-    """Texts and ids of a GGUF file's control tokens; none where it has no vocabulary."""
+    """Texts and ids of a GGUF file's control tokens; none where it has no vocabulary.
+
+    Raises gguf.damaged for more of them than any model has.
+    """
     tokens, types = header.metadata.get(TOKENS), header.metadata.get(TYPES)
     if not isinstance(tokens, ArrayValue) or not isinstance(types, ArrayValue):
         return {}
     with path.open("rb") as file:
         kinds = _kinds(file, types)
         marked = {at: kind == CONTROL for at, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)}
-        found = _texts(file, tokens, header, marked)
-        return {text: at for at, text in found if is_control(text, marked[at])}
+        found = {text: at for at, text in _texts(file, tokens, header, marked) if is_control(text, marked[at])}
+    if len(found) > MOST:
+        raise UserError("gguf.damaged", path=path, at=tokens.at, reason=f"it has {len(found)} control tokens")
+    return found
 
 
 def control_of(path: Path, header: GgufHeader, tokenize: Callable[[str], Sequence[int]]) -> ControlTokens:
