@@ -581,6 +581,29 @@ def test_verdict_follows_the_interval(capsys: pytest.CaptureFixture[str]) -> Non
     assert "label=c was not run: the time was over" in said(0.1, 0.3)
 
 
+def test_part_of_few_rows_has_no_interval_and_accuracy_beyond_chance_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from inhouse.api.ablation import SliceLine
+    from inhouse.api.arms import Held
+    from inhouse.api.compare_figures import Quality
+    from inhouse.core.gate import Figure
+
+    few, many = Figure(value=-1.2, low=-1.4, high=-1.0, n=2), Figure(value=-0.1, low=-0.4, high=0.2, n=27)
+    right = Figure(value=-0.28, low=-0.52, high=-0.03, n=29)
+    line = SliceLine(
+        slice="label=a", rows=3, difference=Quality(loss=many, accuracy=right), inside=Quality(loss=few),
+        outside=Quality(loss=many),
+    )  # fmt: skip
+    held = Held(train=9, rows=9, part="valid")
+    found = Ablation(whole=Quality(loss=many), lines=(line,), seeds=1, epochs=None, held=held, kept=0)
+    said = shown("ablation", found, capsys)
+    assert "on 2 held-out rows of the slice: -1.200 (too few rows for an interval)" in said
+    assert "on the other 27 held-out rows: -0.100 [-0.40, +0.20]" in said
+    assert "the accuracy differs with these rows: -28 pp [-52, -3]" in said
+    assert "Equal steps" in said
+
+
 @pytest.mark.parametrize("rows", [6, 20])
 def test_interval_of_few_rows_is_as_wide_as_that_of_students_t(rows: int) -> None:
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignore]

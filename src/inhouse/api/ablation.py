@@ -51,7 +51,7 @@ class Ablation(Frozen):
     whole: Quality = Field(description="trained on all rows")
     lines: tuple[SliceLine, ...]
     seeds: int
-    epochs: float
+    epochs: float | None = Field(description="passes over the rows, equal for all; None: equal steps (max_steps)")
     held: Held
     kept: int
 
@@ -74,9 +74,10 @@ def ablation(request: AblationRequest, events: Events) -> Ablation:
     if (reason := _refused(found[""])) is not None:
         raise UserError("compare.cannot", reason=reason)
     lines = tuple(_slice_line(name, bench, len(chosen), found) for name, chosen in parts.items())
+    params = bench.training.params
     return Ablation(
         whole=quality(_runs(found[""])), lines=lines, seeds=len(seeds), held=bench.about, kept=bench.kept,
-        epochs=bench.training.params.num_train_epochs,
+        epochs=None if params.max_steps else params.num_train_epochs,
     )  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def _forecast(power: Power | None, points: Sequence[CurvePoint]) -> str:
     return text("cell.compare.power", law=law, sizes=sizes, told=told)
 
 
-def _budget(result: LearningCurve) -> str:
+def _budget(result: LearningCurve | Ablation) -> str:
     if result.epochs is None:
         return text("cell.compare.same_steps", seeds=result.seeds)
     return text("cell.compare.same_epochs", epochs=f"{result.epochs:g}", seeds=result.seeds)
@@ -198,8 +198,7 @@ def ablation(result: Ablation, console: Console) -> None:
     for line in result.lines:
         for said in _told(line, result.seeds):
             console.print(said)
-    said = text("cell.compare.same_epochs", epochs=f"{result.epochs:g}", seeds=result.seeds)
-    _dim(f"{said} {text('cell.compare.ablation_notes')}", console)
+    _dim(f"{_budget(result)} {text('cell.compare.ablation_notes')}", console)
     _about(result.held, result.kept, console)
 
 
@@ -230,15 +229,33 @@ def _told(line: SliceLine, seeds: int) -> Iterator[str]:
     else:
         verdict = "helps" if loss.high < 0 else "harms" if loss.low > 0 else "unclear"
         yield f"[bold]{escape(text(f'cell.compare.{verdict}', slice=line.slice, rows=loss.n))}[/]"
+    if (right := line.difference.accuracy) and _beyond_chance(right):
+        yield f"  {escape(text('cell.compare.moves', found=interval(right, percent=True, signed=True)))}"
     if seeds > 1:
         yield f"  {text('cell.compare.same_sign', count=line.same_sign, seeds=seeds)}"
     for name in ("inside", "outside"):
         figure = getattr(line, name).loss
         if figure is not None and line.inside.loss is not None:
-            yield f"  {escape(text(f'cell.compare.{name}', rows=figure.n, found=interval(figure, signed=True)))}"
+            yield f"  {escape(text(f'cell.compare.{name}', rows=figure.n, found=_of_part(figure)))}"
     if line.random.loss is not None:
         found = interval(line.random.loss, signed=True)
         yield f"  {escape(text('cell.compare.random', rows=line.rows, found=found))}"
+
+
+def _beyond_chance(figure: Figure) -> bool:
+    from inhouse.api.compare_figures import LEAST_CLAIMED
+
+    known = figure.low is not None and figure.high is not None and (figure.n or 0) >= LEAST_CLAIMED
+    return known and not (figure.low or 0.0) <= 0 <= (figure.high or 0.0)
+
+
+def _of_part(figure: Figure) -> str:
+    """A difference on a part of the rows; two or three rows have no interval that means anything."""
+    from inhouse.api.compare_figures import LEAST_CLAIMED
+
+    if (figure.n or 0) >= LEAST_CLAIMED:
+        return interval(figure, signed=True)
+    return text("cell.compare.too_few", found=f"{figure.value:+.3f}")
 
 
 def _about(held: Held, kept: int, console: Console) -> None:

@@ -236,7 +236,7 @@ class Lines:
         shown = self.stages.setdefault(stage, Shown(step_name(stage or "check"), now))
         shown.progress(event)
         self.last = now if self.last is None else self.last
-        if now - self.last < LINE_EVERY_S:
-            return ""
+        if now - self.last < LINE_EVERY_S or not (event["done"] or event["total"]):
+            return ""  # `0 rows` of nobody knows how many tells nothing
         self.last = now
         return f"  {shown.name} · {shown.detail()}"
