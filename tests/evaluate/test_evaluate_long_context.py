@@ -111,11 +111,15 @@ def test_blocks_sum_losses_and_leave_unknown_tokens_out() -> None:
     assert summed([[[1, 2], [5]], [[9]]], [-1.0, None, -0.5, -2.0]) == [[(1.0, 1), (0.5, 1)], [(2.0, 1)]]
 
 
-def test_what_is_measured_is_kept_after_every_group() -> None:
-    bench, seen = run(ByEye(window=9999), lengths=(600, 700)), []
-    bench.keep = lambda groups: seen.append([(group.strategy, group.length) for group in groups])
-    bench.run()
-    assert [len(groups) for groups in seen] == [1, 2, 3, 4] and seen[-1][-1] == ("sliding", 700)
+def test_what_is_measured_is_kept_after_every_reading() -> None:
+    bench = run(ByEye(window=9999), lengths=(600, 700))
+    seen: list[tuple[int, int]] = []
+    bench.keep = lambda groups: seen.append((len(groups), len(groups[-1].needles)))
+    groups = bench.run()
+    needles = len(groups[0].needles)
+    assert needles > 1 and groups[-1].strategy == "sliding" and groups[-1].length == 700
+    read = [(number, found) for number in range(1, 5) for found in range(needles + 1)]
+    assert list(dict.fromkeys(seen)) == read  # the control first, then one needle after the other
 
 
 def test_pace_goes_through_what_was_read_and_grows_with_the_square() -> None:

@@ -56,25 +56,33 @@ class Bench:
     paces: dict[StrategyName, Pace] = field(default_factory=dict)
     blocks: dict[tuple[StrategyName, int], Blocks] = field(default_factory=dict)
     per_token: dict[StrategyName, tuple[float | None, int]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    passed: float = 0.0  # seconds of what is done, as they were foretold
+    total: float = 0.0
 
     def run(self) -> list[Group]:
         """Every length and strategy in turn; says first how long all would take."""
         self._calibrate()
         plan = [(length, one) for length in sorted(self.grid.lengths) for one in self.grid.strategies]
         costs = [self._cost(one, length) for length, one in plan]
-        left = self.deadline - time.monotonic()
+        self.total, left = sum(costs), self._left()
         fits = sum(cost for cost, total in zip(costs, _running(costs), strict=True) if total <= left)
         self.events.note(
             "long_context.estimate", all=_minutes(sum(costs)), budget=_minutes(left), runs=_minutes(min(fits, left))
         )
-        groups, done, total = [], 0.0, sum(costs) or 1.0
-        for (length, one), cost in zip(plan, costs, strict=True):
-            self.events.progress(round(100 * done / total), 100, "%", step=f"{length}")
-            groups.append(self._beside_full(self._guarded(one, length)))
-            self.keep(groups)
-            done += cost
+        ends = list(_running(costs))
+        for (length, one), end in zip(plan, ends, strict=True):
+            self.events.progress(self.share(0.0), 100, "%", step=f"{one.name} {length:,}")
+            self.groups.append(self._beside_full(self._guarded(one, length)))
+            self.keep(self.groups)
+            self.passed = end
         self.events.progress(100, 100, "%", step="")
-        return [self._beside_full(group) for group in groups]  # `full` may stand behind others
+        return [self._beside_full(group) for group in self.groups]  # `full` may stand behind others
+
+    def share(self, seconds: float) -> int:
+        """Percent of the whole that is done, so many seconds of work into the group that is under way."""
+        self.passed += seconds
+        return min(100, round(100 * self.passed / (self.total or 1.0)))
 
     def _calibrate(self) -> None:
         """Read two short texts with each strategy; one that cannot be opened is refused later, with its reason."""
@@ -137,33 +145,42 @@ class Bench:
         self.per_token[one.name] = (reader.bytes_per_token(), length)
         blocks = summed(parts, read.scored)
         self.blocks[one.name, length] = blocks
-        needles, skipped = self._needles(reader, one, length)
-        return Group(
+        group = Group(
             strategy=one.name,
             length=length,
             curve=tuple(_points(parts, blocks)),
             perplexity=figure(_measure([block for part in blocks for block in part]), BOOTSTRAP),
             control=self._trial(None, prompt, read),
-            needles=tuple(needles),
-            skipped=skipped,
+            needles=(),
+            skipped=len(self.grid.depths) * self.grid.trials,
             seconds=round(read.seconds, 3),
         )
+        self._told(group, self._cost(one, length, needles=False))
+        return self._with_needles(group, reader, one)
 
-    def _needles(self, reader: Reader, one: Strategy, length: int) -> tuple[list[Trial], int]:
+    def _told(self, group: Group, seconds: float) -> None:
+        """Keep what is measured of a group so far: one reading of a long text may take minutes."""
+        self.keep([*self.groups, group])
+        self.events.progress(self.share(seconds), 100, "%", step=f"{group.strategy} {group.length:,}")
+
+    def _with_needles(self, group: Group, reader: Reader, one: Strategy) -> Group:
         """A needle for each depth and trial, as far as time allows: the depths in turn, so that none is left out."""
+        length, pace = group.length, self.paces[one.name]
         wanted = [(trial, place) for trial in range(self.grid.trials) for place in range(len(self.grid.depths))]
         found: list[Trial] = []
-        pace = self.paces[one.name]
         for trial, place in wanted:
             if self._left() < pace.seconds(length):
                 break
             self.events.check()
-            depth = self.grid.depths[place]
+            depth, foretold = self.grid.depths[place], pace.seconds(length)
             prompt = self.hay.prompt(length, self._hidden(length, trial, place), depth)
             began = time.perf_counter()
             found.append(self._trial(depth, prompt, reader.read(prompt.ids, [], prompt.choices)))
             pace.add(length, time.perf_counter() - began)
-        return sorted(found, key=lambda one: one.depth or 0.0), len(wanted) - len(found)
+            needles = tuple(sorted(found, key=lambda one: one.depth or 0.0))
+            group = group.model_copy(update={"needles": needles, "skipped": len(wanted) - len(found)})
+            self._told(group, foretold)
+        return group
 
     def _hidden(self, length: int, trial: int, place: int) -> Needle:
         return needle(self.grid.seed, length, trial * len(self.grid.depths) + place)
