@@ -150,10 +150,8 @@ class SegmentAttention(torch.autograd.Function):  # type: ignore[misc]
         keys = shape.with_context(key, old_keys)
         values = shape.with_context(value, old_values)
         asked = shape.spread_query(query * how.scale)
-        mask = places.mask(how.window, query)
-        scores = torch.bmm(asked, keys.transpose(1, 2))
-        scores.view(-1, *mask.shape).add_(mask)
-        weights = torch.softmax(scores, -1)
+        mask = places.mask(how.window, query).repeat(shape.sharing, 1)
+        weights = torch.softmax(torch.baddbmm(mask, asked, keys.transpose(1, 2)), -1)
         ctx.save_for_backward(asked, keys, values, weights)
         ctx.shape, ctx.scale = shape, how.scale
         return shape.collect_query(torch.bmm(weights, values))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEAST_SHARED = 8  # a shorter shared beginning costs more to read apart than it saves
 ROUND, WIDE = 64, 16  # rows and segments are filled up to multiples of these, so that few shapes occur
 SQUARE = 512 * 512  # segments whose scores are more than this are attended to one by one
+APART = 96 * 96  # padding, in scores, that costs as much as attending to one more batch of segments (on a CPU)
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ class Group:
     @property
     def width(self) -> int:
         """Slots of each segment where they are attended to together."""
-        return -(-max(self.lengths) // WIDE) * WIDE
+        return _rounded(max(self.lengths))
 
     @cached_property
     def together(self) -> bool:
         """Whether the segments are attended to as one padded batch: scores of all fit, and little is padding."""
         return self.width * (self.width + self.before) <= SQUARE
+
+
+def _rounded(length: int) -> int:
+    return -(-length // WIDE) * WIDE
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def _fill_up(row: _Row) -> None:
 
 def _grow(row: _Row, branch: _Branch, samples: Sequence[Sample], share: bool) -> list[_Branch]:
     """Write the segments that follow a branch, and return the branches that follow those."""
-    parts = _split(branch, samples) if share else [((member,), len(samples[member].ids)) for member in branch.members]
+    parts = _split(branch, samples) if share else _alone(branch.members, samples)
     start = len(row.ids)
     later = []
     for members, until in parts:
@@ -156,7 +161,12 @@ def _split(branch: _Branch, samples: Sequence[Sample]) -> list[tuple[tuple[int, 
             parts.append(_part(run, shared, samples))
             run, shared = [other], _end(samples[other])
     parts.append(_part(run, shared, samples))
-    return sorted(parts, key=lambda part: part[0])
+    return sorted(parts, key=lambda part: (part[1], part[0]))  # like lengths beside each other
+
+
+def _alone(members: tuple[int, ...], samples: Sequence[Sample]) -> list[tuple[tuple[int, ...], int]]:
+    """Every sample a segment of its own, from short to long."""
+    return sorted((((member,), len(samples[member].ids)) for member in members), key=lambda part: (part[1], part[0]))
 
 
 def _part(run: list[int], shared: int, samples: Sequence[Sample]) -> tuple[tuple[int, ...], int]:
@@ -172,6 +182,28 @@ def _end(sample: Sample) -> int:
 def _common(one: Sample, other: Sample) -> int:
     most = min(_end(one), _end(other))
     return next((index for index in range(most) if one.ids[index] != other.ids[index]), most)
+
+
+def by_length(group: Group) -> list[Group]:
+    """A group cut between segments, so that the least is computed: what is padded, and the cost of each part.
+
+    Its segments stand from short to long, so that those of like length are neighbours.
+    """
+    costs, starts = [0], [0]  # of the first n segments: what they cost at least, and where their last part begins
+    for stop, longest in enumerate(group.lengths, 1):
+        width = _rounded(longest)
+        each = width * (width + group.before)
+        cost, start = min((costs[start] + (stop - start) * each, start) for start in range(stop))
+        costs.append(cost + APART)
+        starts.append(start)
+    ends = [len(group.lengths)]
+    while ends[-1]:
+        ends.append(starts[ends[-1]])
+    parts, place = [], group.start
+    for start, stop in pairwise(reversed(ends)):
+        parts.append(Group(place, group.lengths[start:stop], group.context))
+        place = parts[-1].stop
+    return parts
 
 
 @dataclass(frozen=True)
@@ -190,9 +222,15 @@ class Places:
     group: Group
     own: torch.Tensor
     slots: torch.Tensor
+    masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """What may be seen (W, P + W), 0 or the least number of the type; the same for every segment of the group."""
+        if (window, like.dtype) not in self.masks:
+            self.masks[window, like.dtype] = self._mask(window, like)
+        return self.masks[window, like.dtype]
+
+    def _mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
         import torch
 
         width, before = self.group.width, self.group.before
@@ -207,11 +245,12 @@ class Places:
 
 
 def layout(packed: Packed, device: torch.device) -> Layout:
-    """The index tensors of a packed row."""
+    """The index tensors of a packed row. On a CPU, segments of a group that differ in length become several groups."""
     import torch
 
     found = []
-    for group in packed.groups:
+    groups = packed.groups if device.type != "cpu" else [part for group in packed.groups for part in by_length(group)]
+    for group in groups:
         width = group.width
         own = torch.zeros(len(group.lengths) * width, dtype=torch.long)
         slots = torch.empty(sum(group.lengths), dtype=torch.long)

@@ -16,6 +16,7 @@ from inhouse.train import attention
 from inhouse.train.batches import Batch, Reading
 from inhouse.train.fused import fused_lora
 from inhouse.train.losses import token_losses
+from inhouse.train.norms import fused_norms
 from inhouse.train.segments import WIDE, layout
 from inhouse.train.spans import Sample
 
@@ -128,7 +129,7 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator[None]:
-    """Let the model read packed rows, and its LoRA layers compute fused, until the end of the block."""
+    """Let the model read packed rows, and its LoRA layers and norms compute fused, until the end of the block."""
     inner = unwrapped(model)
     usual = inner.config._attn_implementation
     with ExitStack() as stack:
@@ -138,6 +139,7 @@ def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator
             stack.callback(inner.set_attn_implementation, usual)
         if fuse:
             stack.enter_context(fused_lora(model))
+            stack.enter_context(fused_norms(model))
         yield
 
 

@@ -1,0 +1,65 @@
+"""RMSNorm on a CPU in fewer passes over its input, for as long as a model is trained.
+
+transformers computes it in six steps, of which autograd keeps three results in float32. Here it is one autograd
+function that keeps the input as it is and a figure per row, and computes the rest again. The result is the same to the
+last bit; a gradient is rounded once instead of several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Classes of transformers that compute weight * (x / rms(x)), rounded before the product. Gemma's, for one, is another.
+KINDS = frozenset(
+    f"{family}RMSNorm"
+    for family in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Glm", "Glm4", "Phi3")
+) | {"SmolLM3RMSNorm", "GraniteRMSNorm"}
+
+
+@contextmanager
+def fused_norms(model: torch.nn.Module) -> Iterator[int]:
+    """Let a model's frozen norms on a CPU compute fused; gives how many do. Those on a GPU or trained stay."""
+    norms = [module for module in model.modules() if type(module).__name__ in KINDS and _frozen_on_cpu(module)]
+    for norm in norms:
+        norm.forward = _fused(norm)
+    try:
+        yield len(norms)
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _frozen_on_cpu(norm: Any) -> bool:
+    return norm.weight.device.type == "cpu" and not norm.weight.requires_grad
+
+
+def _fused(norm: Any) -> Any:
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        """Rows (…, D) divided by their root mean square, times the weight (D)."""
+        found: torch.Tensor = FusedNorm.apply(hidden, norm.weight, norm.variance_epsilon)
+        return found
+
+    return forward
+
+
+class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
+    """(…, D), (D) -> (…, D) of the type that both have together; the weight has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, epsilon: float) -> Any:
+        wide = hidden.to(torch.float32, copy=True)
+        root = (wide * wide).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(hidden, weight, root)
+        return weight * wide.mul_(root).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, above: Any) -> Any:
+        hidden, weight, root = ctx.saved_tensors
+        wide = hidden.float()
+        below = above.float() * weight.float()
+        shares = torch.linalg.vecdot(below, wide).unsqueeze(-1).mul_(root.square().div_(-wide.shape[-1]))
+        return below.addcmul_(wide, shares).mul_(root).to(hidden.dtype), None, None
