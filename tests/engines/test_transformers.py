@@ -162,7 +162,7 @@ def test_damaged_folder_is_an_error_without_its_path(tiny_llama: Path, tmp_path:
 def test_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_tokenizer(source(tmp_path))
-    assert error.value.code == "torch.unreadable"
+    assert error.value.code == "torch.no_tokenizer"
 
 
 def test_model_without_a_template_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:

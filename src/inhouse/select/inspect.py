@@ -52,7 +52,7 @@ def inspect(path: Path, trusted: bool = False) -> ModelFacts:
 
     `main` is relative to the folder that will hold the model. `trusted`: code that a folder brings may be run.
     Raises gguf.*, engines.template_refused, select.pickle, select.remote_code, select.foreign_code, select.symlink,
-    select.safetensors, select.no_model, select.choose_file, select.config, select.split.
+    select.safetensors, select.no_model, select.adapter, select.choose_file, select.config, select.split.
     """
     if path.is_dir():
         refuse_links(path)
@@ -72,6 +72,10 @@ def _inspect_folder(folder: Path, trusted: bool) -> ModelFacts:
         return inspect_gguf(found[0])
     if found:
         raise UserError("select.choose_file", path=folder, files=", ".join(p.name for p in found[:12]))
+    if (folder / "adapter_config.json").is_file():
+        named = read_json(folder / "adapter_config.json")
+        base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
+        raise UserError("select.adapter", path=folder, base=base if isinstance(base, str) and base else "?")
     refuse_pickles(folder)
     raise UserError("select.no_model", path=folder)
 

@@ -107,7 +107,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     import torch
 
     from inhouse.engines.torch_gguf import close_reader
-    from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
+    from inhouse.engines.transformers import check_finite, check_vocabulary, facts_of, load_tokenizer
     from inhouse.train.step import checked_reading
 
     base = inputs["base"]
@@ -121,6 +121,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     model, originals = _load(base, params, compute, seed)
     coding = _coding(model, tokenizer, params, (facts.name, events, inputs))
     check_vocabulary(model, tokenizer, facts.name)
+    check_finite(model, facts.name)
     texts = Texts(rows, learning.encode(rows, coding), tokenizer, coding.ends)
     if held:
         measured = learning.encode(held, coding)
