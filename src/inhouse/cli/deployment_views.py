@@ -12,6 +12,7 @@ from inhouse.core.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from inhouse.api.calibrations import Calibrated, Calibrations
     from inhouse.api.deployments import (
         Change,
         DeploymentDetail,
@@ -64,6 +65,24 @@ def history(result: History, console: Console) -> None:
     """The changes, newest first."""
     rows = [(c.at, c.actor, c.action, _told(c)) for c in result.changes]
     table(console, *(text(f"cell.{name}") for name in ("when", "who", "change", "after")), rows=rows)
+
+
+def calibrated(result: Calibrations, console: Console) -> None:
+    """Which engine answers for how many requests, and how fast each one was."""
+    names = ("release", "engine", "tokens_per_s", "others_cpu")
+    table(console, *(text(f"cell.{name}") for name in names), rows=[_calibrated(each) for each in result.releases])
+    console.print(text("cell.calibrated.follows"))
+
+
+def _calibrated(found: Calibrated) -> tuple[str, ...]:
+    if found.few is None or found.many is None:
+        return found.release, found.detail or text("cell.calibrated.one"), "-", "-"
+    chosen = found.few if found.few == found.many else f"{found.few}, {found.many} ≥ {found.crossover}"
+    rates = "; ".join(
+        f"{name} " + ", ".join(f"{rate:g} @{load}" for load, rate in own.items())
+        for name, own in found.tokens_per_s.items()
+    )
+    return found.release, chosen, rates or "-", "-" if found.others_cpu is None else f"{found.others_cpu:.0%}"
 
 
 def _arms(found: tuple[DeploymentLine, ...], console: Console) -> None:
@@ -124,4 +143,5 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "promoted": deployed,
     "deployment_report": report,
     "deployment_history": history,
+    "calibrated": calibrated,
 }

@@ -33,7 +33,10 @@ def main(words: list[str]) -> int:
     try:
         registry = open_registry(store)
         params = _params(registry, arguments)
-        serve(registry, arguments.deployment, params, _tell(registry, attached))
+        if arguments.calibrate:
+            _calibrate(registry, arguments.deployment[0], params)
+        else:
+            serve(registry, arguments.deployment, params, _tell(registry, attached))
     except InhouseError as error:
         if attached:
             print(json.dumps({"error": error.to_dict()}, ensure_ascii=False), flush=True)
@@ -53,6 +56,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int)
     parser.add_argument("--lang", default="en")
     parser.add_argument("--parent", type=int, help="end with this parent process; print one JSON line when ready")
+    parser.add_argument("--calibrate", action="store_true", help="compare the engines again, print JSON, and end")
     return parser.parse_args(words)
 
 
@@ -64,6 +68,12 @@ def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
     if arguments.parent is not None:  # only its parent talks to it, on this machine
         given["tls"] = None
     return params.model_copy(update=given)
+
+
+def _calibrate(registry: Registry, name: str, params: ServeParams) -> None:
+    from inhouse.serve.recalibrate import measure_again
+
+    print(json.dumps({"releases": measure_again(registry, name, params)}), flush=True)
 
 
 def _tell(registry: Registry, attached: bool) -> Callable[[Started], None]:

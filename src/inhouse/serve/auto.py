@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
-from inhouse.serve import calibrate
+from inhouse.serve import calibrate, machine_load
 from inhouse.serve.calibrate import Calibration, Disturbed
 from inhouse.serve.pool import Crossover, Pool
 from inhouse.serve.replica import Replica
@@ -24,6 +24,7 @@ LOOK_S = 0.1
 IDLE_S = 2.0  # nobody asks for so long: measuring may begin
 KNOWN_S = 10.0  # an engine that is known to be faster is started after so long, however many ask
 JOIN_S = 1.0
+SAMPLE_S = 1.0  # how long other programs are watched
 TRIES = 50
 UNREADABLE = "openvino.unsupported"  # a kind of file that it does not read: nothing has failed
 State = Literal["off", "waiting", "starting", "measuring", "done", "failed"]
@@ -42,7 +43,10 @@ class Second:
 class AutoChoice:
     """A thread that adds the second engine to a pool when it is faster for some load."""
 
-    def __init__(self, pool: Pool, second: Second, mode: Literal["background", "off", "before"]) -> None:
+    def __init__(
+        self, pool: Pool, second: Second, mode: Literal["background", "off", "before"], again: bool = False
+    ) -> None:
+        self._again = again  # whatever was found before
         self.state: State = "waiting"
         self.detail = ""
         self.result: Calibration | None = None
@@ -78,14 +82,16 @@ class AutoChoice:
             self._ends("failed", text("serve_pool.lost_while_measuring", what=type(error).__name__))
 
     def _choose(self) -> None:
-        self.result = calibrate.kept(self._second.path)
+        before = self.result = calibrate.kept(self._second.path)
         if self.result is None and self._mode == "off":
             self._ends("off")
             return
+        if self.result is not None and self._outdated(self.result):
+            self.result = None
         if self.result is not None and self.result.few == self.result.many == self._first:
             self._ends("done")
             return
-        if not self._quiet(math.inf if self.result is None else KNOWN_S):
+        if not self._quiet(math.inf if before is None else KNOWN_S):
             return
         if (free := free_memory()) < self._second.needs * SPARE:
             needed = round(self._second.needs * SPARE) >> 20
@@ -97,27 +103,40 @@ class AutoChoice:
         self._pool.add(replica)
         try:
             if not self._closing.is_set():
-                self.result = self.result or self._measured(replica)
+                self.result = self.result or self._measured(replica, before)
         finally:
             if self._closing.is_set() or self.result is None or self.result.many != replica.kind:
                 self._pool.drain(replica, 0.0)
         if self.result is not None and not self._closing.is_set():
             self._use(replica, self.result)
 
-    def _measured(self, replica: Replica) -> Calibration | None:
-        """Measure while nobody asks, from the beginning each time that somebody did. None when closed meanwhile."""
-        for _ in range(TRIES):
-            if not self._quiet():
+    def _outdated(self, found: Calibration) -> bool:
+        """Whether it is measured again: it was asked for, or it was found on a busy machine and this one is quiet."""
+        if self._again or self._mode == "off" or not found.beside_others:
+            return self._again
+        since = machine_load.moment()
+        return not self._closing.wait(SAMPLE_S) and machine_load.others_since(since) <= machine_load.BUSY
+
+    def _measured(self, replica: Replica, before: Calibration | None) -> Calibration | None:
+        """Measure while nobody asks, from the beginning each time that somebody did. None when closed meanwhile.
+
+        What was found before stays when somebody asks this time.
+        """
+        for _ in range(TRIES if before is None else 1):
+            if not self._quiet(math.inf if before is None else KNOWN_S):
                 return None
             self.state = "measuring"
+            since = machine_load.moment()
             try:
                 found = asyncio.run(self._compare(replica))
             except Disturbed:
                 continue
+            found = found.model_copy(update={"others_cpu": machine_load.others_since(since)})
             calibrate.keep(self._second.path, found)
             return found
-        self._ends("failed", text("serve_pool.never_idle"))
-        return None
+        if before is None:
+            self._ends("failed", text("serve_pool.never_idle"))
+        return before
 
     async def _compare(self, replica: Replica) -> Calibration:
         known = next((r for r in self._pool.replicas if r.kind == self._first and r.keeper.current is not None), None)
@@ -172,4 +191,5 @@ def _sentence(found: Calibration) -> str:
         for name, own in found.tokens_per_s.items()
     )
     chosen = found.few if found.few == found.many else f"{found.few}, {found.many} from {found.crossover} requests on"
-    return f"{chosen} (greedy tokens agree by {found.agreement:.0%}; {rates or 'not compared'})"
+    busy = f"; other programs used {found.others_cpu:.0%} of the machine" if found.beside_others else ""
+    return f"{chosen} (greedy tokens agree by {found.agreement:.0%}; {rates or 'not compared'}{busy})"

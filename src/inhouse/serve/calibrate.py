@@ -17,6 +17,7 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.fingerprint import hash_json
 from inhouse.core.serving import Ask, EngineLost, EngineRefused, EngineSilent, Sampling, ServingEngine
 from inhouse.core.store import write_durably
+from inhouse.serve.machine_load import BUSY
 
 FEW, MANY = 1, 8  # clients
 WINDOW_S = 1.5
@@ -52,6 +53,14 @@ class Calibration(Frozen):
     )
     tokens_per_s: dict[str, dict[int, float]] = Field({}, description="engine -> clients -> output tokens a second")
     prompt_tokens_per_s: dict[str, float] = Field({}, description="engine -> tokens of a long prompt read a second")
+    others_cpu: float | None = Field(
+        None, description="share of the machine's processor time that other programs used meanwhile"
+    )
+
+    @property
+    def beside_others(self) -> bool:
+        """Whether the machine was busy: then it is measured again at the next start on a quiet one."""
+        return self.others_cpu is not None and self.others_cpu > BUSY
 
 
 def name_of(model_sha256: str, machine: Sequence[str], versions: Mapping[str, str], settings: Any) -> str:

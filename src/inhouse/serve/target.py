@@ -41,8 +41,9 @@ class Model:
 class Target:
     """A release that is being served: its engines under supervision, and the requests inside."""
 
-    def __init__(self, registry: Registry, release: Release, params: ServeParams) -> None:
+    def __init__(self, registry: Registry, release: Release, params: ServeParams, again: bool = False) -> None:
         self.release = release
+        self._again = again  # the engines are compared whatever was found before
         registry.check_files(release)
         path = check_hash(registry.store, release.artifact)
         served: Any = read_json(registry.store.path(release.artifact) / "release.json")
@@ -119,4 +120,4 @@ class Target:
         with suppress(UserError):  # a file that cannot be read is the engine's to refuse
             needs += extra_bytes(self.model.path) if kinds[1] == "openvino" else 0
         second = Second(partial(self._make, kinds[1]), needs, root / "serve" / "calibration" / f"{name}.json")
-        return AutoChoice(self.pool, second, params.calibrate)
+        return AutoChoice(self.pool, second, params.calibrate, self._again)
