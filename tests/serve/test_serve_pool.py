@@ -352,6 +352,23 @@ def test_requests_that_come_at_once_are_counted_together() -> None:
     assert asyncio.run(come(1)) == ["llamacpp"]
 
 
+def test_a_long_prompt_that_goes_to_the_faster_reader_anyway_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    (a, _), (b, _) = replica("a", "llamacpp"), replica("b", "openvino")
+    pool = Pool("r", [a, b])
+    read, written = {"llamacpp": 350.0, "openvino": 1140.0}, {"llamacpp": 112.0, "openvino": 85.0}
+    pool.crossover = Crossover("llamacpp", "openvino", 4, read=read, written=written)
+    waited = []
+
+    async def wait() -> None:
+        waited.append(True)
+
+    monkeypatch.setattr(pool, "_see_who_comes", wait)
+    chosen, _ = asyncio.run(pool.pick(Ask(Sampling(8), prompt=[1] * 1500)))
+    assert (chosen.kind, waited) == ("openvino", [])
+    chosen, _ = asyncio.run(pool.pick(Ask(Sampling(8), prompt=[1] * 5)))
+    assert (chosen.kind, waited) == ("llamacpp", [True])
+
+
 def test_pool_parallel_counts_engines_of_two_kinds_on_one_machine_once() -> None:
     made = [
         replica("a", "llamacpp", parallel=2),

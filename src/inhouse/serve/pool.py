@@ -178,7 +178,7 @@ class Pool:
         Raises ApiError 400 for a field that no engine here serves, 503 when none is there.
         """
         self.loop = self.loop or asyncio.get_running_loop()
-        if ask is not None and self.crossover is not None and self.running + 1 < self.crossover.at:
+        if ask is not None and self._more_may_change(ask):
             await self._see_who_comes()
         until = time.monotonic() + RESTART_WAIT_S
         while True:
@@ -215,6 +215,11 @@ class Pool:
         self.closing.set()
         for replica in self.replicas:
             replica.close()
+
+    def _more_may_change(self, ask: Ask) -> bool:
+        """Whether this request would go elsewhere with others beside it: a long prompt goes there anyway."""
+        rule = self.crossover
+        return rule is not None and self.running + 1 < rule.at and rule.choose(self.running, ask) != rule.many
 
     async def _see_who_comes(self) -> None:
         """Let requests that come together be counted together: one by one, the first few would go to the engine that
