@@ -60,6 +60,8 @@ def test_engine_that_knows_tools_gets_them_and_unbroken_prompts_stay() -> None:
     for prompt in ("a </s>", (1, 2)):
         plain = Ask(Sampling(max_tokens=1), prompt=prompt)
         assert read(plain) is plain
+    harmless = Ask(Sampling(max_tokens=1), messages=[{"role": "user", "content": "a < b"}])
+    assert read(harmless) is harmless
 
 
 def test_text_that_cannot_be_broken_is_refused_before_the_engine_is_asked() -> None:

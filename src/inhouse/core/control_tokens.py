@@ -95,6 +95,9 @@ class ControlTokens:
 
     def _turn(self, turn: Turn) -> Turn:
         role = turn["role"]
+        if role == "user" and len(turn) == 2 and isinstance(turn.get("content"), str):  # nearly every turn
+            content = self.broken(turn["content"])
+            return turn if content is turn["content"] else {**turn, "content": content}
         if role in FOREIGN:
             told = {name: value if name == "role" else self._within(value) for name, value in turn.items()}
             if role != "user" and isinstance(told.get("content"), str):

@@ -34,7 +34,8 @@ def prompted(engine: ServingEngine, ask: Ask) -> Ask:
         messages = able.control.in_turns(ask.messages)
     except UserError:
         raise EngineRefused("invalid") from None
-    ask = replace(ask, messages=messages)
+    if any(told is not said for told, said in zip(messages, ask.messages, strict=True)):
+        ask = replace(ask, messages=messages)  # as good as never: this is on the way of every request
     if able.tools == "auto" or not about_tools(ask):
         return ask
     if not ask.tools or ask.tool_choice == "none":
