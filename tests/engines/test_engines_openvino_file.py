@@ -76,6 +76,7 @@ def test_q5_0_is_kept_bit_for_bit_and_others_to_eight_bits(tmp_path: Path) -> No
     before, after = values(source), values(target)
     assert list(before) == list(after)
     assert openvino_file.written_bytes(read_header(source)) == target.stat().st_size
+    assert openvino_file.extra_bytes(source) == max(0, target.stat().st_size - source.stat().st_size) > 0
     for (kind, old), (new_kind, new) in zip(before.values(), after.values(), strict=True):
         assert new_kind == (kind if kind in openvino_file.READ else "Q8_0")
         if kind == "Q5_0" or kind in openvino_file.READ:
