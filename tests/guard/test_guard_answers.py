@@ -71,5 +71,5 @@ def test_looking_takes_a_time_in_proportion_to_the_texts(piece: str) -> None:
         alarms(BOTH, Heard(words, words, words))
         return time.process_time() - begin
 
-    small, large = min(cost(20_000) for _ in range(3)), cost(160_000)
+    small, large = min(cost(10_000) for _ in range(3)), cost(80_000)
     assert large < 8 * max(small, 0.01) * 3

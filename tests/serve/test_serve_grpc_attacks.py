@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +17,10 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serve_endpoint import Endpoint, workspace_with_two_releases
+from serve_endpoint import Endpoint
 
 from inhouse.core.serving import Delta
 from inhouse.release.keys import Key, Limits, create_key
-from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError
 from inhouse.serve.grpc import border, faces
@@ -39,15 +37,10 @@ NO_ROOM = grpc.StatusCode.RESOURCE_EXHAUSTED
 BAD = grpc.StatusCode.INVALID_ARGUMENT
 
 
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, launch_on: Callable[[Registry, ServeParams], Endpoint]
-) -> Iterator[Endpoint]:
-    """A server of its own: what is attacked here would disturb others."""
-    registry = workspace_with_two_releases(tmp_path_factory.mktemp("attacked"), smollm2_gguf)
-    found = launch_on(registry, ServeParams(port=0, grpc_port=0, queue=8, max_body_bytes=2**20, parallel=2))
-    yield found
-    assert found.stop() == 0
+@pytest.fixture
+def server(endpoint: Endpoint) -> Endpoint:
+    """The server that other tests share: each attack leaves it as it was."""
+    return endpoint
 
 
 @pytest.fixture
@@ -144,7 +137,7 @@ def test_bytes_that_are_no_message_are_refused(server: Endpoint, channel: grpc.C
 
 def test_message_beyond_the_limit_is_refused(server: Endpoint, channel: grpc.Channel) -> None:
     large = chat(2)
-    large.messages[0].content = "a" * 2**20
+    large.messages[0].content = "a" * ServeParams().max_body_bytes
     error = refused(lambda: ask(channel, server.key, large.SerializeToString()))
     assert error.code() == NO_ROOM
     many = chat(2)

@@ -232,7 +232,7 @@ class Pipeline:
     def _tell(self, deployment: str, arm: Arm, seen: Measured) -> None:
         """Tell who counts; where a guard looks at the answer, after that."""
         said, seen.overheard = seen.overheard, None
-        if said is None or seen.status != 200:
+        if said is None or seen.status != 200 or seen.elsewhere:  # the overflow's answer is not this release's
             self._count(deployment, arm, seen, None)
             return
         seen.end()
