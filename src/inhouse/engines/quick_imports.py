@@ -2,10 +2,12 @@
 
 Its modules import scikit-learn (with pandas) and SciPy as soon as these are installed: 1.2 of 5.1 CPU seconds before a
 training's first step, for functions that no training calls. Here they are imported when one is called.
+PEFT imports bitsandbytes, which compiles four functions at once: another 1.1. Here each is compiled when it is called.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -43,6 +45,35 @@ def import_quickly() -> None:
         vars(utils).update(true)
         for name in sorted(set(sys.modules) - before):
             _restore(sys.modules[name], true, stand_ins)
+
+
+def import_adapters_quickly() -> None:
+    """Import PEFT while what asks torch to compile a function gets one that is compiled at its first call."""
+    if "peft" in sys.modules or not _installed("peft", "bitsandbytes"):
+        return
+    import torch
+
+    usual = torch.compile
+    torch.compile = _compiled_later(usual)
+    try:
+        importlib.import_module("peft")
+    finally:
+        torch.compile = usual
+
+
+def _compiled_later(compile_now: Any) -> Any:
+    def later(function: Any = None, **settings: Any) -> Any:
+        if function is None:
+            return lambda given: later(given, **settings)
+        compiled = functools.cache(lambda: compile_now(function, **settings))
+
+        @functools.wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            return compiled()(*values, **named)
+
+        return call
+
+    return later
 
 
 def _installed(*packages: str) -> bool:

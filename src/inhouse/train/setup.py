@@ -15,7 +15,7 @@ from inhouse.core.rows import Row
 from inhouse.core.run import Events, release_memory
 from inhouse.core.settings import usable_cores
 from inhouse.dataset import read_rows
-from inhouse.engines.quick_imports import import_quickly
+from inhouse.engines.quick_imports import import_adapters_quickly, import_quickly
 from inhouse.engines.rope import longest_text, scale_rope, window_attention
 from inhouse.train.batches import Reading
 from inhouse.train.changes.applied import apply_changes
@@ -104,6 +104,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     """
     require("train", *PACKAGES)
     import_quickly()
+    import_adapters_quickly()
     import torch
 
     from inhouse.engines.torch_gguf import close_reader
