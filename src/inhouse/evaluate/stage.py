@@ -23,7 +23,7 @@ from inhouse.evaluate.scores import figures, measures
 from inhouse.evaluate.settings import EngineName, EvaluateNode, EvaluateParams
 from inhouse.evaluate.speed import measure_speed
 
-VERSION = "1"
+VERSION = "2"
 KIND: Kind = "predictions"
 
 __all__ = ["KIND", "VERSION", "EvaluateNode", "EvaluateParams", "external", "run"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inhouse.train.settle import Settled
     from inhouse.train.setup import Prepared
 
-VERSION = "1"
+VERSION = "2"
 KIND: Kind = "model"
 
 
