@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,12 +89,12 @@ async def _until_gone(receive: Any) -> None:
 class Served:
     """The application behind a door, in a thread."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, tls: ssl.SSLContext | None = None) -> None:
         self.app = App()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         door.bound_unread(self.listener)
         config = uvicorn.Config(
-            self.app, http=door.guarded(most), ws="none", lifespan="off", log_config=None, access_log=False,
+            self.app, http=door.guarded(most, tls), ws="none", lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=int(door.KEEP_S), timeout_graceful_shutdown=1,
         )  # fmt: skip
         self.server = uvicorn.Server(config)

@@ -187,10 +187,9 @@ def _config(gateway: Gateway, settings: ServeParams, tls: Secured | None) -> Con
         access_log=False,
         lifespan="on",
         server_header=False,
-        http=guarded(most_connections()),
+        http=guarded(most_connections(), None if tls is None else tls.context),
         ws="none",
         timeout_keep_alive=KEEP_S,
         proxy_headers=False,  # nothing here asks where a request came from
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        ssl_context_factory=None if tls is None else lambda *_: tls.context,
     )

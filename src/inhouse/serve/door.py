@@ -2,19 +2,23 @@
 
 uvicorn bounds neither how long a request's head may take, nor how large it may be, nor how long a client may leave its
 answer unread (0.54). Here all three are, and when there are too many connections, those that ask for nothing make room.
+With TLS a connection is counted and timed from its first moment: uvicorn learns of it only after the handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # what its create_server(ssl=…) uses; untyped
 
 KEEP_S = 30  # without a request; longer than the clients' own pools keep one (httpx: 5 s), or they meet a closed one
-HEAD_S = 10.0  # from the first byte of a request to the end of its headers
+HEAD_S = 10.0  # from the first byte of a request to the end of its headers; with TLS, for the handshake too
 HEAD_BYTES = 64 * 2**10
 STALLED_S = 30.0  # an answer of which the client reads nothing
 LINGER_S = 5.0  # how long the rest of a body that was refused is read, so that the client sees why
@@ -31,8 +35,8 @@ class Door:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.idle: dict[Guarded, float] = {}
-        self.heads: dict[Guarded, float] = {}
+        self.idle: dict[Guarded | Handshake, float] = {}
+        self.heads: dict[Guarded | Handshake, float] = {}
         self._sweeping = False
 
     def make_room(self, loop: asyncio.AbstractEventLoop, connections: int) -> None:
@@ -46,7 +50,7 @@ class Door:
                     next(iter(waiting)).cut()
                     return
 
-    def forget(self, connection: Guarded) -> None:
+    def forget(self, connection: Guarded | Handshake) -> None:
         """It waits no longer."""
         self.idle.pop(connection, None)
         self.heads.pop(connection, None)
@@ -221,13 +225,72 @@ class Guarded(HttpToolsProtocol):
             self.cut()
 
 
-def guarded(most: int) -> type[Guarded]:
-    """The protocol for a server that keeps so many connections at most."""
+class Handshake(asyncio.Protocol):
+    """A connection that TLS does not secure yet: it counts as one in the middle of a head, and is cut like one."""
+
+    def __init__(self, http: Guarded, context: ssl.SSLContext) -> None:
+        self._http = http
+        self._context = context
+        self._begun = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """First a client has connected and has said nothing yet; then the handshake is done."""
+        if not self._begun:
+            self._begin(transport)
+            return
+        self._forget()
+        transport.set_protocol(self._http)
+        self._http.connection_made(transport)
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self.cut()
+
+    def cut(self) -> None:
+        """Close at once."""
+        self._forget()
+        self.transport.abort()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self._begun, self.transport = True, transport
+        http, loop = self._http, self._http.loop
+        http.connections.add(self)  # type: ignore[arg-type]  # it is asked for its `shutdown` only
+        http.door.make_room(loop, len(http.connections))
+        http.door.heads[self] = loop.time()
+        # Not loop.start_tls: it begins a turn of the loop later, when what the client says first has been read already.
+        ended = loop.create_future()
+        tls = SSLProtocol(loop, self, self._context, ended, server_side=True, ssl_shutdown_timeout=LINGER_S)
+        ended.add_done_callback(self._end)
+        transport.set_protocol(tls)
+        tls.connection_made(transport)
+
+    def _end(self, ended: asyncio.Future[None]) -> None:
+        if ended.exception() is not None:  # whatever the client did
+            self.cut()
+        self._forget()  # also when it went away
+
+    def _forget(self) -> None:
+        self._http.connections.discard(self)
+        self._http.door.forget(self)
+
+
+def guarded(most: int, tls: ssl.SSLContext | None = None) -> Any:
+    """What uvicorn makes a protocol with, for a server that keeps so many connections at most.
+
+    TLS is begun here: given to uvicorn, a connection would be known only when its handshake is done.
+    """
 
     class Bounded(Guarded):
         door = Door(most)
 
-    return Bounded
+    return Bounded if tls is None else _securing(Bounded, tls)
+
+
+def _securing(http: type[Guarded], context: ssl.SSLContext) -> Callable[..., Handshake]:
+    def made(**given: Any) -> Handshake:  # uvicorn's config, state and loop
+        return Handshake(http(**given), context)
+
+    return made
 
 
 def bound_unread(listener: socket.socket) -> None:
