@@ -70,6 +70,23 @@ def test_name_of_a_key_is_refused_to_another_until_it_is_revoked_and_no_list_has
     assert names == ["web#1", "web#2", "web", "n" * 62 + "#4", "n" * 62 + "#5", long]
 
 
+@pytest.mark.parametrize("name", ["a#1", "#", "ih-fmuS09tf", "IH-x", "ih-"])
+def test_name_that_a_revoked_key_or_a_token_could_have_is_refused(registry: Registry, name: str) -> None:
+    for make in (create_key, create_numbered_key):
+        with pytest.raises(UserError) as error:
+            make(registry.engine, name)
+        assert error.value.code == "keys.reserved_name" and name in str(error.value)
+    assert list_keys(registry.engine) == []
+
+
+def test_revoked_names_and_prefixes_stay_apart_from_names(registry: Registry) -> None:
+    _, first = create_key(registry.engine, "a")
+    revoke_key(registry.engine, "a")
+    _, second = create_key(registry.engine, "a")
+    assert [key.name for key in list_keys(registry.engine)] == [f"a#{first.id}", "a"]
+    assert revoke_key(registry.engine, second.prefix).id == second.id
+
+
 def test_numbered_key_takes_the_first_name_that_is_free(registry: Registry) -> None:
     made = [create_numbered_key(registry.engine, "chat")[1] for _ in range(3)]
     assert [key.name for key in made] == ["chat", "chat-2", "chat-3"] and all(map(is_local, made))

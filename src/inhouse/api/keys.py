@@ -76,7 +76,7 @@ def show_keys(request: Request) -> Keys:
 def create_key(request: CreateKeyRequest) -> NewKey:
     """Make a key; its token is shown once.
 
-    Raises keys.bad_name, keys.name_taken, and release.deployment_unknown for a model that is none.
+    Raises keys.bad_name, keys.reserved_name, keys.name_taken, release.deployment_unknown for a model that is none.
     """
     registry = open_registry(request.store)
     for model in request.models:

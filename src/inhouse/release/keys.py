@@ -24,6 +24,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("chat", "embed", "files", "metrics")  # all but admin
 LOCAL_KEY = "chat"  # name of the keys that a conversation on this machine makes, and revokes at its end
 MOST_NAME = 64
+BEGINNING = "ih-"  # of every token
 SHOWN = 11  # characters of a token that lists show: 'ih-' and 8 more
 
 
@@ -92,7 +93,9 @@ def create_key(
     """Make a key. The token in the answer is the only copy.
 
     Raises keys.name_taken: limits, logs and lists tell keys by their names. The name of a revoked one is free again.
+    Raises keys.reserved_name: a name that could be a revoked key's, or the beginning of another key's token.
     """
+    _refuse_reserved(name)
     with writing(engine) as connection:
         taken = _named(connection, name)
         if taken is not None and taken.revoked is None:
@@ -103,7 +106,8 @@ def create_key(
 def create_numbered_key(
     engine: Engine, name: str, expires_in: timedelta | None = None, limits: Limits = UNLIMITED
 ) -> tuple[str, Key]:
-    """Make a key with this name, or with the first of `name-2`, `name-3`, … that is free."""
+    """Make a key with this name, or with the first of `name-2`, `name-3`, … that is free. Raises keys.reserved_name."""
+    _refuse_reserved(name)
     with writing(engine) as connection:
         names = chain([name], (f"{name}-{number}" for number in count(2)))
         free = next(n for n in names if (taken := _named(connection, n)) is None or taken.revoked is not None)
@@ -113,6 +117,11 @@ def create_numbered_key(
 def is_local(key: Key) -> bool:
     """Whether a conversation on this machine made it, for itself."""
     return re.fullmatch(rf"{LOCAL_KEY}(-\d+)?", key.name) is not None
+
+
+def _refuse_reserved(name: str) -> None:
+    if "#" in name or name.lower().startswith(BEGINNING):
+        raise UserError("keys.reserved_name", name=name)
 
 
 def _create(connection: Connection, name: str, expires_in: timedelta | None, limits: Limits) -> tuple[str, Key]:
@@ -273,7 +282,7 @@ def _key(row: Row[Any]) -> Key:
 
 
 def _new_token() -> str:
-    return "ih-" + secrets.token_urlsafe(32)
+    return BEGINNING + secrets.token_urlsafe(32)
 
 
 def _sooner(one: str | None, other: str) -> str:
