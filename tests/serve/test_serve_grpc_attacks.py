@@ -24,7 +24,7 @@ from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.errors import ApiError
 from inhouse.serve.grpc import border, faces
-from inhouse.serve.grpc.border import MOST_WATCHERS, read_message
+from inhouse.serve.grpc.border import MOST_OF_PEER, Guard, address_of, read_message
 from inhouse.serve.grpc.faces import StreamFace
 from inhouse.serve.grpc.messages import message
 from inhouse.serve.grpc.refusals import code_of
@@ -186,7 +186,7 @@ def test_call_without_a_message_is_refused(server: Endpoint, channel: grpc.Chann
 def test_watchers_of_health_leave_room_for_others(server: Endpoint, channel: grpc.Channel) -> None:
     """Watching needs no key and never ends by itself: so many would take every place."""
     stub = health_pb2_grpc.HealthStub(channel)
-    watching = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(MOST_WATCHERS + 40)]
+    watching = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(MOST_OF_PEER + 40)]
     try:
         codes: Counter[Any] = Counter()
         for each in watching:
@@ -195,7 +195,7 @@ def test_watchers_of_health_leave_room_for_others(server: Endpoint, channel: grp
                 codes["told"] += 1
             except grpc.RpcError as error:
                 codes[error.code()] += 1
-        assert codes == {"told": MOST_WATCHERS, NO_ROOM: 40}
+        assert codes == {"told": MOST_OF_PEER, NO_ROOM: 40}
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 1
     finally:
         for each in watching:
@@ -209,6 +209,56 @@ def test_watchers_of_health_leave_room_for_others(server: Endpoint, channel: grp
             break
         except grpc.RpcError:
             assert time.monotonic() < until
+
+
+class Watching:
+    """A health service that tells nothing, and what one sees of its calls."""
+
+    request_deserializer = response_serializer = None
+
+    def __init__(self, peers: list[str]) -> None:
+        self.peers = peers
+        self.told: Counter[Any] = Counter()
+
+    async def unary_stream(self, request: Any, context: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def ask(self) -> Counter[Any]:
+        """Every peer watches once, at the same time, for as long as it may."""
+        guard = Guard(SimpleNamespace())  # type: ignore[arg-type]
+        details = SimpleNamespace(method="/grpc.health.v1.Health/Watch")
+
+        async def service(_: Any) -> Any:
+            return self
+
+        async def one(peer: str) -> None:
+            async def abort(code: Any, *_: Any, **__: Any) -> None:
+                self.told[code] += 1
+                raise grpc.aio.AbortError
+
+            context = SimpleNamespace(peer=lambda: peer, abort=abort, set_trailing_metadata=lambda *_: None)
+            with suppress(grpc.aio.AbortError):
+                await (await guard.intercept_service(service, details)).unary_stream(b"", context)
+                self.told["ended"] += 1
+
+        await asyncio.gather(*(one(peer) for peer in self.peers))
+        assert not guard._watchers  # nothing is kept of who was there
+        return self.told
+
+
+def test_watchers_end_by_themselves_and_one_address_has_a_part_of_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(border, "WATCH_S", 0.1)
+    one = asyncio.run(Watching([f"ipv4:10.0.0.7:{port}" for port in range(64)]).ask())
+    assert one == {"ended": 16, NO_ROOM: 48}
+    many = asyncio.run(Watching([f"ipv6:%5B::{host:x}%5D:{port}" for host in range(10) for port in range(10)]).ask())
+    assert many == {"ended": 64, NO_ROOM: 36}
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"), [("ipv4:10.0.0.7:51234", "ipv4:10.0.0.7"), ("ipv6:%5B::1%5D:80", "ipv6:%5B::1%5D")]
+)
+def test_address_of_a_peer_is_without_its_port(peer: str, address: str) -> None:
+    assert address_of(peer) == address
 
 
 def test_thousands_of_streams_on_one_channel_are_answered_or_refused(server: Endpoint, channel: grpc.Channel) -> None:
@@ -261,7 +311,7 @@ def test_reflection_needs_a_key_of_any_scope_and_shows_these_services_alone(
 ) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     asked = reflection_pb2.ServerReflectionRequest
-    narrow, _ = create_key(server.registry.engine, "narrow", limits=Limits(scopes=("embed",)))
+    narrow, _ = create_key(server.registry.engine, "narrow reflection", limits=Limits(scopes=("embed",)))
     wanted = [
         asked(list_services=""),
         asked(file_containing_symbol="inhouse.v1.Inference"),

@@ -179,15 +179,18 @@ def _serve_on(
 def _config(gateway: Gateway, settings: ServeParams, tls: Secured | None) -> Config:
     import uvicorn
 
-    from inhouse.serve.door import KEEP_S, guarded, most_connections
+    from inhouse.serve.door import KEEP_S, grpc_connections, guarded, most_connections
 
+    most = most_connections()
+    if settings.grpc_port is not None:
+        most -= grpc_connections(most)
     return uvicorn.Config(
         gateway,
         log_config=None,
         access_log=False,
         lifespan="on",
         server_header=False,
-        http=guarded(most_connections(), None if tls is None else tls.context),
+        http=guarded(most, None if tls is None else tls.context),
         ws="none",
         timeout_keep_alive=KEEP_S,
         proxy_headers=False,  # nothing here asks where a request came from

@@ -27,6 +27,7 @@ UNSENT_BYTES = 2 * 2**20  # of an answer, kept here so that its engine need not 
 UNREAD_BYTES = 256 * 2**10  # of an answer, in the kernel; the kernel's own bound is some megabytes
 SWEEP_S = 1.0
 MOST_FILES = 65_536
+MOST_GRPC = 4096  # connections; as many calls
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -310,6 +311,11 @@ def most_connections(reserved: int = 256) -> int:
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return max(16, most - reserved)
+
+
+def grpc_connections(most: int) -> int:
+    """How many of these connections are gRPC's, where it has a port."""
+    return min(MOST_GRPC, most // 4)
 
 
 def _size(headers: list[tuple[bytes, bytes]]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -21,6 +23,8 @@ from inhouse.serve.routes import Services
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 MESSAGE_S = 10.0  # from a call's headers to the end of its message
 MOST_WATCHERS = 64  # of health: they need no key and never end by themselves
+MOST_OF_PEER = 16  # of these from one address
+WATCH_S = 300.0  # after which a watcher asks anew; one that only takes a place does not come back by itself
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -28,7 +32,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._watchers = 0
+        self._watchers: Counter[str] = Counter()  # by address
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """The call's own handler, or one that refuses."""
@@ -43,17 +47,26 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _bounded(self, handler: Any) -> Any:
         async def watch(request: Any, context: Any) -> None:
-            if self._watchers >= MOST_WATCHERS:
+            peer = address_of(context.peer())
+            if self._watchers.total() >= MOST_WATCHERS or self._watchers[peer] >= MOST_OF_PEER:
                 await refuse(context, overloaded(503), new_request_id())
-            self._watchers += 1
+            self._watchers[peer] += 1
             try:
-                await handler.unary_stream(request, context)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WATCH_S):
+                        await handler.unary_stream(request, context)
             finally:
-                self._watchers -= 1
+                self._watchers[peer] -= 1
+                self._watchers += Counter()  # forgets those with none
 
         return grpc.unary_stream_rpc_method_handler(
             watch, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
+
+
+def address_of(peer: str) -> str:
+    """The address in what gRPC calls a peer (`ipv4:10.0.0.7:51234`), without the port."""
+    return peer.rpartition(":")[0]
 
 
 async def key_of(services: Services, metadata: dict[str, Any]) -> Key | None:

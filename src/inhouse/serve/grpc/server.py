@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import grpc
@@ -20,8 +21,9 @@ from inhouse.core.serving import Usage
 from inhouse.release.keys import Scope
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.direct import borrowed, vectors
+from inhouse.serve.door import KEEP_S, grpc_connections, most_connections
 from inhouse.serve.errors import ApiError
-from inhouse.serve.grpc.border import HEALTH, Guard, key_of, read_message
+from inhouse.serve.grpc.border import HEALTH, WATCH_S, Guard, key_of, read_message
 from inhouse.serve.grpc.faces import StreamFace, WholeFace, tell
 from inhouse.serve.grpc.messages import (
     SERVICE,
@@ -46,8 +48,8 @@ LOOK_S = 0.25  # how soon health tells that engines have come or gone, and that 
 MOST_CALLS = 4096  # at the same time; the queue of a release is far shorter
 # Calls that nobody has looked at yet. Of more than 1,000, gRPC's own bound, it cancels some without a reason.
 MOST_PENDING = 10_000
-IDLE_MS = 300_000  # a connection without a call
 HANDSHAKE_MS = 10_000
+AGE_MS = 3_600_000  # of a connection: after that its client connects anew
 log = logging.getLogger("inhouse.serve")
 
 
@@ -62,8 +64,8 @@ class Twin:
             ("grpc.http2.max_ping_strikes", 2),
             ("grpc.server.max_pending_requests", MOST_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", 2 * MOST_PENDING),
-            ("grpc.max_connection_idle_ms", IDLE_MS),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+            *bounds(services.settings.deadline_s),
         ]
         guard = Guard(services)
         self._server = grpc.aio.server(interceptors=(guard,), options=options, maximum_concurrent_rpcs=MOST_CALLS)
@@ -101,6 +103,19 @@ class Twin:
             await asyncio.sleep(LOOK_S)
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self.services.settings.drain_s)
+
+
+def bounds(deadline_s: float) -> list[tuple[str, int]]:
+    """How many connections there may be, and for how long: none of them has shown a key yet.
+
+    gRPC refuses what is beyond the bound. Clients connect again by themselves, and calls that run are not cut.
+    """
+    return [
+        ("grpc.max_allowed_incoming_connections", grpc_connections(most_connections())),
+        ("grpc.max_connection_idle_ms", 1000 * KEEP_S),
+        ("grpc.max_connection_age_ms", AGE_MS),
+        ("grpc.max_connection_age_grace_ms", 1000 * ceil(deadline_s + WATCH_S)),
+    ]
 
 
 def _take_port(server: Any, address: str, tls: Secured | None) -> int:
