@@ -408,6 +408,18 @@ def test_no_tensorboard_files_leave_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def scaler_beyond_float32(backoff_factor: float) -> Any:
+    """A scaler whose gradients overflow for as long as its scale is large, whatever order they are computed in."""
+    import torch
+
+    class Scaler(torch.amp.GradScaler):
+        def scale(self, outputs: Any) -> Any:
+            scaled = super().scale(outputs)
+            return scaled * 2.0**100 if self.get_scale() > 2.0**100 else scaled
+
+    return Scaler("cpu", init_scale=2.0**127, backoff_factor=backoff_factor)
+
+
 def scaled_run(scaler: Any, model: Path, dataset: Path, work: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Any:
     """A run whose gradients a scaler holds, as fp16 has it; on the CPU, in float32."""
     from inhouse.train import loop
@@ -430,10 +442,7 @@ def scaled_run(scaler: Any, model: Path, dataset: Path, work: Path, monkeypatch:
 def test_first_overflows_of_a_scaler_are_skipped_and_training_goes_on(
     tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    # Float32 has room up to 2**128: the first step overflows, and the next has a scale of 1.
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-127)
+    scaler = scaler_beyond_float32(backoff_factor=2.0**-127)  # the first step overflows, and the next has a scale of 1
     made = scaled_run(scaler, tiny_llama, dataset, tmp_path, monkeypatch, 8)
     assert ["grad_norm" in point for point in made.losses] == [False] + [True] * 7
     assert json.dumps(made.losses, allow_nan=False)
@@ -445,9 +454,7 @@ def test_first_overflows_of_a_scaler_are_skipped_and_training_goes_on(
 def test_scaler_that_skips_step_after_step_is_told_as_divergence(
     tiny_llama: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.999)
+    scaler = scaler_beyond_float32(backoff_factor=0.999)
     with pytest.raises(UserError) as stopped:
         scaled_run(scaler, tiny_llama, dataset, tmp_path, monkeypatch, 24)
     assert (stopped.value.code, stopped.value.facts["step"]) == ("train.diverged", 21)
