@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from inhouse.core.serving import EngineLost
+from inhouse.core.serving import EngineLost, PairScores
 from inhouse.serve.admission import Admission
-from inhouse.serve.direct import PART_INPUTS, PART_LENGTH, Borrowed, parts, vectors
+from inhouse.serve.direct import PART_INPUTS, PART_LENGTH, Borrowed, parts, scored, vectors
+from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
+from inhouse.serve.requests import BYTES_PER_TOKEN, Limits
 
 
 class Reader:
@@ -36,10 +39,10 @@ def lent(engine: Reader, turn: Any) -> Borrowed:
 
 
 def test_parts_hold_every_input_in_order_within_both_bounds() -> None:
-    many, long = ["x"] * (PART_INPUTS + 1), ["x" * PART_LENGTH, "y", "z" * (PART_LENGTH + 1), "w"]
-    assert [len(part) for part in parts(many)] == [PART_INPUTS, 1]
-    assert [[each[0] for each in part] for part in parts(long)] == [["x"], ["y"], ["z"], ["w"]]
-    assert list(parts([[1, 2], [3]])) == [[[1, 2], [3]]]
+    many, long = [1] * (PART_INPUTS + 1), [PART_LENGTH, 1, PART_LENGTH + 1, 1]
+    assert list(parts(many)) == [slice(0, PART_INPUTS), slice(PART_INPUTS, PART_INPUTS + 1)]
+    assert list(parts(long)) == [slice(at, at + 1) for at in range(4)]
+    assert list(parts([2, 1])) == [slice(0, 2)]
 
 
 def test_short_request_waits_for_one_part_of_a_long_list_and_not_for_all() -> None:
@@ -74,3 +77,46 @@ def test_tokens_of_a_list_that_breaks_off_are_counted() -> None:
         assert mine.seen.usage.prompt == 2 * PART_INPUTS
 
     asyncio.run(scene())
+
+
+class Scorer:
+    """A cross-encoder that keeps how many pairs came at once."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    async def score_pairs(self, pairs: list[tuple[str, str]]) -> PairScores:
+        self.read.append(len(pairs))
+        return PairScores([float(document) for _, document in pairs], len(pairs), (len(pairs) - 1,))
+
+
+def test_long_query_is_held_once_beside_any_number_of_documents() -> None:
+    engine, context = Scorer(), 8192
+    query = "q" * (context * BYTES_PER_TOKEN)  # half a megabyte, 500 times
+    mine = Borrowed(cast(Any, engine), Limits(context, 4, 16, 0.0), "r", Measured(), None)
+    tracemalloc.start()
+    try:
+        found = asyncio.run(scored(mine, [(query, str(number)) for number in range(500)]))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * 2**20
+    assert found.scores == [float(number) for number in range(500)] and found.cut == tuple(range(500))
+    assert found.tokens == mine.seen.usage.prompt == 500 and engine.read == [1] * 500
+
+
+def test_query_that_cannot_fit_is_refused_before_anything_is_read() -> None:
+    engine = Scorer()
+    mine = Borrowed(cast(Any, engine), Limits(8, 4, 16, 0.0), "r", Measured(), None)
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(scored(mine, [("q" * (8 * BYTES_PER_TOKEN + 1), "1")]))
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, "context_length_exceeded", "query")
+    assert engine.read == []
+
+
+def test_request_of_which_nothing_was_read_counts_as_refused() -> None:
+    mine = lent(Reader(breaks_at=0), None)
+    with pytest.raises(EngineLost):
+        asyncio.run(vectors(mine, ["7"]))
+    mine.seen.status = 503
+    assert mine.seen.refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -14,7 +14,7 @@ from inhouse.serve.admission import Turn
 from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
 from inhouse.serve.measured import Measured
 from inhouse.serve.pipeline import Caller, refusal
-from inhouse.serve.requests import Limits
+from inhouse.serve.requests import BYTES_PER_TOKEN, Limits
 
 if TYPE_CHECKING:
     from inhouse.serve.routes import Services
@@ -34,8 +34,9 @@ class Borrowed:
     turn: Turn | None = None
 
     def spent(self, tokens: int) -> None:
-        """Count tokens that were read, on top of those before."""
-        self.seen.usages = [Usage(self.seen.usage.prompt + tokens, 0)]
+        """Count tokens that were read, on top of those before. Without any, a request that fails counts as refused."""
+        if tokens:
+            self.seen.usages = [Usage(self.seen.usage.prompt + tokens, 0)]
 
 
 @asynccontextmanager
@@ -80,10 +81,10 @@ async def vectors(lent: Borrowed, inputs: list[str] | list[list[int]]) -> tuple[
     found: list[list[float]] = []
     tokens = 0
     try:
-        for part in parts(inputs):
+        for part in parts([len(each) for each in inputs]):
             if found and lent.turn is not None:
                 await lent.turn.pass_on()
-            more, read = await lent.engine.embed(part)
+            more, read = await lent.engine.embed(inputs[part])
             found.extend(more)
             tokens += read
     finally:
@@ -92,17 +93,22 @@ async def vectors(lent: Borrowed, inputs: list[str] | list[list[int]]) -> tuple[
 
 
 async def scored(lent: Borrowed, pairs: list[tuple[str, str]]) -> PairScores:
-    """How well each document fits its query, by an engine that reads both at once; in parts, as `vectors`."""
+    """How well each document fits its query, by an engine that reads both at once; in parts, as `vectors`.
+
+    Raises ApiError 400 for a query that cannot fit: it would be read again with every document.
+    """
+    for query in {query for query, _ in pairs}:
+        _check_query(query, lent.limits.context_length)
     engine = cast(PairScorer, lent.engine)
     scores: list[float] = []
     cut: list[int] = []
     tokens = 0
     try:
-        for part in parts([query + document for query, document in pairs]):
+        for part in parts([len(query) + len(document) for query, document in pairs]):
             if scores and lent.turn is not None:
                 await lent.turn.pass_on()
-            found = await engine.score_pairs(pairs[len(scores) : len(scores) + len(part)])
-            cut += [len(scores) + place for place in found.cut]
+            found = await engine.score_pairs(pairs[part])
+            cut += [part.start + place for place in found.cut]
             scores += found.scores
             tokens += found.tokens
     finally:
@@ -110,12 +116,19 @@ async def scored(lent: Borrowed, pairs: list[tuple[str, str]]) -> PairScores:
     return PairScores(scores, tokens, tuple(cut))
 
 
-def parts(inputs: list[str] | list[list[int]]) -> Iterator[list[str] | list[list[int]]]:
-    """The inputs in order, cut where a part would hold too many or be too long."""
+def _check_query(query: str, context: int) -> None:
+    size = len(query.encode())
+    if size > context * BYTES_PER_TOKEN:
+        found = text("serve.bytes", count=size)
+        raise ApiError(400, "context_length_exceeded", text("serve.long_query", found=found, context=context), "query")
+
+
+def parts(lengths: Sequence[int]) -> Iterator[slice]:
+    """Where to cut inputs of these lengths, in order, so that no part holds too many or is too long."""
     begin = length = 0
-    for index, each in enumerate(inputs):
-        if index > begin and (index - begin >= PART_INPUTS or length + len(each) > PART_LENGTH):
-            yield inputs[begin:index]
+    for index, more in enumerate(lengths):
+        if index > begin and (index - begin >= PART_INPUTS or length + more > PART_LENGTH):
+            yield slice(begin, index)
             begin, length = index, 0
-        length += len(each)
-    yield inputs[begin:]
+        length += more
+    yield slice(begin, len(lengths))
