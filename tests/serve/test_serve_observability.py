@@ -407,6 +407,30 @@ def test_arms_counts_are_saved_and_a_bad_canary_is_taken_back(registry: Registry
     assert calls[1] == "advance 250"
 
 
+def test_answers_that_no_guard_looked_at_do_not_thin_out_the_alarms(registry: Registry) -> None:
+    from inhouse.release.arms import Arm, Deployment, Release
+    from inhouse.release.rules import CanaryRules, Rules
+    from inhouse.serve.trials import Trials
+
+    old, new = (Release(n, "r", n, "a", True, "") for n in (1, 2))
+    live, canary = Arm(old, 900, "live", ""), Arm(new, 100, "canary", "")
+    rules = Rules(canary=CanaryRules(min_requests=10, max_alarm_rate=0.1))
+    calls: list[str] = []
+    spy = SimpleNamespace(
+        engine=registry.engine, roll_back_canary=lambda name, arm, reason, actor: calls.append(reason)
+    )
+    trials = Trials(spy)  # type: ignore[arg-type]
+    found = Deployment("desk", old, None, "", 1, (live, canary), rules)
+    trials.look(found)
+    for arm, alarms, count in ((canary, ("prompt-leak",), 4), (canary, (), 16), (canary, None, 80), (live, (), 20)):
+        for _ in range(count):
+            seen = answered()
+            seen.alarms = alarms
+            trials.count("desk", arm, seen)
+    trials.look(found)
+    assert calls == ["alarms: 4 alarms in 20 answers looked at, live 0 in 20"]
+
+
 def test_spans_and_metrics_carry_the_conventions_names_and_no_content() -> None:
     trace_sdk = pytest.importorskip("opentelemetry.sdk.trace")
     from opentelemetry.sdk.metrics import MeterProvider

@@ -9,6 +9,7 @@ from inhouse.release.results import Counters
 from inhouse.release.rules import CanaryRules
 
 Action = Literal["keep", "advance", "roll_back"]
+Share = tuple[int, int]  # how many, of how many
 Reason = Literal["too_few", "too_early", "last_step", "healthy", "errors", "alarms", "latency"]
 
 
@@ -45,21 +46,28 @@ def judge_canary(live: Counters, canary: Counters, seconds: float, weight: int, 
 
 
 def _breach(live: Counters, canary: Counters, rules: CanaryRules) -> tuple[Reason, str] | None:
-    at_least = max(rules.min_requests, canary.requests)
-    if canary.errors > rules.max_error_rate * at_least and _rate(canary.errors, canary) > _rate(live.errors, live):
-        return "errors", _told("errors", canary.errors, canary, live.errors, live)
-    if canary.alarms > rules.max_alarm_rate * at_least and _rate(canary.alarms, canary) > _rate(live.alarms, live):
-        return "alarms", _told("alarms", canary.alarms, canary, live.alarms, live)
-    ours, theirs = canary.quantile(0.95), live.quantile(0.95)
+    ours, theirs = (canary.errors, canary.requests), (live.errors, live.requests)
+    if _too_many(ours, theirs, rules.max_error_rate, rules.min_requests):
+        return "errors", _told("errors", ours, theirs, "requests")
+    # Answers that no guard looked at, as those of long queues, say nothing of alarms.
+    ours, theirs = (canary.alarms, canary.looked_at), (live.alarms, live.looked_at)
+    if _too_many(ours, theirs, rules.max_alarm_rate, rules.min_requests):
+        return "alarms", _told("alarms", ours, theirs, "answers looked at")
+    slow, usual = canary.quantile(0.95), live.quantile(0.95)
     enough = min(canary.requests, live.requests) >= rules.min_requests
-    if enough and ours is not None and theirs is not None and ours > rules.max_latency_ratio * theirs:
-        return "latency", f"p95 {ours:.3g} s, live {theirs:.3g} s"
+    if enough and slow is not None and usual is not None and slow > rules.max_latency_ratio * usual:
+        return "latency", f"p95 {slow:.3g} s, live {usual:.3g} s"
     return None
 
 
-def _rate(count: int, counters: Counters) -> float:
-    return count / counters.requests if counters.requests else 0.0
+def _too_many(ours: Share, theirs: Share, allowed: float, least: int) -> bool:
+    return ours[0] > allowed * max(least, ours[1]) and _rate(ours) > _rate(theirs)
 
 
-def _told(what: str, count: int, canary: Counters, live_count: int, live: Counters) -> str:
-    return f"{count} {what} in {canary.requests} requests, live {live_count} in {live.requests}"
+def _rate(share: Share) -> float:
+    count, of = share
+    return count / of if of else 0.0
+
+
+def _told(what: str, ours: Share, theirs: Share, of: str) -> str:
+    return f"{ours[0]} {what} in {ours[1]} {of}, live {theirs[0]} in {theirs[1]}"

@@ -39,12 +39,14 @@ class Counters:
     histogram: list[int] = field(default_factory=no_latencies)
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    looked_at: int = 0  # answers that a guard looked at; of this process only, it is not stored
 
-    def count(self, seconds: float, failed: bool = False, alarm: bool = False) -> None:
-        """One request that took so long. Add its tokens yourself."""
+    def count(self, seconds: float, failed: bool = False, alarm: bool | None = None) -> None:
+        """One request that took so long; `alarm` is None where no guard looked. Add its tokens yourself."""
         self.requests += 1
         self.errors += failed
-        self.alarms += alarm
+        self.alarms += bool(alarm)
+        self.looked_at += alarm is not None
         self.latency_s += seconds
         self.histogram[bisect_left(BOUNDS, seconds)] += 1
 
@@ -57,6 +59,7 @@ class Counters:
         self.histogram = [ours + theirs for ours, theirs in zip(self.histogram, other.histogram, strict=True)]
         self.prompt_tokens += other.prompt_tokens
         self.answer_tokens += other.answer_tokens
+        self.looked_at += other.looked_at
 
     def quantile(self, share: float) -> float | None:
         """Latency that this share of the requests stayed below, in seconds; None without requests."""

@@ -41,7 +41,8 @@ class Trials:
         """One finished request, or copy of one. A client's mistake is not the release's."""
         if seen.elsewhere or seen.cache in ("hit", "shared", "semantic") or 400 <= seen.status < OURS:
             return
-        failed, alarm, seconds, usage = seen.status >= OURS, bool(seen.alarms), seen.total_s, seen.usage
+        failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
+        alarm = None if seen.alarms is None else bool(seen.alarms)
         with self._lock:
             arms = self._unsaved.setdefault(deployment, {})
             _, counters = arms.setdefault((arm.release.id, arm.role, arm.since), (arm, Counters()))
