@@ -107,7 +107,7 @@ class Seat:
 class House:
     """A pipeline over the fake engine."""
 
-    def __init__(self, workspace: Path, params: CacheParams | None = None) -> None:
+    def __init__(self, workspace: Path, params: CacheParams | None = None, rules: Rules | None = None) -> None:
         self.engine = FakeEngine()
 
         async def pick(ask: None, need: str) -> Any:
@@ -133,7 +133,7 @@ class House:
             pool=SimpleNamespace(relay=relay, pick=pick),
         )
         arm = Arm(Release(1, "r", 1, "a", True, ""), 1000, "live", "")
-        serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=Rules()))
+        serving = SimpleNamespace(deployment=SimpleNamespace(name="desk", arms=(arm,), rules=rules or Rules()))
         way = Way(cast(Serving, serving), arm, cast(Target, target))
         trials = SimpleNamespace(count=lambda deployment, arm, seen: None)
         registry = self.registry = open_registry(Store(workspace))
@@ -275,6 +275,29 @@ def test_reader_along_of_a_request_that_fails_asks_for_itself(tmp_path: Path) ->
         house.engine.go.set()
         await follower
         assert seat.text == "run 2 ends" and house.pipeline.cache.flights == {}
+
+    run(scene())
+
+
+def test_answer_made_for_a_reader_along_of_a_failed_request_is_measured_and_guarded_as_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        house = House(tmp_path, rules=Rules(guard=("prompt-leak",)))
+        seen: list[Measured] = []
+        heard: list[str] = []
+        monkeypatch.setattr(house.pipeline.watchers, "remember", seen.append)
+        monkeypatch.setattr(house.pipeline.guards, "look", lambda said, then: heard.append(said.heard().answer))
+        leader = asyncio.create_task(house.ask(Seat()))
+        await settle()
+        follower = asyncio.create_task(house.ask(Seat(streams=False)))
+        await settle()
+        leader.cancel()
+        await asyncio.gather(leader, return_exceptions=True)
+        house.engine.go.set()
+        caller = await follower
+        assert heard == ["run 2 ends"] and [each.cache for each in seen] == ["miss", "miss"]
+        assert caller.notes == [(b"x-cache", b"miss")]
 
     run(scene())
 

@@ -280,10 +280,7 @@ class Pipeline:
         caller, label = going.caller, going.target.release.label
         name = None if caller.fresh else self.cache.name(asked.ask, caller.tenant, label)
         if name is None:
-            reply = going.begin(asked)
-            if self.watchers.keeps_content:
-                reply = Shared(reply, None, going.seen)
-            await self._within(asked.ask, reply, going, None)
+            await self._alone(asked.ask, going.begin(asked), going)
             return
         if (kept := self.cache.find(name)) is not None:
             await self._from_memory(kept, "hit", asked, going)
@@ -293,7 +290,9 @@ class Pipeline:
             going.seen.cache = "shared"
             reply = going.face.begin(asked, label)
             if not await self._follow(flight, reply, going):
-                await self._within(asked.ask, reply, going, None)
+                caller.notes[caller.notes.index((b"x-cache", b"shared"))] = (b"x-cache", b"miss")
+                going.seen.cache = "miss"
+                await self._alone(asked.ask, going.overheard(asked.ask, reply), going)
             return
         near = await self._near(asked.ask, going)
         for similar in near.names if near else ():
@@ -305,6 +304,12 @@ class Pipeline:
         await self._lead(name, asked, going)
         if near is not None and self.semantic is not None and self.cache.find(name) is not None:
             self.semantic.keep(near.context, near.vector, name)
+
+    async def _alone(self, ask: Ask, reply: Reply, going: Going) -> None:
+        """By the engine, for nobody else, and kept nowhere but in a log of contents."""
+        if self.watchers.keeps_content:
+            reply = Shared(reply, None, going.seen)
+        await self._within(ask, reply, going, None)
 
     async def _from_memory(self, kept: Kept, how: str, asked: Asked, going: Going) -> None:
         going.caller.notes.append((b"x-cache", how.encode()))
