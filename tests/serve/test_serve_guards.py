@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,43 @@ def test_looking_keeps_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> N
         return longest
 
     assert asyncio.run(run()) < 0.25
+
+
+def test_what_finds_personal_data_is_compiled_elsewhere_and_once_before_the_first_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def compile_apart() -> None:
+        done.append(f"compiled in {threading.current_thread().name}")
+
+    monkeypatch.setattr(guards, "compile_apart", compile_apart)
+    monkeypatch.setattr(guards, "alarms", lambda wanted, heard: done.append(heard.answer) or ())
+
+    async def run() -> None:
+        guard = Guards()
+        for words, wanted in (("a", BOTH[1:]), ("b", BOTH), ("c", BOTH)):
+            said = Overheard(NoReply(), Ask(Sampling(8), prompt="?"), wanted)
+            await said.add([Delta(words)])
+            guard.look(said, lambda found: None)
+        await guard.close()
+
+    asyncio.run(run())
+    assert done == ["a", "compiled in guard_0", "b", "c"]
+
+
+def test_answers_that_wait_are_bound_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MOST_WAITING_BYTES", 10_000)
+    monkeypatch.setattr(guards, "alarms", lambda wanted, heard: ())
+
+    async def run(*sizes: int) -> list[object]:
+        guard, found = Guards(), [object()] * len(sizes)
+        for place, size in enumerate(sizes):
+            said = Overheard(NoReply(), Ask(Sampling(8), prompt="?"), BOTH[1:])
+            await said.add([Delta("x" * size)])
+            guard.look(said, partial(found.__setitem__, place))
+        await guard.close()
+        return found
+
+    assert asyncio.run(run(20_000)) == [()]  # one that is too large alone is looked at
+    assert asyncio.run(run(6000, 6000, 2000)) == [(), None, ()]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 from inhouse.core.serving import Ask, Delta, Usage
 from inhouse.guard.answers import Alarm, Heard, alarms
+from inhouse.guard.ready import compile_apart
 from inhouse.serve.replies import Reply
 
 SEARCHER = "numba"  # what finds personal data needs it
 MOST_WAITING = 1000  # answers that have not been looked at; more are counted without a look
+MOST_WAITING_BYTES = 32 * 2**20  # of what was said and what it was made from
 log = logging.getLogger("inhouse.serve")
 
 
@@ -72,7 +75,9 @@ class Guards:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "guard")
         self._looks: set[asyncio.Task[None]] = set()
+        self._waiting_bytes = 0
         self._told = False
+        self._ready = False
 
     def look(self, said: Overheard, then: Callable[[tuple[Alarm, ...] | None], None]) -> None:
         """Call `then` with what was found, in this event loop; with None where nobody could look."""
@@ -90,15 +95,28 @@ class Guards:
 
     async def _look(self, said: Overheard, then: Callable[[tuple[Alarm, ...] | None], None]) -> None:
         found: tuple[Alarm, ...] | None = None
+        held = 0
         try:
             wanted = self._possible(said)
             if wanted:
                 heard = said.heard()
-                found = await asyncio.get_running_loop().run_in_executor(self._thread, alarms, wanted, heard)
+                size = sum(map(sys.getsizeof, vars(heard).values()))
+                if self._waiting_bytes and self._waiting_bytes + size > MOST_WAITING_BYTES:
+                    return
+                self._waiting_bytes += (held := size)
+                found = await asyncio.get_running_loop().run_in_executor(self._thread, self._search, wanted, heard)
         except Exception:  # the answer counts whatever is wrong with a guard
             log.exception("an answer could not be looked at")
         finally:
+            self._waiting_bytes -= held
             then(found)
+
+    def _search(self, wanted: list[Alarm], heard: Heard) -> tuple[Alarm, ...]:
+        """Runs in the guard's thread, the first time until what finds personal data is compiled elsewhere."""
+        if "personal-data" in wanted and not self._ready:
+            compile_apart()
+            self._ready = True
+        return alarms(wanted, heard)
 
     def _possible(self, said: Overheard) -> list[Alarm]:
         """What can be looked for: personal data neither beside token ids, which nobody can read, nor without numba."""
