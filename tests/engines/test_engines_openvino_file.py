@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,42 @@ def test_a_file_is_written_once_for_each_content(tmp_path: Path) -> None:
     changed = written(tmp_path / "n.gguf", "Q5_0", "Q5_0")
     os.replace(changed, source)
     assert readable(source, cache) != first
+
+
+def aged(path: Path, days: float) -> None:
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+
+
+def test_copies_that_nobody_used_for_a_month_are_removed(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    unused, used, other, new = (
+        readable(written(tmp_path / f"{number}.gguf", *["Q5_0"] * number), cache) for number in (1, 2, 3, 4)
+    )
+    for path, days in ((unused, 31), (used, 31), (other, 29)):
+        aged(path, days)
+    readable(tmp_path / "2.gguf", cache)
+    assert sorted(cache.glob("*.gguf")) == sorted([used, other, new])
+    readable(tmp_path / "3.gguf", cache)  # `used` counts by its use, not by when it was written
+    assert used.is_file()
+    again = readable(tmp_path / "1.gguf", cache)
+    assert again == unused and again.is_file()
+
+
+def test_parts_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
+    source, cache = written(tmp_path / "m.gguf", "Q5_0"), tmp_path / "cache"
+    cache.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    dead, alive, mine = (cache / f"abc.1.{pid}.part" for pid in (gone.pid, os.getppid(), os.getpid()))
+    fresh = cache / f"def.1.{gone.pid}.part"  # perhaps of another container, which is writing it
+    for part in (dead, alive, mine, fresh):
+        part.write_text("x")
+    for part in (dead, alive, mine):
+        aged(part, 1)
+    target = readable(source, cache)
+    assert target.is_file() and alive.is_file() and fresh.is_file()
+    assert not dead.exists() and not mine.exists()
 
 
 def test_without_space_nothing_is_written_and_the_error_says_how_much(

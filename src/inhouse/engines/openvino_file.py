@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from inhouse.core.compiled import UNUSED_S
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import FileHashes
+from inhouse.core.run import process_mark
 from inhouse.core.settings import cache_home
 from inhouse.core.store import disk_errors, sync_folder
 from inhouse.engines.gguf_header import TYPES, GgufHeader, Tensor, read_header
@@ -33,6 +36,7 @@ KNOWN = (*READ, *REWRITTEN)
 NUMBER = {name: number for number, (name, _, _) in TYPES.items()}
 PIECE = 2**19  # weights at a time: 20 MB of memory
 SPARE_BYTES = 256 * 2**20  # stays free on the disk
+WRITTEN_S = 60  # a part that was written to since is left alone: a process of another container shows no pid here
 BYTES_PER_S = 10 * 2**20  # of the source, at the least: how much longer loading may take for it
 
 
@@ -60,6 +64,7 @@ def extra_bytes(source: Path) -> int:
 def readable(source: Path, header: GgufHeader, folder: Path) -> Path:
     """The file itself where OpenVINO reads its types, else an equal one in `folder`, written when it is not there.
 
+    Removes what nobody has used for 30 days, and what processes that were killed had written in part.
     Raises openvino.no_space, store.*.
     """
     if not needs_writing(header):
@@ -68,6 +73,10 @@ def readable(source: Path, header: GgufHeader, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # The content's hash: a file that was changed in place must not be answered with the old weights.
         target = folder / f"{FileHashes(folder / 'hashes.json').of(source)}.{VERSION}.gguf"
+        if target.is_file():
+            with suppress(OSError):  # another user's, or removed now
+                os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
+        _tidy(folder, target)
         if not target.is_file():
             _write(source, header, target)
     return target
@@ -77,6 +86,22 @@ def written_bytes(header: GgufHeader) -> int:
     """How large the file becomes."""
     kinds = ((tensor, _type_of(tensor)) for tensor in header.tensors)
     return header.data_offset + sum(_aligned(_bytes_as(tensor, kind), _step(header)) for tensor, kind in kinds)
+
+
+def _tidy(folder: Path, wanted: Path) -> None:
+    now = time.time()
+    for path in folder.glob("*.*"):
+        with suppress(OSError):  # another server tidies too, or it is another user's
+            stat = path.stat()
+            unused = path.suffix == ".gguf" and path != wanted and now - max(stat.st_atime, stat.st_mtime) > UNUSED_S
+            broken = path.suffix == ".part" and now - stat.st_mtime > WRITTEN_S and _is_dead(path)
+            if unused or broken:
+                path.unlink()
+
+
+def _is_dead(part: Path) -> bool:
+    pid = part.name.split(".")[-2]
+    return not pid.isdecimal() or int(pid) == os.getpid() or process_mark(int(pid)) is None
 
 
 def _write(source: Path, header: GgufHeader, target: Path) -> None:
