@@ -219,6 +219,14 @@ def test_embedding_is_the_mean_of_the_last_states_at_unit_length(
         assert refused.value.reason == reason
 
 
+def test_vectors_leave_alone_how_chats_are_read_at_the_same_time(engine: TorchServing) -> None:
+    chats: Any = engine.loaded.tokenizer
+    engine.tokenize(TEXTS[0], False)
+    assert chats.backend_tokenizer.encode_special_tokens
+    engine.embed([TEXTS[0]])  # on a thread of its own, where control tokens are read as such
+    assert chats.backend_tokenizer.encode_special_tokens
+
+
 def lora(base: Path, out: Path, seed: int) -> Path:
     from peft import LoraConfig, get_peft_model
 

@@ -292,9 +292,15 @@ class ClassifierEngine:
 
 
 def labels_in(config: dict[str, Any]) -> tuple[str, ...]:
-    """The labels that a model folder's settings name, in their order; empty where it has no classification head."""
+    """The labels that a model folder's settings name, in their order; empty where it has no classification head.
+
+    Settings without names, as transformers writes them for two labels that have none, mean its LABEL_0, LABEL_1.
+    """
     named = (config.get("architectures") or [""])[0]
     if not str(named).endswith("ForSequenceClassification"):
         return ()
-    names = config.get("id2label") or {}
+    names = config.get("id2label")
+    if not names:
+        count = config.get("num_labels", 2)
+        return tuple(f"LABEL_{place}" for place in range(count)) if isinstance(count, int) else ()
     return tuple(str(names[key]) for key in sorted(names, key=int)) if isinstance(names, dict) else ()

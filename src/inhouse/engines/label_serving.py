@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -12,8 +14,11 @@ from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairSc
 from inhouse.engines.classifier import ClassifierEngine
 from inhouse.engines.pair_scores import pair_scores, scores_pairs
 from inhouse.engines.torch_chat import control_of
-from inhouse.engines.torch_embedding import mean_vectors
+from inhouse.engines.torch_embedding import mean_vectors, text_ids
 from inhouse.engines.wire_child import Outbox, TookTooLong, time_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_S = 1.0
 Turns = tuple[Message, ...]
@@ -29,6 +34,8 @@ class LabelServing:
         self.capabilities = Capabilities(
             logprobs=True, embeddings=True, rerank=scores_pairs(engine.model), most_parallel=parallel, control=control
         )
+        # For the thread that embeds and scores: each call sets how a tokenizer reads and cuts texts, for all its users.
+        self._apart: PreTrainedTokenizerBase = deepcopy(engine.tokenizer)
         self._waiting: dict[int, tuple[Ask, Turns, int]] = {}
 
     def submit(self, uid: int, ask: Ask) -> None:
@@ -70,7 +77,7 @@ class LabelServing:
 
     def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         """The mean of the last layer's states of each text, as a unit vector."""
-        ids = [self.tokenize(text, True) if isinstance(text, str) else list(text) for text in texts]
+        ids = [text_ids(self._apart, text, True) if isinstance(text, str) else list(text) for text in texts]
         if longest := max((len(row) for row in ids if len(row) > self.context_length), default=0):
             raise EngineRefused("context", longest)
         if not all(ids):
@@ -79,13 +86,11 @@ class LabelServing:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
         """How well each document fits its query, by a model that reads both at once."""
-        return pair_scores(self.engine.model, self.engine.tokenizer, pairs, self.context_length)
+        return pair_scores(self.engine.model, self._apart, pairs, self.context_length)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, special tokens are parsed and added."""
-        told = self.engine.tokenizer(text, add_special_tokens=special, split_special_tokens=not special)
-        ids: list[int] = told["input_ids"]
-        return ids
+        return text_ids(self.engine.tokenizer, text, special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""

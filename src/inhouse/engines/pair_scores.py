@@ -13,19 +13,39 @@ if TYPE_CHECKING:
 
 TOGETHER = 16
 MOST_LABELS = 2
+# Names of labels that say a pair fits, as models of search, inference and paraphrase have them.
+FITS = frozenset({"relevant", "entailment", "entailed", "duplicate", "paraphrase", "equivalent", "similar", "match"})
+# What sentence-transformers writes into the settings of its cross-encoders, now and before its version 4.
+MARKS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def scores_pairs(model: PreTrainedModel) -> bool:
-    """Whether it is an encoder with one output, or with two labels, of which the second says that they fit."""
+    """Whether it is an encoder whose output says how well a pair fits."""
     from inhouse.engines.classifier import reads_both_ways
 
-    return reads_both_ways(model) and 1 <= model.config.num_labels <= MOST_LABELS
+    return reads_both_ways(model) and fitting_label(model) is not None
+
+
+def fitting_label(model: PreTrainedModel) -> int | None:
+    """The place of the output that says how well a pair fits: the only one, or of two labels the one that says so.
+
+    None for more, and for two that are of no pairs, as of sentiment or spam: what they say is no relevance.
+    """
+    config = model.config
+    if config.num_labels == 1:
+        return 0
+    if config.num_labels > MOST_LABELS:
+        return None
+    fits = [place for place in range(2) if str(config.id2label[place]).strip().lower() in FITS]
+    if len(fits) == 1:
+        return fits[0]
+    return 1 if any(mark in config.to_dict() for mark in MARKS) else None
 
 
 def pair_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], most: int
 ) -> PairScores:
-    """A score between 0 and 1 for each (query, document): the sigmoid of one output, else the second label's share.
+    """A score between 0 and 1 for each (query, document): the sigmoid of one output, else the fitting label's share.
 
     A pair of more than `most` tokens is cut, token by token from the longer of its two texts, and told.
     """
@@ -67,8 +87,9 @@ def _scores(
     with torch.inference_mode():
         found: Any = model(**told, attention_mask=mask)
         logits: torch.Tensor = found.logits.float()
-        # Of two labels, the softmax of the second is the sigmoid of how far it is ahead.
-        ahead = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        fits = fitting_label(model) or 0
+        # Of two labels, the softmax of one is the sigmoid of how far it is ahead.
+        ahead = logits[:, 0] if logits.shape[1] == 1 else logits[:, fits] - logits[:, 1 - fits]
         scores: list[float] = ahead.sigmoid().tolist()
     return scores
 

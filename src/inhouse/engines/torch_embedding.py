@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOGETHER = 16
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    """Token ids; with `special`, special tokens are parsed and added.
+
+    It sets how the tokenizer reads texts: threads that read at the same time need one each.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=special, split_special_tokens=not special)["input_ids"]
+    return ids
 
 
 def mean_vectors(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
 from inhouse.core.tool_words import writes_tools
 from inhouse.engines.text_stream import TextStream
-from inhouse.engines.torch_embedding import mean_vectors
+from inhouse.engines.torch_embedding import mean_vectors, text_ids
 from inhouse.engines.torch_rows import Rows
 from inhouse.engines.torch_sampling import Chooser, told_logprobs
 from inhouse.engines.wire_child import Outbox, TookTooLong, time_limit
@@ -86,6 +87,7 @@ class TorchServing:
             template_tools=writes_tools(template_of(loaded.tokenizer)),
         )
         self._lock = threading.Lock()  # texts are embedded on a thread of their own, and adapters belong to the model
+        self._apart = deepcopy(loaded.tokenizer)  # for that thread: a call sets how the tokenizer reads, for all users
         self._waiting: deque[tuple[int, Ask, list[int]]] = deque()
         self._batches: dict[str | None, list[Rows[Answer]]] = {}
 
@@ -128,7 +130,7 @@ class TorchServing:
 
     def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         """The mean of the last layer's states of each text, as a unit vector. Without any adapter."""
-        ids = [self.tokenize(text, True) if isinstance(text, str) else list(text) for text in texts]
+        ids = [text_ids(self._apart, text, True) if isinstance(text, str) else list(text) for text in texts]
         if longest := max((len(row) for row in ids if len(row) > self.context_length), default=0):
             raise EngineRefused("context", longest)
         if not all(ids):
@@ -138,9 +140,7 @@ class TorchServing:
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids; with `special`, special tokens are parsed and added."""
-        told: Any = self.loaded.tokenizer(text, add_special_tokens=special, split_special_tokens=not special)
-        ids: list[int] = told["input_ids"]
-        return ids
+        return text_ids(self.loaded.tokenizer, text, special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
