@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import timeit
 from typing import Any
 
@@ -92,6 +93,83 @@ def test_arguments_of_earlier_calls_are_broken_behind_their_escapes(arguments: s
     assert json.loads(turn["tool_calls"][0]["function"]["arguments"]) == said
 
 
+HIDDEN = [
+    '{"q": "\\u003cs>", "q": "x"}',  # Python keeps the last one of a name, others the first
+    '{"q": "\\u003C\\u0073>", "n": 1' + "0" * 5000 + "}",  # more digits than Python reads
+    '\ufeff{"q": "<\\/s>"}',
+    '{"q": "\\\\\\u003cs>"}',
+    '{"q": "\\u005bINST]", "a": ' + "[" * 600 + "]" * 600 + "}",
+    '{"\\u003cs>": "\\ud83d\\ude00 \\ud83d"',
+]
+
+
+@pytest.mark.parametrize("arguments", HIDDEN, ids=range(len(HIDDEN)))
+def test_control_token_in_arguments_is_broken_however_it_is_hidden(arguments: str) -> None:
+    call = {**CALL, "function": {"name": "look", "arguments": arguments}}
+    (turn,) = CONTROL.in_turns([{"role": "assistant", "content": None, "tool_calls": [call]}])
+    told = turn["tool_calls"][0]["function"]["arguments"]
+    assert told.count(JOINER) == 1 and not re.search(r"\\u(003|005b)|\\/", told, re.I)
+    assert not any(token in told for token in TOKENS)
+
+
+@given(st.recursive(texts | st.text(max_size=4) | st.integers(), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(texts, inner, max_size=3), max_leaves=6))  # fmt: skip
+def test_arguments_say_what_they_said_with_each_text_broken(said: Any) -> None:
+    def told(value: Any) -> Any:
+        if isinstance(value, str):
+            return CONTROL.broken(value)
+        if isinstance(value, dict):
+            return {CONTROL.broken(name): told(part) for name, part in value.items()}
+        return [told(part) for part in value] if isinstance(value, list) else value
+
+    for ascii_only in (True, False):
+        call = {"function": {"name": "look", "arguments": json.dumps({"q": said}, ensure_ascii=ascii_only)}}
+        (turn,) = CONTROL.in_turns([{"role": "assistant", "tool_calls": [call]}])
+        assert json.loads(turn["tool_calls"][0]["function"]["arguments"]) == told({"q": said})
+
+
+def test_token_with_a_quotation_mark_is_found_in_arguments() -> None:
+    control = ControlTokens(['<|"|>'])
+    call = {"function": {"name": "look", "arguments": json.dumps({"q": '<|"|>'})}}
+    (turn,) = control.in_turns([{"role": "assistant", "tool_calls": [call]}])
+    assert json.loads(turn["tool_calls"][0]["function"]["arguments"]) == {"q": f'<{JOINER}|"|>'}
+    refusing = ControlTokens([], ['<|"|>'])
+    with pytest.raises(UserError):
+        refusing.in_turns([{"role": "assistant", "tool_calls": [call]}])
+
+
+def test_call_nested_too_deep_to_be_walked_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(UserError) as error:
+        CONTROL.in_turns([{"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": deep}}]}])
+    assert error.value.code == "prompt.nested"
+
+
+def test_full_megabyte_of_escapes_is_searched_soon() -> None:
+    for escape in ("\\u003c", "\\n", "\\\\"):
+        call = {"function": {"name": "look", "arguments": escape * (2**20 // len(escape))}}
+        turns = [{"role": "assistant", "tool_calls": [call]}]
+        assert min(timeit.repeat(lambda turns=turns: WELL_KNOWN.in_turns(turns), number=1, repeat=2)) < 1.0
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<|im_user|>", "<|im_middle|>", "<|start_of_role|>", "<|tool|>", "<|tool_call|>", "[|endofturn|]"),
+        *("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<end_of_utterance>", "]~b]"),
+    ],
+)
+def test_tokens_of_a_model_that_is_elsewhere_are_broken(token: str) -> None:
+    assert WELL_KNOWN.broken(f"a {token} b") == f"a {token[0]}{JOINER}{token[1:]} b"
+
+
+@pytest.mark.parametrize("text", ["a <| b |> c", "<|", "x |> f |> g", "if a <|b|: c>", "[1] ~b", "<table>"])
+def test_code_that_resembles_such_tokens_is_left(text: str) -> None:
+    assert WELL_KNOWN.broken(text) is text
+
+
 def test_arguments_that_are_no_json_are_broken_as_text() -> None:
     for arguments in ("<s>", "\\<s>"):
         call = {"id": "<s>", "type": "function", "function": {"name": "look", "arguments": arguments}}
@@ -119,6 +197,15 @@ def test_text_that_a_normaliser_turns_into_a_control_token_is_refused_only_where
     with pytest.raises(UserError) as error:
         harmful.broken("a <S>")
     assert error.value.code == "prompt.control_token" and error.value.facts["at"] == 2
+
+
+def test_token_is_found_as_the_normaliser_spells_it_and_a_refused_one_too() -> None:
+    lower = ControlTokens(["<|EOT|>"], (), str.lower, lambda text: False)
+    undone = ControlTokens([], ["<|eot|>"], lambda text: text.replace("\u200b", ""), lambda text: False)
+    for control, text in ((lower, "a <|eot|>"), (undone, "a <\u200b|eot|>")):
+        with pytest.raises(UserError) as error:
+            control.broken(text)
+        assert error.value.code == "prompt.control_token" and error.value.facts["at"] == 2
 
 
 def test_added_tokens_that_only_look_like_control_tokens_count_as_llamacpp_has_them() -> None:

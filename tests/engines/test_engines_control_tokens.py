@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from inhouse.core.control_tokens import JOINER
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.engines.chat_template import ChatTemplate
 from inhouse.engines.gguf_header import read_header
 from inhouse.engines.gguf_tokens import control_of, control_tokens
 from inhouse.engines.torch_chat import as_written, render
@@ -170,6 +172,44 @@ def test_tokenizer_that_undoes_the_break_gets_no_such_text_at_all() -> None:
     assert error.value.code == "prompt.control_token" and error.value.facts["at"] == 3
 
 
+def test_token_that_stays_one_is_refused_behind_invisible_characters_too() -> None:
+    tokenizer = opened(joiners_vanish)
+    for text in ("an <\u200b/s> end", "<\ufeff/S>"):
+        with pytest.raises(UserError) as error:
+            render(tokenizer, [Message(role="user", content=text)], answer_follows=True)
+        assert error.value.code == "prompt.control_token"
+
+
+def test_token_in_capitals_is_found_where_the_tokenizer_writes_small_ones() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer, template, named = unigram_nfkc()
+    tokenizer.add_special_tokens([AddedToken("<|EOT|>", normalized=True)])
+    fast = opened(lambda: (tokenizer, template, named))
+    assert fast.convert_tokens_to_ids("<|EOT|>") in fast("an <|eot|> end")["input_ids"]
+    for text in ("an <|eot|> end", "an <|EOT|> end", "<|E\u200bOT|>"):
+        with contextlib.suppress(UserError):
+            found = render(fast, [Message(role="user", content=text)], answer_follows=True)
+            assert "<|EOT|>" not in commands(fast, found), text
+
+
+def test_conversation_nested_too_deep_for_a_template_is_told(tokenizers: dict[str, Any]) -> None:
+    tokenizer = opened(byte_level)
+    calls = "{% for m in messages %}{{ m['tool_calls'] | tojson }}{% endfor %}"
+    tokenizer.chat_template = calls + """{% if tools %}{{ tools }}{{ '<tool_call>\n{"name": "' }}{% endif %}"""
+    codes = []
+    for depth in (0, 600, 100_000):
+        arguments = '{"a":' + "[" * depth + "1" + "]" * depth + "}"
+        call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+        try:
+            assert render(tokenizer, [Message(role="assistant", content=None, tool_calls=[call])], answer_follows=True)
+        except UserError as error:
+            codes.append(error.code)
+    assert codes in ([], ["torch.template_failed"])  # Python's own limit, less what stands on the stack already
+    template = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments is string }}", {})
+    assert template.render([{"role": "assistant", "tool_calls": [call]}]) == "True"
+
+
 def test_template_of_several_is_the_one_for_tools(tokenizers: dict[str, Any]) -> None:
     tokenizer = opened(byte_level)
     hermes = CHATML + """{% if tools %}{{ tools }}{{ '<tool_call>\n{"name": "' }}{% endif %}"""
@@ -186,7 +226,9 @@ def test_control_tokens_of_a_gguf_file_are_those_that_its_types_name(tmp_path: P
     path = tmp_path / "tiny.gguf"
     plain = [f"piece{place}" for place in range(100)]
     # Types: 1 normal, 2 unknown, 3 control, 4 user defined. The last tokens stand behind those that a header shows.
-    named = {"<unk>": 2, "</s>": 3, "<|fim_prefix|>": 4, "<table>": 4, "!": 3, "<|im_end|>": 3}
+    # llama.cpp takes <|eot_id|> for a control token by its text, and parses [INST] as it is user defined.
+    named = {"<unk>": 2, "</s>": 3, "<|fim_prefix|>": 4, "<table>": 4, "!": 3, "<|im_end|>": 3, "odd": 3}
+    named |= {"<|eot_id|>": 1, "[INST]": 4, "]~b]": 1, "<unused1>": 5}
     writer = GGUFWriter(path, "llama")
     writer.add_token_list([*plain, *named])
     writer.add_token_types([1] * len(plain) + list(named.values()))
@@ -196,9 +238,13 @@ def test_control_tokens_of_a_gguf_file_are_those_that_its_types_name(tmp_path: P
     writer.close()
     header = read_header(path)
     found = control_tokens(path, header)
-    assert found == {"</s>": 101, "<|fim_prefix|>": 102, "<|im_end|>": 105}
+    looking = {"<unk>": 100, "</s>": 101, "<|fim_prefix|>": 102, "<|im_end|>": 105, "<|eot_id|>": 107, "[INST]": 108}
+    looking |= {"]~b]": 109, "<unused1>": 110}
+    assert found == {**looking, "odd": 106}
     for undone in ((), (found["<|im_end|>"],)):
         control = control_of(path, header, lambda text, undone=undone: [5, *(undone if "im_end" in text else ())])
         assert control.refused == (("<|im_end|>",) if undone else ())
     header.metadata.pop("tokenizer.ggml.token_type")
+    assert control_tokens(path, header) == looking
+    header.metadata.pop("tokenizer.ggml.tokens")
     assert control_tokens(path, header) == {}

@@ -133,6 +133,26 @@ def call(name: str = "call_1", function: str = "f", arguments: Any = "{}") -> di
     return {"id": name, "type": "function", "function": {"name": function, "arguments": arguments}}
 
 
+DEEP = (
+    '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+    '{"a":' * 33 + "1" + "}" * 33,
+    "[" * 40,  # no JSON, as is what follows, for Python
+    "\ufeff" + "[" * 600 + "]" * 600,
+    '{"n": ' + "1" * 5000 + ', "a": ' + "[" * 600 + "]" * 600 + "}",
+    '{"q": "\\\\", "a": ' + "[" * 600 + "]" * 600 + ', "q": "\\""}',
+)
+
+
+def test_arguments_with_many_brackets_that_are_not_deep_are_taken() -> None:
+    for arguments in (
+        json.dumps({"code": "[{" * 999, "q": '\\"['}),
+        json.dumps([[[]]] * 99),
+        '{"a":' * 31 + "[]" + "}" * 31,
+    ):
+        (turn,) = check_turns([{"role": "assistant", "tool_calls": [call(arguments=arguments)]}])
+        assert turn["tool_calls"][0]["function"]["arguments"] == arguments
+
+
 def test_results_refer_to_calls_before_them() -> None:
     turns = check_turns(
         [
@@ -162,6 +182,13 @@ def test_results_refer_to_calls_before_them() -> None:
         ([{"role": "assistant", "tool_calls": [call("a", "a b")]}], "messages.0.tool_calls.0.function.name"),
         ([{"role": "assistant", "tool_calls": [call("a", "f", {})]}], "messages.0.tool_calls.0.function.arguments"),
         ([{"role": "assistant", "function_call": 3}], "messages.0.tool_calls.0"),
+        *(
+            (
+                [{"role": "assistant", "tool_calls": [call("a", "f", deep)]}],
+                "messages.0.tool_calls.0.function.arguments",
+            )
+            for deep in DEEP
+        ),
     ],
 )
 def test_turns_that_are_wrong_are_refused_with_their_field(messages: list[dict[str, Any]], param: str) -> None:

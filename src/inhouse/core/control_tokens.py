@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from inhouse.core.errors import UserError
@@ -30,20 +31,25 @@ FAMILIES = (
     *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"),
     *("<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>"),  # gpt-oss
     *("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+    *("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "[|endofturn|]", "<end_of_utterance>"),  # EXAONE, SmolVLM
+    *("]~!b[", "]~b]", "[e~[", "<seed:bos>", "<seed:eos>", "<EOT>", "[EOT]", "[EOS]"),  # MiniMax, Seed, older ones
 )
 # Added tokens that are no control tokens by their file, but look like some; llama.cpp's converter takes them for such.
 LOOKS = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|\[@BOS@\]", re.S)
+ESCAPES = re.compile(  # of JSON
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^u])", re.S
+)
 LONGEST = 64  # characters of a control token that are looked at; those that are known have 40 at most
 Turn = Mapping[str, Any]
 Finders = tuple[tuple[str, re.Pattern[str]], ...]
 
 
 def is_control(text: str, special: bool) -> bool:
-    """Whether an added token is a control token: its file says so (`special`), or it looks like one.
+    """Whether an added token is a control token: its file says so (`special`), a family has it, or it looks like one.
 
     One of a single character has no inside to be broken, and ends no turn in any tokenizer that is known: it is none.
     """
-    return len(text) > 1 and (special or LOOKS.fullmatch(text) is not None)
+    return len(text) > 1 and (special or text in FAMILIES or LOOKS.fullmatch(text) is not None)
 
 
 class ControlTokens:
@@ -51,7 +57,8 @@ class ControlTokens:
 
     `refused` are those that stay control tokens even when broken: a text with one is not taken. `rewrites` is what the
     tokenizer does to a text before it looks for tokens, where it does anything, and `plain` whether it finds no control
-    token in one: a text that turns into a control token only by being rewritten is not taken either.
+    token in one: a text that turns into a control token only by being rewritten is not taken either. `forms` find
+    what looks like a control token, where not all are known.
     """
 
     def __init__(
@@ -60,13 +67,19 @@ class ControlTokens:
         refused: Iterable[str] = (),
         rewrites: Callable[[str], str] | None = None,
         plain: Callable[[str], bool] | None = None,
+        forms: Finders = (),
     ) -> None:
         self.texts = tuple(sorted(set(texts)))
         self.refused = tuple(sorted(set(refused)))
-        self._finders = finders_of(self.texts)
+        self._finders = finders_of(self.texts) + forms
         self._refused = finders_of(self.refused)
+        self._quoted = finders_of(
+            told for text in self.texts if (told := json.dumps(text, ensure_ascii=False)[1:-1]) != text
+        )
         self._rewrites = rewrites
         self._plain = plain
+        known = {*self.texts, *self.refused}
+        self._rewritten = finders_of(known if rewrites is None else known.union(map(rewrites, known)))
 
     def broken(self, text: str) -> str:
         """The text with every control token in it broken; the very same object where there is none.
@@ -77,7 +90,7 @@ class ControlTokens:
             raise UserError("prompt.control_token", at=at)
         text = _broken(self._finders, text)
         if self._rewrites is not None and self._plain is not None:
-            seen = first_of(self._finders, self._rewrites(text))
+            seen = first_of(self._rewritten, self._rewrites(text))
             if seen is not None and not self._plain(text):
                 raise UserError("prompt.control_token", at=seen)
         return text
@@ -85,13 +98,18 @@ class ControlTokens:
     def in_turns(self, turns: Sequence[Turn]) -> list[Turn]:
         """Turns in OpenAI's shape with all that users and tools say broken; calls in the history too.
 
-        What the system and the assistant say is left, for they write with the same pen as the template.
+        What the system and the assistant say is left, for they write with the same pen as the template. Raises
+        prompt.control_token and prompt.nested.
         """
-        return [self._turn(turn) for turn in turns]
+        try:
+            return [self._turn(turn) for turn in turns]
+        except RecursionError:
+            raise UserError("prompt.nested") from None
 
     def count(self, turns: Iterable[Turn]) -> int:
-        """How many turns hold a control token that is broken."""
-        return sum(self._turn(turn) is not turn for turn in turns)
+        """How many turns hold a control token that is broken. Raises as `in_turns` does."""
+        turns = tuple(turns)
+        return sum(told is not turn for told, turn in zip(self.in_turns(turns), turns, strict=True))
 
     def _turn(self, turn: Turn) -> Turn:
         role = turn["role"]
@@ -116,15 +134,18 @@ class ControlTokens:
         return self._within(call)
 
     def _arguments(self, text: str) -> str:
-        """A call's arguments, which are JSON: `\\u003c` in them is a `<` as soon as a template has parsed them."""
-        if "\\" in text:
-            try:
-                said = json.loads(text)
-            except (ValueError, RecursionError):
-                return self.broken(text)
-            told = self._within(said)
-            return text if told == said else json.dumps(told, ensure_ascii=False)
-        return self.broken(text)
+        """A call's arguments, which are JSON: `\\u003c` in them is a `<` as soon as a template has parsed them.
+
+        They are searched as text, their escapes undone, and not parsed: engines take more for JSON than Python does,
+        and the first of two values with the same name would be hidden.
+        """
+        if "\\" not in text:
+            return self.broken(text)
+        if self._refused or self._rewrites is not None:
+            self.broken(ESCAPES.sub(lambda found: _said(found[0]), text))  # for what it raises
+        spelt = ESCAPES.sub(lambda found: _spelt(found[0]), text)
+        told = _broken(self._quoted, self.broken(spelt))
+        return text if told == spelt else told
 
     def _within(self, value: Any) -> Any:
         """All texts inside a JSON value, names of fields included."""
@@ -168,6 +189,23 @@ def first_of(finders: Finders, text: str) -> int | None:
     return None
 
 
+@lru_cache(maxsize=1024)
+def _said(escape: str) -> str:
+    """What an escape in a JSON text stands for; itself where it is none, or half a character."""
+    try:
+        said = str(json.loads(f'"{escape}"'))
+    except ValueError:
+        return escape
+    return escape if "\ud800" <= said <= "\udfff" else said
+
+
+@lru_cache(maxsize=1024)
+def _spelt(escape: str) -> str:
+    """The character that an escape in a JSON text stands for, where it may stand there without one."""
+    said = _said(escape)
+    return escape if said == escape else json.dumps(said, ensure_ascii=False)[1:-1]
+
+
 def _broken(finders: Finders, text: str) -> str:
     for first, finder in finders:
         if first in text and finder.search(text) is not None:
@@ -200,4 +238,5 @@ def _beginning(texts: Sequence[str]) -> str:
 
 RESULT = finders_of(("<tool_response>", "</tool_response>"))
 NONE = ControlTokens(())
-WELL_KNOWN = ControlTokens(FAMILIES)  # where the model is elsewhere, and its tokens are not known
+# Where the model is elsewhere, and its tokens are not known: all that looks like one too.
+WELL_KNOWN = ControlTokens(FAMILIES, forms=(("<", re.compile(r"<(?=[|｜][^<>\s]{1,60}[|｜]>)")),))

@@ -59,8 +59,8 @@ def _with_object(call: Turn) -> Turn:
         return call
     try:
         told = json.loads(called["arguments"])
-    except ValueError:
-        return call  # not JSON: the template writes the string
+    except (ValueError, RecursionError):
+        return call  # not JSON, or nested too deep: the template writes the string
     return {**call, "function": {**called, "arguments": told}} if isinstance(told, dict) else call
 
 

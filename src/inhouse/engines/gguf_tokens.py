@@ -8,27 +8,31 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from inhouse.core.control_tokens import ControlTokens, is_control, proven
+from inhouse.core.control_tokens import FAMILIES, ControlTokens, is_control, proven
 from inhouse.core.errors import UserError
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType; the latter are tokens that a text is searched for too
+CONTROL = 3  # gguf.TokenType
+FIRST_BYTES = frozenset(text.encode()[0] for text in ("<", "[", *FAMILIES))  # of all that look like one, too
 MOST = 20_000  # Gemma 3 has 6,400, the most that are known
 
 
 def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
     """Texts and ids of a GGUF file's control tokens; none where it has no vocabulary.
 
+    Those that a family has, or that look like one, count whatever their type: llama.cpp makes the ends that it knows
+    by their texts control tokens, and parses those that are user defined too.
     Raises gguf.damaged for more of them than any model has.
     """
     tokens, types = header.metadata.get(TOKENS), header.metadata.get(TYPES)
-    if not isinstance(tokens, ArrayValue) or not isinstance(types, ArrayValue):
+    if not isinstance(tokens, ArrayValue):
         return {}
     with path.open("rb") as file:
-        kinds = _kinds(file, types)
-        marked = {at: kind == CONTROL for at, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)}
-        found = {text: at for at, text in _texts(file, tokens, header, marked) if is_control(text, marked[at])}
+        kinds = _kinds(file, types) if isinstance(types, ArrayValue) else ()
+        marked = {at for at, kind in enumerate(kinds) if kind == CONTROL}
+        texts = _texts(file, tokens, header, marked)
+        found = {text: at for at, text in texts if is_control(text, at in marked)}
     if len(found) > MOST:
         raise UserError("gguf.damaged", path=path, at=tokens.at, reason=f"it has {len(found)} control tokens")
     return found
@@ -37,7 +41,7 @@ def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
 def control_of(path: Path, header: GgufHeader, tokenize: Callable[[str], Sequence[int]]) -> ControlTokens:
     """A file's control tokens, proven to be text once they are broken; `tokenize` parses control tokens in a text."""
     known = control_tokens(path, header)
-    ids = set(known.values()) - {header.number("tokenizer.ggml.unknown_token_id")}
+    ids = set(known.values()) - {header.number("tokenizer.ggml.unknown_token_id"), known.get("<unk>")}
 
     def plain(texts: Sequence[str]) -> list[bool]:
         if ids.isdisjoint(tokenize("\n".join(texts))):  # one question for all of them, nearly always
@@ -57,12 +61,15 @@ def _kinds(file: BinaryIO, types: ArrayValue) -> array[int]:
 
 
 def _texts(file: BinaryIO, tokens: ArrayValue, header: GgufHeader, wanted: Container[int]) -> Iterator[tuple[int, str]]:
-    """The wanted texts of an array, with their places; `read_header` has found it to lie whole inside the file."""
+    """The texts of an array that are wanted or begin as control tokens do, with their places.
+
+    `read_header` has found it to lie whole inside the file.
+    """
     file.seek(tokens.at)
     held = file.read(header.data_offset - tokens.at)
     length_of, at = struct.Struct("<Q").unpack_from, 0
     for place in range(tokens.length):
         end = at + 8 + int(length_of(held, at)[0])
-        if place in wanted:
+        if place in wanted or (end > at + 8 and held[at + 8] in FIRST_BYTES):
             yield place, held[at + 8 : end].decode("utf-8", "replace")
         at = end

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,8 +157,11 @@ def start_server(
             raise
         raise UserError("llamacpp.not_loaded", path=model, context=context, line=_reason(child)) from None
     running = RunningEngine(ready["url"], ready["key"], context, child, tuple(settings.adapters))
-    header = read_header(model)
-    control = control_of(model, header, lambda text: _parsed(running, text))
+    with ExitStack() as failed:
+        failed.callback(running.stop)
+        header = read_header(model)
+        control = control_of(model, header, lambda text: _parsed(running, text))
+        failed.pop_all()
     return replace(running, control=control, template=header.text("tokenizer.chat_template"))
 
 
@@ -171,7 +175,6 @@ def _parsed(running: RunningEngine, text: str) -> list[int]:
         connection.request("POST", "/tokenize", body, {"Content-Type": "application/json", **running.headers})
         found: list[int] = json.loads(connection.getresponse().read())["tokens"]
     except (OSError, HTTPException, ValueError, KeyError) as error:
-        running.stop()
         raise UserError("llamacpp.refused", name=running.url, reason=type(error).__name__) from error
     finally:
         connection.close()

@@ -54,7 +54,7 @@ def render_texts(
         texts: list[str] = tokenizer.apply_chat_template(
             [turns for turns, _ in told], tools=offered, add_generation_prompt=answer_follows, tokenize=False
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except (TemplateError, TypeError, KeyError, RecursionError) as error:
         if len(told) > 1:  # find the one that is refused
             return [render_texts(tokenizer, [messages], answer_follows, tools)[0] for messages in conversations]
         roles = ", ".join(message.role for message in conversations[0])
@@ -115,8 +115,8 @@ def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
         return call
     try:
         told = json.loads(called["arguments"])
-    except ValueError:
-        return call  # not JSON: the template writes the string
+    except (ValueError, RecursionError):
+        return call  # not JSON, or nested too deep: the template writes the string
     return {**call, "function": {**called, "arguments": told}} if isinstance(told, dict) else call
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 from inhouse.core.messages import text
 from inhouse.core.serving import Constraint
-from inhouse.serve.constraint_schema import check_schema
+from inhouse.serve.constraint_schema import SCHEMA_DEPTH, check_schema
 from inhouse.serve.constraints import check_constraint
 from inhouse.serve.errors import invalid, unsupported
 from inhouse.serve.tool_text import calls_schema
 
 TOOLS = 128
 TOOLS_BYTES = 256 * 1024
+MARKS = re.compile(r"[][{}]")
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 CALL_ID = 128
+ARGUMENTS_DEPTH = SCHEMA_DEPTH  # no schema that is taken describes deeper ones
 FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -169,7 +171,25 @@ def _call(call: Any, place: str) -> dict[str, Any]:
         raise invalid(text("serve.tool_id"), f"{place}.id")
     if not isinstance(arguments, str):
         raise invalid(text("serve.tool_arguments_text"), f"{place}.function.arguments")
+    if _nests_too_deep(arguments):
+        raise invalid(text("serve.tool_arguments_depth", most=ARGUMENTS_DEPTH), f"{place}.function.arguments")
     return {"id": name_of_call, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _nests_too_deep(arguments: str) -> bool:
+    """Whether a call's arguments open too many lists and objects inside each other.
+
+    Counted in the text, for what Python takes for no JSON an engine may still parse, and die of.
+    """
+    if arguments.count("[") + arguments.count("{") <= ARGUMENTS_DEPTH:
+        return False
+    plain = "".join(arguments.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    depth = 0
+    for mark in MARKS.findall(plain):
+        depth = depth + 1 if mark in "[{" else max(0, depth - 1)
+        if depth > ARGUMENTS_DEPTH:
+            return True
+    return False
 
 
 def _result(turn: Mapping[str, Any], made: Mapping[str, str], place: str) -> dict[str, Any]:
