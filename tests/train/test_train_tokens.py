@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +510,42 @@ def test_template_that_is_missing_or_refuses_is_told(template: str | None, code:
     with pytest.raises(UserError) as error:
         encoded(tokenizer, [talk("a", "b"), talk("c", "d")], 99)
     assert error.value.code == code
+
+
+def undoing() -> Any:
+    """A tokenizer that takes the joiner out before it looks for tokens: nothing can be broken."""
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = tokenizer_of(CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\N{WORD JOINER}", "")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|bad|>", normalized=True)]})
+    return tokenizer
+
+
+def test_row_that_cannot_be_made_plain_is_left_out_and_named(tmp_path: Path) -> None:
+    tokenizer, log = undoing(), tmp_path / "events.jsonl"
+    bad = talk("a <|bad|>", "b").model_copy(update={"id": "bad0" * 4})
+    found = encoded(tokenizer, [talk("a", "b"), bad, document("text"), talk("c <|im_end|>", "d")], 99, log=log)
+    assert found.origins == [0, 2, 3] and found.refused == (bad.id,) and found.too_long == 0
+    assert (found.counts.rows, found.counts.refused, found.counts.control_texts) == (4, 1, 1)
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    notes = [event["facts"] for event in told if event.get("code") == "train.refused"]
+    assert notes == [{"refused": 1, "rows": 4, "ids": bad.id}]
+    with pytest.raises(UserError) as error:
+        encoded(tokenizer, [bad] * 7, 99)
+    assert error.value.code == "train.all_refused"
+
+
+def test_pair_that_cannot_be_made_plain_is_left_out_and_named(tmp_path: Path) -> None:
+    tokenizer, log = undoing(), tmp_path / "events.jsonl"
+    good = talk("q", "a", rejected=[turn("assistant", "b")])
+    bad = talk("<|bad|>", "a", rejected=[turn("assistant", "b")]).model_copy(update={"id": "bad0" * 4})
+    pairs = encode_pairs([bad, good, bad], tokenizer, ends_of(tokenizer), Limit(99), Events(log))
+    assert (pairs.origins, pairs.too_long, pairs.refused) == ([1], 0, (bad.id, bad.id))
+    assert f"{bad.id}, {bad.id}" in log.read_text()
+    with pytest.raises(UserError) as error:
+        encode_pairs([bad], tokenizer, ends_of(tokenizer), Limit(99), Events())
+    assert error.value.code == "train.all_refused"
 
 
 def test_row_without_an_answer_is_refused_with_its_place(tokenizers: dict[str, Any]) -> None:

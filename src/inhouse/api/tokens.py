@@ -164,7 +164,12 @@ def _samples(row: Row, coder: Coder, limit: Limit) -> Iterator[tuple[Name, Sampl
 
     if row.rejected is not None:
         whatever = limit._replace(longest=NO_LIMIT, over_length="drop")
-        pair = encode_pairs([row], coder.tokenizer, coder.ends, whatever, Events()).kept[0]
+        try:
+            pair = encode_pairs([row], coder.tokenizer, coder.ends, whatever, Events()).kept[0]
+        except UserError as error:
+            if error.code != "train.all_refused":
+                raise
+            return
         yield "chosen", pair.chosen, ()
         yield "rejected", pair.rejected, ()
         return
@@ -173,6 +178,8 @@ def _samples(row: Row, coder: Coder, limit: Limit) -> Iterator[tuple[Name, Sampl
         yield from (("sample", sample, ()) for sample in kept)
         return
     whole = gather([row], coder, limit._replace(longest=NO_LIMIT), Events()).kept
+    if not whole:
+        return  # its text cannot be made plain: it is left out, and counted
     written = render(coder.tokenizer, row.messages, False, row.tools)
     for place, sample in enumerate(kept or whole):
         full = whole[place].ids if len(whole) == len(kept) else sample.ids

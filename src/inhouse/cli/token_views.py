@@ -23,6 +23,7 @@ SIGNS: dict[Label, tuple[str, str]] = {"learned": ("⟦", "⟧"), "context": (""
 LABELS: tuple[Label, ...] = ("learned", "context", "cut")
 FATES = (
     "dropped", "truncated", "answers_cut", "answers_dropped", "split", "questions_lost", "apart", "end_inside", "empty",
+    "refused",
 )  # fmt: skip
 MOST_TOKENS = 600  # of a sample that is shown; --ids and --json have all
 

@@ -28,6 +28,7 @@ def encode_preferences(rows: Sequence[Row], coding: Coding) -> Samples:
         longest=max(len(sample.ids) for sample in kept),
         over_length=found.too_long,
         dropped=found.too_long,
+        refused=len(found.refused),
     )
     origins = [origin for origin in found.origins for _ in range(2)]
     return told_too_long(Samples(kept, found.too_long, origins, counts), len(rows), coding)

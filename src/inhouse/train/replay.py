@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Encode = Callable[[Sequence[Row]], tuple[list[T], int]]
 LEAST_ROWS = 64  # encoded at once: tokenizers are quicker with many
-NOTHING = ("train.all_dropped", "train.all_empty", "train.all_masked")  # what encoding raises where rows give no sample
+# What encoding raises where rows give no sample.
+NOTHING = ("train.all_dropped", "train.all_empty", "train.all_masked", "train.all_refused")
 
 
 class Mixed(NamedTuple):

@@ -19,6 +19,8 @@ __all__ = ["Counts", "Limit", "OverLength", "Pair", "Pairs", "Sample", "Samples"
 
 Turns = Literal["last", "all"]
 OverLength = Literal["drop", "truncate", "split"]
+UNREADABLE = ("prompt.control_token", "prompt.nested")  # a row that raises one of these is left out, and named
+NAMED = 5  # ids of such rows in a note
 CHUNK = 256  # rows that are rendered and cut into tokens together
 
 
@@ -56,19 +58,22 @@ class Counts:
     apart: int = 0  # conversations that gave a sample for each answer, as the template rewrites earlier turns
     empty: int = 0  # documents without a token to learn
     control_texts: int = 0  # texts of users and tools with control tokens, which were broken
+    refused: int = 0  # conversations with a text that cannot be made plain, which were left out
 
 
 @dataclass(frozen=True)
 class Samples:
     """The samples that are trained on, how many rows were longer than the limit and left out, and all counts.
 
-    `origins[i]` is the place of the row that `kept[i]` comes from.
+    `origins[i]` is the place of the row that `kept[i]` comes from; `refused` are ids of rows that were left out, as a
+    text in them cannot be made plain.
     """
 
     kept: list[Sample]
     too_long: int
     origins: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
+    refused: tuple[str, ...] = ()
 
     @property
     def facts(self) -> dict[str, int]:
@@ -86,11 +91,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs that are trained on, the place of the row of each, and how many rows were too long and left out."""
+    """The pairs that are trained on, the place of the row of each, and which rows were left out.
+
+    `too_long` is how many were longer than the limit, `refused` the ids of those with a text that cannot be made plain.
+    """
 
     kept: list[Pair]
     origins: list[int]
     too_long: int
+    refused: tuple[str, ...] = ()
 
 
 def encode_rows(
@@ -102,8 +111,8 @@ def encode_rows(
 ) -> Samples:
     """Tokens of every row through the model's template, at most `limit.longest` of them in a sample.
 
-    Raises train.no_rows, train.no_answer, train.all_empty, train.all_dropped, train.all_masked and what Coder.encode
-    raises.
+    Raises train.no_rows, train.no_answer, train.all_empty, train.all_refused, train.all_dropped, train.all_masked and
+    what Coder.encode raises.
     """
     wanted = Limit(*limit)
     found = gather(rows, Coder(tokenizer, ends), wanted, events)
@@ -114,10 +123,15 @@ def encode_rows(
         full = counts.rows - counts.empty
         if not full:
             raise UserError("train.all_empty", rows=counts.rows)
+        if full == counts.refused:
+            raise UserError("train.all_refused", rows=full)
         if wanted.over_length == "truncate":
-            raise UserError("train.all_masked", rows=full, max_length=wanted.longest)
-        raise UserError("train.all_dropped", rows=full, max_length=wanted.longest, least=counts.shortest)
+            raise UserError("train.all_masked", rows=full - counts.refused, max_length=wanted.longest)
+        raise UserError(
+            "train.all_dropped", rows=full - counts.refused, max_length=wanted.longest, least=counts.shortest
+        )
     _tell(counts, wanted, events)
+    _tell_refused(found.refused, counts.rows, events)
     return found
 
 
@@ -127,7 +141,7 @@ def gather(rows: Iterable[Row], coder: Coder, limit: Limit, events: Events) -> S
     for chunk in _chunks(rows):
         events.progress(work.counts.rows, None, "rows")
         work.take(chunk)
-    return Samples(work.kept, work.counts.dropped, work.origins, work.counts)
+    return Samples(work.kept, work.counts.dropped, work.origins, work.counts, tuple(work.refused))
 
 
 def encode(row: Row, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], turns: Turns = "last") -> Sample:
@@ -151,30 +165,39 @@ def encode_pairs(
     """Both conversations of every row; learned is what follows the last question, in turns of the assistant.
 
     A row of which one is longer than `limit.longest` is left out; `limit.turns` does not count. Raises
-    train.pairs_over_length, train.no_rows, train.no_rejected, train.all_dropped and what Coder.encode raises.
+    train.pairs_over_length, train.no_rows, train.no_rejected, train.all_refused, train.all_dropped and what
+    Coder.encode raises.
     """
     if limit.over_length != "drop":  # of cut answers it is not known which is the better one
         raise UserError("train.pairs_over_length", rule=limit.over_length)
     coder = Coder(tokenizer, ends)
     kept: list[Pair] = []
     origins: list[int] = []
+    refused: list[str] = []
     count, least = 0, 0
     for chunk in _chunks(rows):
         events.progress(count, None, "rows")
-        talks = [talk for row in chunk for talk in _both(row)]
+        told = {place: _both(row) for place, row in enumerate(chunk, count)}
+        bad = {place for place, both in told.items() if None in (_broken_texts(coder, talk) for talk in both)}
+        refused += [row.id for place, row in enumerate(chunk, count) if place in bad]
+        places = [place for place in told if place not in bad]
+        talks = [talk for place in places for talk in told[place]]
         samples = [_only(found, talk) for found, talk in zip(coder.encode(talks), talks, strict=True)]
-        for chosen, rejected in zip(samples[::2], samples[1::2], strict=True):
+        for place, chosen, rejected in zip(places, samples[::2], samples[1::2], strict=True):
             length = max(len(chosen.ids), len(rejected.ids))
             least = min(least or length, length)
             if length <= limit.longest:
                 kept.append(Pair(chosen, rejected))
-                origins.append(count)
-            count += 1
+                origins.append(place)
+        count += len(chunk)
     if not count:
         raise UserError("train.no_rows")
     if not kept:
-        raise UserError("train.all_dropped", rows=count, max_length=limit.longest, least=least)
-    return Pairs(kept, origins, count - len(kept))
+        if len(refused) == count:
+            raise UserError("train.all_refused", rows=count)
+        raise UserError("train.all_dropped", rows=count - len(refused), max_length=limit.longest, least=least)
+    _tell_refused(refused, count, events)
+    return Pairs(kept, origins, count - len(kept) - len(refused), tuple(refused))
 
 
 def is_document(row: Row) -> bool:
@@ -228,6 +251,22 @@ def _only(samples: Sequence[Sample], talk: Talk) -> Sample:
     return samples[0]
 
 
+def _broken_texts(coder: Coder, talk: Talk) -> int | None:
+    """How many texts of a conversation hold control tokens that are broken; None where one cannot be made plain."""
+    try:
+        return coder.broken_texts(talk)
+    except UserError as error:
+        if error.code not in UNREADABLE:
+            raise
+        return None
+
+
+def _tell_refused(ids: Sequence[str], rows: int, events: Events) -> None:
+    if ids:
+        named = ", ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
+        events.note("train.refused", refused=len(ids), rows=rows, ids=named)
+
+
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     left = iter(rows)
     while chunk := list(islice(left, CHUNK)):
@@ -264,25 +303,41 @@ class _Work:
         self.limit = limit
         self.kept: list[Sample] = []
         self.origins: list[int] = []
+        self.refused: list[str] = []
         self.counts = Counts()
 
     def take(self, rows: Sequence[Row]) -> None:
         """Encode some rows, in their order."""
-        plain = [is_document(row) for row in rows]
-        talks = [talk_of(row, self.limit.turns) for row, document in zip(rows, plain, strict=True) if not document]
-        told = iter(zip(talks, self.coder.encode(talks), strict=True))
-        self.counts.control_texts += sum(self.coder.broken_texts(talk) for talk in talks)
-        documents = [row.answer for row, document in zip(rows, plain, strict=True) if document]
+        talks = self._talks(rows)
+        told = dict(zip(talks, self.coder.encode(list(talks.values())), strict=True))
+        documents = [row.answer for row in rows if is_document(row)]
         read = iter(document_ids(self.coder.tokenizer, documents))
-        for document in plain:
-            if document:
+        for place, row in enumerate(rows):
+            samples: list[Sample] = []
+            if is_document(row):
                 parts = windows(next(read), self.limit.longest)
                 samples = [self.coder.sample(*part) for part in parts if any(part[1])]
                 self.counts.empty += not samples
-            else:
-                samples = [sample for sample in self._within(*next(told)) if any(sample.learned)]
+            elif place in talks:
+                samples = [sample for sample in self._within(talks[place], told[place]) if any(sample.learned)]
             self._keep(samples)
             self.counts.rows += 1
+
+    def _talks(self, rows: Sequence[Row]) -> dict[int, Talk]:
+        """The conversations among some rows by their places, less those with a text that cannot be made plain."""
+        found: dict[int, Talk] = {}
+        for place, row in enumerate(rows):
+            if is_document(row):
+                continue
+            talk = talk_of(row, self.limit.turns)
+            texts = _broken_texts(self.coder, talk)
+            if texts is None:
+                self.refused.append(row.id)
+                self.counts.refused += 1
+                continue
+            self.counts.control_texts += texts
+            found[place] = talk
+        return found
 
     def _keep(self, samples: Sequence[Sample]) -> None:
         counts = self.counts
