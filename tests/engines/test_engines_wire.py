@@ -30,8 +30,8 @@ from inhouse.engines.wire import WireBackend, WireEngine, backend, from_ask, to_
 ECHO = Path(__file__).with_name("wire_echo.py")
 
 
-def start_echo(silence_s: float = 20.0) -> WireBackend:
-    child = Child(Command("echo", (sys.executable, str(ECHO)), 30.0))
+def start_echo(silence_s: float = 20.0, *told: str) -> WireBackend:
+    child = Child(Command("echo", (sys.executable, str(ECHO), *told), 30.0))
     return backend("echo", child, child.wait_ready(), silence_s)
 
 
@@ -96,6 +96,18 @@ def test_a_refusal_tells_its_reason_and_the_others_go_on(echo: WireBackend) -> N
         return "".join(delta.text for delta in await good)
 
     assert within(echo, work) == "#" * 20
+
+
+def test_a_request_that_breaks_the_engines_code_fails_alone(echo: WireBackend) -> None:
+    async def work(engine: WireEngine) -> str:
+        stream = engine.submit(asked("#" * 200))
+        told = "".join(delta.text for delta in await anext(stream))
+        for question in (gather(engine, asked("deep")), engine.render(asked("deep"))):
+            with pytest.raises(EngineRefused, match="failed"):
+                await question
+        return told + "".join([delta.text async for deltas in stream for delta in deltas])
+
+    assert within(echo, work) == "#" * 200
 
 
 def test_a_request_that_fails_midway_is_lost_after_what_it_made(echo: WireBackend) -> None:
@@ -240,3 +252,19 @@ def test_a_stopped_child_leaves_no_socket_behind() -> None:
 def test_pairs_are_refused_by_an_engine_that_reads_none(echo: WireBackend) -> None:
     with pytest.raises(EngineRefused, match="unsupported"):
         within(echo, lambda engine: engine.score_pairs([("a", "b")]))
+
+
+def test_vectors_and_scores_that_fail_are_answered_and_the_next_are_made() -> None:
+    running = start_echo(20.0, "pairs")
+
+    async def work(engine: WireEngine) -> object:
+        with pytest.raises(EngineRefused, match="failed"):
+            await engine.embed(["break"])
+        with pytest.raises(EngineRefused, match="failed"):
+            await engine.score_pairs([("break", "")])
+        return (await engine.score_pairs([("a", "b")])).scores, await engine.embed(["abc"])
+
+    try:
+        assert within(running, work) == ([0.5], ([[3.0, 0.5]], 9))
+    finally:
+        running.stop()

@@ -1,7 +1,7 @@
 """A child that speaks the wire without a model: it answers with the characters of the prompt, one a step.
 
 A request whose prompt is `mute` hears nothing; `refuse` is refused for its length, `late` fails after a first delta;
-`crash` ends the process; `garbage` sends what is no JSON.
+`crash` ends the process; `garbage` sends what is no JSON. Embedding or scoring `break` fails as no engine should.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import time
 from collections.abc import Sequence
 
 from inhouse.core.run import die_with_parent
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairScores, Stats, Usage
 from inhouse.engines.process import Reporter
 from inhouse.engines.wire_child import Outbox, TookTooLong, serve, time_limit
 
 
 class Echo:
-    capabilities = Capabilities(constraints=frozenset({"regex"}), adapters=("law",), most_parallel=64)
+    capabilities = Capabilities(
+        constraints=frozenset({"regex"}), adapters=("law",), most_parallel=64, rerank="pairs" in sys.argv
+    )
     context_length = 99
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class Echo:
         self.asked = ask
         if ask.prompt == "refuse":
             raise EngineRefused("context", 1234)
+        if ask.prompt == "deep":
+            raise RecursionError
         self.left[uid] = (str(ask.prompt), ask)
 
     def cancel(self, uid: int) -> None:
@@ -70,7 +74,14 @@ class Echo:
     def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         if not texts:
             raise EngineRefused("unsupported")
+        if "break" in texts:
+            raise RuntimeError("broken")
         return [[float(len(text)), 0.5] for text in texts], 9
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> PairScores:
+        if ("break", "") in pairs:
+            raise RuntimeError("broken")
+        return PairScores([0.5] * len(pairs), 3, ())
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return [ord(letter) + special for letter in text]
@@ -79,6 +90,8 @@ class Echo:
         return "".join(map(chr, tokens))
 
     def render(self, ask: Ask) -> str:
+        if ask.prompt == "deep":
+            raise RecursionError
         try:
             with time_limit(0.1):
                 while ask.adapter == "loop":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import selectors
 import shutil
 import signal
@@ -20,8 +21,9 @@ import tempfile
 import threading
 import traceback
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -33,6 +35,7 @@ from inhouse.engines.wire import MOST_LINE_BYTES, from_capabilities, from_delta,
 RECEIVE_BYTES = 256 * 1024
 LONGEST_PATH = 100  # of sockaddr_un: 108 on Linux, 104 elsewhere
 SEND_S = 10  # a gateway that does not read for so long is given up
+log = logging.getLogger("inhouse.engines")
 
 
 class ChildEngine(Protocol):
@@ -289,11 +292,10 @@ class _Server:
             if (uid := connection.uids.get(id)) is not None:
                 self._cancel(uid)
         elif op == "embed":
-            asked = (connection, id, message["texts"])
-            threading.Thread(target=self._embed, args=asked, name="embed", daemon=True).start()
+            self._apart(connection, id, partial(self._embed, message["texts"]))
         elif op == "score" and self.engine.capabilities.rerank:
             pairs = [(str(query), str(document)) for query, document in message["pairs"]]
-            threading.Thread(target=self._score, args=(connection, id, pairs), name="score", daemon=True).start()
+            self._apart(connection, id, partial(self._score, pairs))
         else:
             self._reply(connection, id, message)
 
@@ -306,30 +308,46 @@ class _Server:
             self.engine.submit(uid, ask)
         except EngineRefused as error:
             self.outbox.refuse(uid, error)
+        except Exception:  # one request's: those of all others on this connection go on
+            log.exception("a request failed before its first step")
+            self.outbox.refuse(uid, EngineRefused("failed"))
+            self.engine.cancel(uid)
 
     def _cancel(self, uid: int) -> None:
         self.outbox.forget(uid)
         self.engine.cancel(uid)
 
-    def _embed(self, connection: _Connection, id: int, texts: Sequence[str] | Sequence[Sequence[int]]) -> None:
-        try:
-            with self._embedding:
-                vectors, tokens = self.engine.embed(texts)
-        except EngineRefused as error:
-            return connection.send(_refusal(id, error))
-        packed = [base64.b64encode(array("f", vector).tobytes()).decode() for vector in vectors]
-        return connection.send({"id": id, "reply": {"vectors": packed, "tokens": tokens}})
+    def _apart(self, connection: _Connection, id: int, work: Callable[[], dict[str, Any]]) -> None:
+        """Answer on a thread of its own, one request at a time."""
 
-    def _score(self, connection: _Connection, id: int, pairs: Sequence[tuple[str, str]]) -> None:
-        with self._embedding:
-            found = cast(PairEngine, self.engine).score_pairs(pairs)
-        connection.send({"id": id, "reply": asdict(found)})
+        def run() -> None:
+            try:
+                with self._embedding:
+                    told = {"id": id, "reply": work()}
+            except EngineRefused as error:
+                told = _refusal(id, error)
+            except Exception:  # whatever the model broke on: without a word the request would wait for ever
+                log.exception("a request of the thread for vectors and scores failed")
+                told = _refusal(id, EngineRefused("failed"))
+            connection.send(told)
+
+        threading.Thread(target=run, name="embed", daemon=True).start()
+
+    def _embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> dict[str, Any]:
+        vectors, tokens = self.engine.embed(texts)
+        return {"vectors": [base64.b64encode(array("f", v).tobytes()).decode() for v in vectors], "tokens": tokens}
+
+    def _score(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        return asdict(cast(PairEngine, self.engine).score_pairs(pairs))
 
     def _reply(self, connection: _Connection, id: int, message: dict[str, Any]) -> None:
         try:
             reply = self._answer(message)
         except EngineRefused as error:
             return connection.send(_refusal(id, error))
+        except Exception:  # as in `_submit`
+            log.exception("a question failed")
+            return connection.send(_refusal(id, EngineRefused("failed")))
         return connection.send({"id": id, "reply": reply})
 
     def _answer(self, message: dict[str, Any]) -> Any:
