@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from inhouse.engines.backend import EngineSettings
+from inhouse.engines.classifier import labels_in
 from inhouse.engines.label_serving import LabelServing
 from inhouse.engines.transformers_child import load
 from inhouse.engines.transformers_serving import start
@@ -116,6 +117,15 @@ def test_one_output_without_a_name_is_a_cross_encoder(one: Path, tmp_path: Path)
     engine = opened(folder)
     assert engine.capabilities.rerank and engine.engine.labels == ("LABEL_0",)
     assert engine.score_pairs([(QUERY, "a")]).scores == pytest.approx([direct(one, QUERY, "a")[0]], abs=1e-4)
+
+
+def test_labels_without_names_are_transformers_own_within_reason() -> None:
+    headed: dict[str, Any] = {"architectures": ["BertForSequenceClassification"]}
+    assert labels_in(headed) == ("LABEL_0", "LABEL_1")  # what transformers leaves out of its file
+    assert labels_in(headed | {"num_labels": 3, "id2label": None}) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    for wrong in (10**12, 0, -1, "2", None):
+        assert labels_in(headed | {"num_labels": wrong}) == ()
+    assert labels_in({"architectures": ["BertModel"], "num_labels": 1}) == ()
 
 
 def test_pairs_and_vectors_leave_alone_how_chats_are_read_at_the_same_time(one: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST = -87.3  # natural log of the smallest probability that float32 holds in full
+MOST_NAMELESS = 10_000  # labels without names; a file's figure is not trusted to fit the memory
 
 
 def open_classifier(
@@ -302,5 +303,6 @@ def labels_in(config: dict[str, Any]) -> tuple[str, ...]:
     names = config.get("id2label")
     if not names:
         count = config.get("num_labels", 2)
-        return tuple(f"LABEL_{place}" for place in range(count)) if isinstance(count, int) else ()
+        named_by_place = isinstance(count, int) and 0 < count <= MOST_NAMELESS
+        return tuple(f"LABEL_{place}" for place in range(count)) if named_by_place else ()
     return tuple(str(names[key]) for key in sorted(names, key=int)) if isinstance(names, dict) else ()
