@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from inhouse.core.errors import UserError
-from inhouse.engines import template_check
+from inhouse.engines import llamacpp, template_check
 from inhouse.engines.gguf_header import read_header
 from inhouse.engines.llamacpp import LlamaCppSettings, start_server
 from inhouse.engines.model_files import check_model, scan_model
+from inhouse.engines.process import Child, Command
 from inhouse.engines.template_check import check_template
 
 U64 = 2**64 - 1
@@ -411,3 +412,22 @@ def test_scan_of_a_folder_shows_everything_that_was_found(tmp_path: Path) -> Non
         check_model(folder)
     assert caught.value.code == "engines.model_refused" and "pytorch_model.bin" in str(caught.value)
     assert scan_model(folder / "pytorch_model.bin")[0].code == "select.pickle"
+
+
+def test_engine_whose_control_tokens_cannot_be_told_leaves_no_child(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+
+    def start(command: Command) -> Child:
+        started.append(Child(command))
+        return started[-1]
+
+    def refuse(*told: object) -> None:
+        raise UserError("gguf.damaged", path=good, at=0, reason="it has 20001 control tokens")
+
+    monkeypatch.setattr(llamacpp, "Child", start)
+    monkeypatch.setattr(llamacpp, "control_of", refuse)
+    with pytest.raises(UserError) as error:
+        start_server(good, LlamaCppSettings(context_length=64))
+    assert error.value.code == "gguf.damaged" and [child.running for child in started] == [False]
