@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -129,6 +130,59 @@ def test_pace_goes_through_what_was_read_and_grows_with_the_square() -> None:
     assert pace.seconds(200) == pytest.approx(2.0)
     pace.add(200, 3.0)  # 0.005 n + 0.00005 n²
     assert pace.seconds(100) == pytest.approx(1.0) and pace.seconds(400) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "layers", "attention"),
+    [(0.05, 1e-3, 2.5e-7), (0.0, 1e-3, 2.5e-7), (0.2, 1e-3, 0.0), (0.0, 0.0, 1e-7), (0.3, 0.0, 0.0)],
+)
+def test_pace_of_three_short_texts_foretells_a_long_one(fixed: float, layers: float, attention: float) -> None:
+    pace = Pace()
+    for size in (128, 512, 2048):
+        pace.add(size, fixed + layers * size + attention * size**2)
+    foretold = fixed + layers * 32_768 + attention * 32_768**2
+    assert pace.seconds(32_768) == pytest.approx(foretold, rel=1e-3)
+
+
+def test_pace_is_never_negative_and_follows_noise_to_no_extreme() -> None:
+    draw = np.random.default_rng(0)
+    ratios = []
+    for _ in range(200):
+        pace = Pace()
+        for size in (128, 512, 2048):
+            pace.add(size, (0.05 + 1e-3 * size + 2.5e-7 * size**2) * draw.uniform(0.97, 1.03))
+        least = [pace.seconds(size) for size in (1, 100, 600, 3000, 32_768)]
+        assert least == sorted(least) and least[0] >= 0
+        ratios.append(least[-1] / (0.05 + 1e-3 * 32_768 + 2.5e-7 * 32_768**2))
+    assert 0.8 < float(np.median(ratios)) < 1.25
+    falling = Pace()
+    for size, seconds in ((128, 1.0), (512, 0.5), (2048, 0.4)):
+        falling.add(size, seconds)
+    assert 0.4 <= falling.seconds(32_768) < 7  # no more than as the longest, token by token
+
+
+def test_estimate_reads_three_lengths_and_no_text_that_takes_too_much_of_the_time() -> None:
+    bench = run(ByEye(window=9999), lengths=(600, 5000))
+    bench._calibrate()
+    assert sorted(bench.paces["full"]._seen) == [128, 512, 2048]
+    hurried = run(ByEye(window=9999), lengths=(600, 5000))
+    hurried.deadline = time.monotonic()
+    hurried._calibrate()
+    assert sorted(hurried.paces["full"]._seen) == [128]
+
+
+def test_strategy_that_opens_no_long_text_is_calibrated_with_short_ones() -> None:
+    bench = run(ByEye(window=9999), lengths=(600, 5000))
+    whole = bench.open
+
+    def short_only(one: Any, length: int) -> Any:
+        if length > 600:
+            raise UserError("long_context.quanto")
+        return whole(one, length)
+
+    bench.open = short_only
+    bench._calibrate()
+    assert sorted(bench.paces["full"]._seen) == [128, 512, 600]
 
 
 def test_what_time_is_too_short_for_is_refused_and_the_rest_is_measured() -> None:
