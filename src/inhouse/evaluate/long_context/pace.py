@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Powers of the length, what is tried first first: layers read each token, attention each token with all before it,
 # and some work is the same for every text. With fewer texts than powers, the first that fits is taken.
-POWERS = ((1, 2), (0, 1, 2), (0, 2), (0, 1), (1,), (2,), (0,))
+POWERS = ((1, 2), (0, 1, 2), (0, 1), (0, 2), (1,), (2,), (0,))
 SAME = 1e-9  # relative: no better fit
 
 
