@@ -225,3 +225,8 @@ def test_tools_go_to_the_template_only_where_it_writes_calls_as_they_are_read() 
     told, offered = as_prompted("{{ x }}", [*turns, {"role": "tool", "content": "7"}], [tool])
     assert offered is None and [turn["role"] for turn in told] == ["system", "user", "user"]
     assert '"name": "look"' in told[0]["content"] and told[2]["content"] == "<tool_response>\n7\n</tool_response>"
+
+
+def test_token_of_a_single_character_has_no_inside_to_be_broken() -> None:
+    tokens = ControlTokens(["<", "<|x|>"])
+    assert tokens.broken("1 < 2 <|x|>") == f"1 < 2 <{JOINER}|x|>"
