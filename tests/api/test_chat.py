@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from inhouse.api.chat import stream_chat
+from inhouse.api.chat import Endpoint, stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 
@@ -56,7 +56,7 @@ def answering() -> Iterator[Callable[[int, str, str], tuple[str, list[dict]]]]:
 def test_answer_comes_in_pieces_until_done(answering) -> None:
     body = chunk("你") + ": ping\n\n" + chunk(None) + chunk("好") + "data: [DONE]\n\n" + chunk("never")
     url, got = answering(200, "text/event-stream; charset=utf-8", body)
-    assert list(stream_chat(url, "k", "m", QUESTION, 7)) == ["你", "好"]
+    assert list(stream_chat(Endpoint(url, "k"), "m", QUESTION, 7)) == ["你", "好"]
     (asked,) = got
     assert asked["path"] == "/v1/chat/completions" and asked["key"] == "Bearer k"
     assert asked["max_tokens"] == 7 and asked["stream"] and asked["messages"] == [{"role": "user", "content": "Hello"}]
@@ -65,10 +65,10 @@ def test_answer_comes_in_pieces_until_done(answering) -> None:
 def test_refusal_gives_the_servers_reason(answering) -> None:
     url, _ = answering(401, "application/json", json.dumps({"error": {"message": "bad key"}}))
     with pytest.raises(UserError, match=r"401.*bad key"):
-        list(stream_chat(url, None, "m", QUESTION, 7))
+        list(stream_chat(Endpoint(url, None), "m", QUESTION, 7))
     url, _ = answering(502, "text/html", "<html>gateway")
     with pytest.raises(UserError, match=r"502.*gateway"):
-        list(stream_chat(url, None, "m", QUESTION, 7))
+        list(stream_chat(Endpoint(url, None), "m", QUESTION, 7))
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_refusal_gives_the_servers_reason(answering) -> None:
 def test_broken_answer_says_what_came(answering, kind: str, body: str, reason: str) -> None:
     url, _ = answering(200, kind, body)
     with pytest.raises(UserError) as caught:
-        list(stream_chat(url, None, "m", QUESTION, 7))
+        list(stream_chat(Endpoint(url, None), "m", QUESTION, 7))
     assert caught.value.code == "chat.broken_answer" and reason in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[", "nonsense"])
 def test_nobody_there_says_how_to_start_one(url: str) -> None:
     with pytest.raises(UserError, match="inhouse serve"):
-        list(stream_chat(url, None, "m", QUESTION, 7))
+        list(stream_chat(Endpoint(url, None), "m", QUESTION, 7))

@@ -17,6 +17,7 @@ import pytest
 from pydantic import BaseModel
 from serve_endpoint import Endpoint
 
+from inhouse.api.chat import Endpoint as Asked
 from inhouse.api.chat import stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
@@ -268,14 +269,16 @@ def test_equal_request_is_answered_from_memory(http: httpx.Client) -> None:
 
 
 def test_chat_client_yields_the_answer_in_pieces(endpoint: Endpoint) -> None:
-    pieces = list(stream_chat(endpoint.url, endpoint.key, "desk", [Message(role="user", content="Say hello")], 8))
+    pieces = list(
+        stream_chat(Asked(endpoint.url, endpoint.key), "desk", [Message(role="user", content="Say hello")], 8)
+    )
     assert len(pieces) > 1 and "".join(pieces).strip()
 
 
 def test_chat_client_tells_what_the_server_refused(endpoint: Endpoint) -> None:
     for key, model, status in (("wrong", "desk", 401), (None, "desk", 401), (endpoint.key, "gpt-4", 404)):
         with pytest.raises(UserError) as error:
-            list(stream_chat(f"{endpoint.url}/v1", key, model, [Message(role="user", content="x")], 8))
+            list(stream_chat(Asked(f"{endpoint.url}/v1", key), model, [Message(role="user", content="x")], 8))
         assert error.value.code == "chat.refused" and error.value.facts["status"] == status
 
 

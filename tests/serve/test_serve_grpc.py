@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serve_endpoint import Endpoint, workspace_with_two_releases
 
+from inhouse.api.chat import Endpoint as Asked
 from inhouse.api.chat import stream_chat
 from inhouse.core.rows import Message
 from inhouse.core.serving import Delta
@@ -118,7 +119,9 @@ def test_python_command_line_rest_and_grpc_give_one_answer(endpoint: Endpoint, c
     answers = {
         "rest": whole.choices[0].message.content,
         "rest stream": "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices),
-        "python": "".join(stream_chat(endpoint.url, endpoint.key, "desk", [Message(role="user", content=QUESTION)], 8)),
+        "python": "".join(
+            stream_chat(Asked(endpoint.url, endpoint.key), "desk", [Message(role="user", content=QUESTION)], 8)
+        ),
         "command line": json.loads(said)["answer"],
         "grpc": over_grpc.choices[0].message.content,
         "grpc stream": "".join(delta.content for chunk in chunks for delta in chunk.deltas),

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve_endpoint import Endpoint as Running
 from serve_endpoint import run_once, workspace_with_two_releases
 
-from inhouse.api.chat import Endpoint, stream_from
+from inhouse.api.chat import Endpoint, stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.release.registry import Registry
@@ -147,12 +147,12 @@ def test_both_faces_answer_over_tls_and_turn_plain_clients_away(
         whole = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
         pinned = Endpoint(server.url, server.key, tls.cert)
         asked = [Message(role="user", content="Hi")]
-        assert "".join(stream_from(pinned, "desk", asked, 4)) == whole
+        assert "".join(stream_chat(pinned, "desk", asked, 4)) == whole
         with pytest.raises(UserError) as unknown:
-            list(stream_from(Endpoint(server.url, server.key), "desk", asked, 4))
+            list(stream_chat(Endpoint(server.url, server.key), "desk", asked, 4))
         assert unknown.value.code == "chat.unreachable"
         with pytest.raises(UserError):
-            list(stream_from(Endpoint(server.url, server.key, tls.key), "desk", asked, 4))
+            list(stream_chat(Endpoint(server.url, server.key, tls.key), "desk", asked, 4))
         host, port = server.url.removeprefix("https://").split(":")
         began = time.monotonic()
         with socket.create_connection((host, int(port)), timeout=5) as plain:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 from pydantic import Field
 
 from inhouse.api.request import Request
-from inhouse.api.serving import choose_deployment
+from inhouse.api.serving import choose_deployment, server_command, told_by
 from inhouse.core.artifact import Frozen
-from inhouse.core.errors import InhouseError, from_dict
-from inhouse.core.messages import language
 from inhouse.core.settings import child_environment
 from inhouse.release.registry import open_registry
 
@@ -48,10 +44,7 @@ class Calibrations(Frozen):
 def calibrate_deployment(request: CalibrateRequest) -> Calibrations:
     """Compare the engines of a deployment's releases once more; servers use the result from their next start on."""
     name = choose_deployment(open_registry(request.store), request.deployment)
-    argv = [
-        sys.executable, "-m", "inhouse.serve", "--workspace", str(request.store.root), "--deployment", name,
-        "--parent", str(os.getpid()), "--lang", language(), "--calibrate",
-    ]  # fmt: skip
+    argv = [*server_command(request.store, name), "--parent", str(os.getpid()), "--calibrate"]
     log = request.store.root / "serve.log"
     with log.open("wb") as errors:
         done = subprocess.run(
@@ -59,11 +52,7 @@ def calibrate_deployment(request: CalibrateRequest) -> Calibrations:
             env=child_environment(request.offline),
         )  # fmt: skip
     lines = done.stdout.splitlines()
-    if not lines:
-        raise InhouseError("serve.no_start", log=log)
-    told: dict[str, Any] = json.loads(lines[-1])
-    if "error" in told:
-        raise from_dict(told["error"])
+    told = told_by(lines[-1] if lines else b"", log)
     return Calibrations(deployment=name, releases=tuple(_line(each) for each in told["releases"]))
 
 

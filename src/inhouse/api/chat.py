@@ -27,19 +27,12 @@ class Endpoint:
 
 
 def stream_chat(
-    url: str, key: str | None, model: str, messages: Sequence[Message], max_tokens: int | None = None
+    endpoint: Endpoint, model: str, messages: Sequence[Message], max_tokens: int | None = None
 ) -> Iterator[str]:
-    """Ask, and yield the answer's text as it comes. `url` is the server's address, with or without `/v1`.
+    """Ask, and yield the answer's text as it comes. The endpoint's address may end in `/v1` or not.
 
     Raises chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
     """
-    return stream_from(Endpoint(url, key), model, messages, max_tokens)
-
-
-def stream_from(
-    endpoint: Endpoint, model: str, messages: Sequence[Message], max_tokens: int | None = None
-) -> Iterator[str]:
-    """The same from an endpoint whose certificate may be known."""
     import httpx
     from httpx_sse import SSEError, connect_sse
 

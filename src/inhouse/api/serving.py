@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from inhouse.api.chat import Endpoint, stream_from
+from inhouse.api.chat import Endpoint, stream_chat
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import InhouseError, UserError, from_dict
@@ -61,14 +62,20 @@ def serve(request: ServeRequest) -> ServeCommand:
     registry = open_registry(request.store)
     names = [d.name for d in registry.deployments()] if request.all else []
     names = names or [choose_deployment(registry, request.deployment)]
-    argv = [sys.executable, "-m", "inhouse.serve", "--workspace", str(request.store.root), "--lang", language()]
-    for name in names:
-        argv += ["--deployment", name]
+    argv = server_command(request.store, *names)
     if request.host is not None:
         argv += ["--host", request.host]
     if request.port is not None:
         argv += ["--port", str(request.port)]
     return ServeCommand(argv=tuple(argv))
+
+
+def server_command(store: Store, *deployments: str) -> list[str]:
+    """How a process of the gateway begins, for some deployments of a workspace."""
+    command = [sys.executable, "-m", "inhouse.serve", "--workspace", str(store.root), "--lang", language()]
+    for name in deployments:
+        command += ["--deployment", name]
+    return command
 
 
 def choose_deployment(registry: Registry, name: str | None) -> str:
@@ -96,7 +103,7 @@ class Chat:
         """The answer, piece by piece; the turn is kept when it is complete."""
         asked = [*self.turns, Message(role="user", content=question)]
         answer = ""
-        for piece in stream_from(self.endpoint, self.model, asked, self.request.max_tokens):
+        for piece in stream_chat(self.endpoint, self.model, asked, self.request.max_tokens):
             answer += piece
             yield piece
         self.turns = [*asked, Message(role="assistant", content=answer)]
@@ -150,10 +157,7 @@ def running_server(store: Store) -> Endpoint | None:
 @contextmanager
 def temporary_server(store: Store, deployment: str, offline: bool) -> Iterator[str]:
     """Serve a deployment on a free loopback port for as long as the block runs; yields its address."""
-    argv = [
-        sys.executable, "-m", "inhouse.serve", "--workspace", str(store.root), "--deployment", deployment,
-        "--host", "127.0.0.1", "--port", "0", "--parent", str(os.getpid()), "--lang", language(),
-    ]  # fmt: skip
+    argv = [*server_command(store, deployment), "--host", "127.0.0.1", "--port", "0", "--parent", str(os.getpid())]
     log_path = store.root / "serve.log"
     with log_path.open("wb") as log:
         child = subprocess.Popen(
@@ -162,16 +166,16 @@ def temporary_server(store: Store, deployment: str, offline: bool) -> Iterator[s
     assert child.stdout is not None
     try:
         line = child.stdout.readline()
-        yield _ready_url(line, log_path)
+        yield str(told_by(line, log_path)["url"])
     finally:
         child.terminate()  # it ends by itself, and with this process at the latest: nobody has to wait for it
 
 
-def _ready_url(line: bytes, log: Path) -> str:
-    """The first line that the server printed: its address, or the error that kept it from starting."""
+def told_by(line: bytes, log: Path) -> dict[str, Any]:
+    """What such a process printed. Raises what kept it from starting, and serve.no_start where it said nothing."""
     if not line:
         raise InhouseError("serve.no_start", log=log)
-    said = json.loads(line)
-    if "error" in said:
-        raise from_dict(said["error"])
-    return str(said["url"])
+    told: dict[str, Any] = json.loads(line)
+    if "error" in told:
+        raise from_dict(told["error"])
+    return told
