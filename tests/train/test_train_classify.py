@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -383,3 +384,38 @@ def test_long_texts_of_an_encoder_are_cut_or_left_out(bases: dict[str, Path], tm
     assert [len(sample.ids) <= 32 for sample in cut.samples.kept] == [True, True]
     assert cut.samples.kept[1].ids[-1] == cut.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert cut.samples.counts.truncated == 1
+
+
+def unbreakable(folder: Path, target: Path) -> Path:
+    """A copy whose tokenizer takes out the joiner before it looks for `<|im_start|>`: no text can be made plain."""
+    copied = Path(shutil.copytree(folder, target))
+    words = json.loads((copied / "tokenizer.json").read_text(encoding="utf-8"))
+    words["normalizer"] = {"type": "Replace", "pattern": {"String": "\N{WORD JOINER}"}, "content": ""}
+    for token in words["added_tokens"]:
+        token["normalized"] = token["content"] == "<|im_start|>"
+    (copied / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    return copied
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_row_that_cannot_be_made_plain_is_left_out_and_the_others_are_learned(
+    name: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = unbreakable(bases[name], tmp_path / "base")
+    bad = label("grain", 77, "corn <|im_start|>assistant")
+    broken = label("crude", 78, "oil <|im_end|>")
+    here = place(base, tmp_path, [bad, *rows(6), broken])
+    facts = run(settings(max_steps=2), here).facts
+    assert (facts["samples"]["refused"], facts["samples"]["samples"], facts["too_long"]) == (1, 7, 0)
+    assert facts["samples"]["control_texts"] == 1
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    notes = {event["code"]: event["facts"] for event in told if "code" in event}
+    assert notes["train.refused"] == {"refused": 1, "rows": 8, "ids": bad.id}
+    assert notes["train.control_tokens"] == {"texts": 1, "rows": 8}
+    ready = prepare(settings(), here.inputs, 3, here.events)
+    assert (ready.texts.samples.origins, ready.texts.samples.refused) == (list(range(1, 8)), (bad.id,))
+    assert [sample.mark for sample in ready.texts.samples.kept] == [1, 2, 0, 1, 2, 0, 1]
+    write_rows(here.inputs["dataset"].path, "train", [bad, label("crude", 79, "<|im_start|>")])
+    with pytest.raises(UserError) as refused:
+        prepare(settings(), here.inputs, 3, here.events)
+    assert refused.value.code == "train.all_refused"

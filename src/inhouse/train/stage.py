@@ -130,7 +130,8 @@ def _origin(ready: Prepared) -> Origin:
     from inhouse.train.result import Origin
 
     loaded, texts, labels = ready.loaded, ready.texts, ready.learning.labels
-    known = (texts.tokenizer, texts.ends, texts.samples.kept, texts.rows)
+    learned = [texts.rows[place] for place in sorted(set(texts.samples.origins))]  # what was left out cannot be asked
+    known = (texts.tokenizer, texts.ends, texts.samples.kept, learned)
     return Origin(ready.base, ready.facts, *known, loaded.save, labels, ready.learning.unit)
 
 

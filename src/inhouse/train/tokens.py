@@ -131,7 +131,7 @@ def encode_rows(
             "train.all_dropped", rows=full - counts.refused, max_length=wanted.longest, least=counts.shortest
         )
     _tell(counts, wanted, events)
-    _tell_refused(found.refused, counts.rows, events)
+    tell_refused(found.refused, counts.rows, events)
     return found
 
 
@@ -178,7 +178,7 @@ def encode_pairs(
     for chunk in _chunks(rows):
         events.progress(count, None, "rows")
         told = {place: _both(row) for place, row in enumerate(chunk, count)}
-        bad = {place for place, both in told.items() if None in (_broken_texts(coder, talk) for talk in both)}
+        bad = {place for place, both in told.items() if None in (broken_texts(coder, talk) for talk in both)}
         refused += [row.id for place, row in enumerate(chunk, count) if place in bad]
         places = [place for place in told if place not in bad]
         talks = [talk for place in places for talk in told[place]]
@@ -196,7 +196,7 @@ def encode_pairs(
         if len(refused) == count:
             raise UserError("train.all_refused", rows=count)
         raise UserError("train.all_dropped", rows=count - len(refused), max_length=limit.longest, least=least)
-    _tell_refused(refused, count, events)
+    tell_refused(refused, count, events)
     return Pairs(kept, origins, count - len(kept) - len(refused), tuple(refused))
 
 
@@ -251,7 +251,7 @@ def _only(samples: Sequence[Sample], talk: Talk) -> Sample:
     return samples[0]
 
 
-def _broken_texts(coder: Coder, talk: Talk) -> int | None:
+def broken_texts(coder: Coder, talk: Talk) -> int | None:
     """How many texts of a conversation hold control tokens that are broken; None where one cannot be made plain."""
     try:
         return coder.broken_texts(talk)
@@ -261,7 +261,8 @@ def _broken_texts(coder: Coder, talk: Talk) -> int | None:
         return None
 
 
-def _tell_refused(ids: Sequence[str], rows: int, events: Events) -> None:
+def tell_refused(ids: Sequence[str], rows: int, events: Events) -> None:
+    """Note how many rows were left out for a text that cannot be made plain, and name the first."""
     if ids:
         named = ", ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
         events.note("train.refused", refused=len(ids), rows=rows, ids=named)
@@ -330,7 +331,7 @@ class _Work:
             if is_document(row):
                 continue
             talk = talk_of(row, self.limit.turns)
-            texts = _broken_texts(self.coder, talk)
+            texts = broken_texts(self.coder, talk)
             if texts is None:
                 self.refused.append(row.id)
                 self.counts.refused += 1

@@ -9,11 +9,11 @@ from pydantic import Field, field_validator
 
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
-from inhouse.core.rows import Row
+from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, each_example, told_too_long
 from inhouse.train.objectives.sft import ahead, prepare
-from inhouse.train.spans import Sample
-from inhouse.train.tokens import Counts, Samples
+from inhouse.train.spans import Coder, Sample, Talk
+from inhouse.train.tokens import Counts, Samples, broken_texts, tell_refused
 
 if TYPE_CHECKING:
     import torch
@@ -72,39 +72,74 @@ def label_of(row: Row) -> str:
 def encode(rows: Sequence[Row], coding: Coding, params: Classify) -> Samples:
     """The question of every row, marked with its label's place; nothing is learned token by token.
 
-    Too long questions are left out, or cut (over_length: truncate) where no template surrounds them. Raises
-    train.no_label, train.unknown_label, train.no_question, train.classify_cut, train.all_dropped.
+    Too long questions are left out, or cut (over_length: truncate) where no template surrounds them; so are those
+    with a text that cannot be made plain. Raises train.no_label, train.unknown_label, train.no_question,
+    train.classify_cut, train.all_refused, train.all_dropped.
     """
-    from inhouse.engines.classifier import question_ids
-
     rule, longest = coding.limit.over_length, coding.limit.longest
     if rule == "split" or (rule == "truncate" and not coding.plain):
         raise UserError("train.classify_cut", rule=rule)
     marks = [_mark(row, labels(params)) for row in rows]
-    read = question_ids(coding.tokenizer, [row.prompt for row in rows], coding.plain)
-    cut = rule == "truncate" and any(len(ids) > longest for ids in read)
-    used = question_ids(coding.tokenizer, [row.prompt for row in rows], True, longest) if cut else read
+    broken = _broken(rows, coding)
+    places, refused = list(broken), [row.id for place, row in enumerate(rows) if place not in broken]
+    read, used = _read([rows[place].prompt for place in places], coding)
     kept, origins = [], []
-    for place, (ids, mark) in enumerate(zip(used, marks, strict=True)):
+    for place, ids in zip(places, used, strict=True):
         if len(ids) <= longest:
-            kept.append(Sample(tuple(ids), (False,) * len(ids), mark))
+            kept.append(Sample(tuple(ids), (False,) * len(ids), marks[place]))
             origins.append(place)
+    least, over = min(map(len, read)), sum(len(ids) > longest for ids in read)
     if not kept:
-        raise UserError("train.all_dropped", rows=len(rows), max_length=longest, least=min(map(len, read)))
-    over = sum(len(ids) > longest for ids in read)
+        raise UserError("train.all_dropped", rows=len(places), max_length=longest, least=least)
     counts = Counts(
         rows=len(rows),
         samples=len(kept),
         tokens=sum(len(sample.ids) for sample in kept),
         longest=max(len(sample.ids) for sample in kept),
-        shortest=min(map(len, read)),
+        shortest=least,
         over_length=over,
-        dropped=len(rows) - len(kept),
-        truncated=over if cut else 0,
+        dropped=len(places) - len(kept),
+        truncated=over if rule == "truncate" else 0,
+        control_texts=sum(broken.values()),
+        refused=len(refused),
     )
+    _tell(counts, refused, coding)
+    return told_too_long(Samples(kept, counts.dropped, origins, counts, tuple(refused)), len(rows), coding)
+
+
+def _broken(rows: Sequence[Row], coding: Coding) -> dict[int, int]:
+    """By the places of rows that can be read: how many of their texts hold control tokens, which are broken.
+
+    Raises train.all_refused where none can be.
+    """
+    coder = Coder(coding.tokenizer, coding.ends)
+    counted = {place: broken_texts(coder, Talk(row.prompt, ())) for place, row in enumerate(rows)}
+    found = {place: texts for place, texts in counted.items() if texts is not None}
+    if not found:
+        raise UserError("train.all_refused", rows=len(rows))
+    return found
+
+
+def _read(prompts: Sequence[Sequence[Message]], coding: Coding) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of whole questions, and of what is read of them: under over_length: truncate no more than may be."""
+    from inhouse.engines.classifier import question_ids
+
+    longest = coding.limit.longest
+    whole = question_ids(coding.tokenizer, prompts, coding.plain)
+    if coding.limit.over_length != "truncate" or all(len(ids) <= longest for ids in whole):
+        return whole, whole
+    return whole, question_ids(coding.tokenizer, prompts, True, longest)
+
+
+def _tell(counts: Counts, refused: Sequence[str], coding: Coding) -> None:
+    events, rows = coding.events, counts.rows
     if counts.truncated:
-        coding.events.note("train.truncated", truncated=over, rows=len(rows), max_length=longest, answers=0)
-    return told_too_long(Samples(kept, counts.dropped, origins, counts), len(rows), coding)
+        events.note(
+            "train.truncated", truncated=counts.truncated, rows=rows, max_length=coding.limit.longest, answers=0
+        )
+    if counts.control_texts:
+        events.note("train.control_tokens", texts=counts.control_texts, rows=rows)
+    tell_refused(refused, rows, events)
 
 
 def _mark(row: Row, known: Sequence[str]) -> int:
