@@ -24,7 +24,7 @@ def test_request_that_was_watched_is_gone_with_its_end_and_not_when_garbage_is_l
 
     async def request() -> None:
         async def work() -> None:
-            await asyncio.sleep(3 * http.WATCH_AFTER_S)  # longer than it takes until somebody looks
+            await asyncio.sleep(3 * http.WATCHED.delay_s)  # longer than it takes until somebody looks
             watches.extend(weakref.ref(each) for each in gc.get_objects() if isinstance(each, Watch))
 
         call = Call({"path": "/"}, receive, Connection(unsent, "r1"), {}, 100)

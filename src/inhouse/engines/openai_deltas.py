@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from inhouse.core.serving import Delta, EngineLost, EngineRefused, Finish, Usage
 from inhouse.engines.http_stream import Origin, Refused
@@ -28,7 +28,10 @@ FINISHES: dict[str, Finish] = {
 
 def encoded(body: Mapping[str, Any]) -> bytes:
     """A request's body; half a character in it is replaced."""
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        return to_json(body)  # json.dumps builds an encoder each time: 8 µs
+    except PydanticSerializationError:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def sse_deltas(data: str) -> list[Delta]:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from httptools import parse_url
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # what its create_server(ssl=…) uses; untyped
+
+from inhouse.serve.exchange import UNREAD_BODY, Exchange
 
 KEEP_S = 30  # without a request; longer than the clients' own pools keep one (httpx: 5 s), or they meet a closed one
 HEAD_S = 10.0  # from the first byte of a request to the end of its headers; with TLS, for the handshake too
@@ -28,6 +33,7 @@ UNREAD_BYTES = 256 * 2**10  # of an answer, in the kernel; the kernel's own boun
 SWEEP_S = 1.0
 MOST_FILES = 65_536
 MOST_GRPC = 4096  # connections; as many calls
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -61,10 +67,11 @@ class Door:
         now = loop.time()
         for waiting, most_s in ((self.idle, KEEP_S), (self.heads, HEAD_S)):
             for connection in [each for each, since in waiting.items() if now - since > most_s]:
-                if waiting is self.idle and connection.transport.get_write_buffer_size():
-                    self.forget(connection)  # it still reads its last answer, and is looked after for that
-                else:
+                self.forget(connection)
+                if waiting is self.heads:
                     connection.cut()
+                elif not connection.transport.get_write_buffer_size():  # else it reads its answer: looked after
+                    connection.transport.close()
         loop.call_later(SWEEP_S, self._sweep, loop)
 
 
@@ -74,13 +81,18 @@ class Unsent:
 
     timer: asyncio.TimerHandle
     bytes: int
-    of: RequestResponseCycle | None
+    of: Exchange | None
 
 
 class Guarded(HttpToolsProtocol):
-    """One connection. Subclassed as uvicorn asks for: `Config(http=…)` takes a protocol class."""
+    """One connection. Subclassed as uvicorn asks for: `Config(http=…)` takes a protocol class.
+
+    Parsing, errors, shutting down and the flow of bytes are uvicorn's; requests are `Exchange`s, of HTTP only.
+    """
 
     door: Door  # set by `guarded`
+    cycle: Exchange  # type: ignore[assignment]
+    pipeline: deque[tuple[Exchange, Any]]  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -88,7 +100,7 @@ class Guarded(HttpToolsProtocol):
         self._in_head = True  # between requests too: what comes next begins one
         self._body_open = False
         self._head_bytes = 0
-        self._answering: RequestResponseCycle | None = None
+        self._answering: Exchange | None = None
         self._unsent: Unsent | None = None
         self._has_read = False
         transport.set_write_buffer_limits(high=UNSENT_BYTES)
@@ -106,6 +118,7 @@ class Guarded(HttpToolsProtocol):
                 cycle.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        self.cycle = self._answering = self._unsent = None  # type: ignore[assignment]  # they hold this object
 
     def data_received(self, data: bytes) -> None:
         """Read on, within bounds."""
@@ -122,6 +135,10 @@ class Guarded(HttpToolsProtocol):
             self.door.idle.pop(self, None)
             self.door.heads[self] = self.loop.time()
 
+    def on_message_begin(self) -> None:
+        """The first line of a request has begun."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
     def on_headers_complete(self) -> None:
         """The head is whole: begin to answer, or queue up behind what this connection asked before."""
         self._in_head, self._body_open = False, True
@@ -129,23 +146,34 @@ class Guarded(HttpToolsProtocol):
         if self._head_bytes > HEAD_BYTES and len(self.url) + _size(self.headers) > HEAD_BYTES:
             self._refuse_head()
             raise ValueError("head too large")  # ends the parsing; the answer has been written
-        super().on_headers_complete()
-        if len(self.pipeline) > PIPELINED:
+        self._begin()
+        if len(self.pipeline) > PIPELINED:  # while fewer wait, it is read on: unread, nobody sees that the client goes
             self.cut()
-        elif self.pipeline:
-            self.flow.resume_reading()  # bounded above; unread, it would hide that the client goes away
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body; a great one waits until it is read."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > UNREAD_BODY:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is whole; another may follow."""
-        super().on_message_complete()
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
         self._in_head, self._body_open, self._head_bytes = True, False, 0
 
     def on_response_complete(self) -> None:
         """The answer is sent: wait for the next request, but not for long for the rest of this one."""
-        super().on_response_complete()
+        self.server_state.total_requests += 1
         self._look_after()
         if self.transport.is_closing():
             return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._answer(self.pipeline.pop()[0])
         if self._body_open and self.cycle.response_complete:
             self.loop.call_later(LINGER_S, self._end_lingering, self.cycle)
         elif self.cycle.response_complete:
@@ -166,20 +194,43 @@ class Guarded(HttpToolsProtocol):
         super().shutdown()
         self._look_after()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """No request for a while."""
-        super().timeout_keep_alive_handler()
-        self._look_after()
-
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
         self.door.forget(self)
         if not self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+    def _begin(self) -> None:
+        """Answer, when what was asked before on this connection is answered."""
+        url = parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": self.parser.get_http_version(),
+            "method": self.parser.get_method().decode("ascii"),
+            "scheme": self.scheme,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "root_path": "",
+            "headers": self.headers,
+            "client": self.client,
+            "server": self.server,
+        }
+        keep = scope["http_version"] != "1.0" and self.parser.should_keep_alive()
+        before = self.cycle
+        self.cycle = exchange = Exchange(self, scope, keep, self.expect_100_continue)
+        if before is None or before.response_complete:
+            self._answer(exchange)
+        else:
+            self.pipeline.appendleft((exchange, self.app))
+
+    def _answer(self, exchange: Exchange) -> None:
+        self._answering = exchange
+        task = self.loop.create_task(exchange.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP. Not said in the middle of an answer, nor after another refusal."""
@@ -221,7 +272,7 @@ class Guarded(HttpToolsProtocol):
         elif done and self not in self.door.heads and not self.transport.is_closing():
             self.door.idle.setdefault(self, self.loop.time())
 
-    def _end_lingering(self, cycle: RequestResponseCycle) -> None:
+    def _end_lingering(self, cycle: Exchange) -> None:
         if self._body_open and self.cycle is cycle:
             self.cut()
 

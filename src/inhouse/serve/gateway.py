@@ -19,6 +19,7 @@ from inhouse.release.keys import Key
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
+from inhouse.serve.exchange import WHOLE_ANSWER
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.ids import new_request_id
 from inhouse.serve.routes import Routes, Services
@@ -77,7 +78,8 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        connection = Connection(send, given if given and REQUEST_ID.fullmatch(given) else new_request_id())
+        id = given if given and REQUEST_ID.fullmatch(given) else new_request_id()
+        connection = Connection(send, id, scope.get("extensions", {}).get(WHOLE_ANSWER))
         connection.plain_errors = scope["path"].startswith("/api/")
         call = Call(scope, receive, connection, headers, self.services.settings.max_body_bytes)
         try:

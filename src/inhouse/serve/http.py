@@ -15,17 +15,20 @@ from urllib.parse import parse_qs
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
 from inhouse.serve.errors import ApiError
+from inhouse.serve.exchange import WHOLE_BODY
+from inhouse.serve.later import Later
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
+AtOnce = Callable[[int, Iterable[Header], bytes], bool]
 READ_BODY_S = 30.0
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_NAMES = 20  # of ignored fields, in a header
-WATCH_AFTER_S = 0.025
 STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
+WATCHED = Later(0.025)  # most requests are over before it is worth a task to look whether somebody still waits
 
 
 class Gone(Exception):
@@ -35,8 +38,9 @@ class Gone(Exception):
 class Connection:
     """The client's side of one request: what was sent, and with which headers."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, at_once: AtOnce | None = None) -> None:
         self.send = send
+        self.at_once = at_once
         self.request_id = request_id
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
@@ -74,6 +78,10 @@ class Connection:
         self, status: int, body: bytes, content_type: bytes = b"application/json", extra: Iterable[Header] = ()
     ) -> None:
         """Send a whole answer."""
+        headers = ((b"content-type", content_type), *self.headers, *extra)
+        if self.at_once is not None and not self.status and self.at_once(status, headers, body):
+            self.status = status
+            return
         await self.start(status, content_type, [(b"content-length", str(len(body)).encode()), *extra])
         await self.write(body, more=False)
 
@@ -133,6 +141,9 @@ class Call:
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
+        whole = self.scope.get("extensions", {}).get(WHOLE_BODY)
+        if whole is not None and (found := whole()) is not None and len(found) <= most:
+            return bytes(found)
         try:
             async with asyncio.timeout(READ_BODY_S):
                 return await _read_all(self.receive, most)
@@ -170,12 +181,11 @@ class Watch:
         self.wanted = wanted
         self.gone = False
         self._beside: asyncio.Task[None] | None = None
-        # Most requests are over before it is worth a task to look whether somebody still waits.
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self._timer = WATCHED.add(self._begin)
 
     def end(self) -> None:
         """The request is over."""
-        self._timer.cancel()
+        WATCHED.cancel(self._timer)
         if self._beside is not None:
             self._beside.cancel()
             self._beside = None  # it holds this object, and would keep all of the request until garbage is looked for

@@ -18,6 +18,7 @@ from inhouse.serve.cache import AnswerCache, Flight, Kept, Whole
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
 from inhouse.serve.guards import Guards, Overheard
+from inhouse.serve.later import Deadline, Later
 from inhouse.serve.measured import Measured
 from inhouse.serve.overflow import Overflows
 from inhouse.serve.pool import Pool, prompt_tokens
@@ -171,6 +172,7 @@ class Pipeline:
         self.overflows = Overflows()
         self.guards = Guards()
         self._copies: set[asyncio.Task[None]] = set()
+        self._deadlines = Later(settings.deadline_s)
         self.cache = AnswerCache(settings.cache)
         self.quick = QuickAnswers()
         self.semantic = None if settings.cache.semantic is None else SemanticIndex(settings.cache.semantic)
@@ -368,7 +370,7 @@ class Pipeline:
         target, seen, caller = going.target, going.seen, going.caller
         admitted = False
         try:
-            async with asyncio.timeout(self.settings.deadline_s):
+            with Deadline(self._deadlines):
                 if pool := await self.overflows.beyond(going.way, ask, caller.background):
                     caller.notes.append((b"x-inhouse-overflow", b"remote"))
                     admitted = seen.elsewhere = True
