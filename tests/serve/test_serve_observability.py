@@ -114,7 +114,8 @@ def test_cost_is_the_busy_time_at_the_stated_price(monkeypatch: pytest.MonkeyPat
     metrics.leave()
     metrics.leave()
     now[0] += 50  # idle time is not the requests'
-    metrics.answered = 4
+    for _ in range(4):
+        metrics.observe(answered())
     assert metrics.busy_s() == 10
     assert metrics.cost_per_1k() == pytest.approx(3.6 / 3600 * 10 / 4 * 1000)
 

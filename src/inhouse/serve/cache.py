@@ -11,13 +11,15 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from cachetools import TTLCache
 
-from inhouse.core.serving import Ask, Delta, Usage
+from inhouse.core.serving import Ask, Delta, Sampling, Usage
 from inhouse.release.settings import CacheParams
 
+CHOSEN = attrgetter(*(field.name for field in fields(Sampling)))
 ENTRY_BYTES = 512  # an entry's own weight, besides its text
 DELTA_BYTES = 100
 
@@ -116,7 +118,7 @@ def request_name(ask: Ask, tenant: str, release: str) -> str:
     limit = None if ask.constraint is None else (ask.constraint.kind, ask.constraint.value)
     said = (tenant, release, ask.messages, ask.prompt, limit, ask.tools, ask.tool_choice, ask.parallel_tool_calls)
     # The text of these plain values is a fifth of the work of writing them as JSON.
-    text = repr((*said, ask.adapter, ask.sampling))
+    text = repr((*said, ask.adapter, CHOSEN(ask.sampling)))
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=20).hexdigest()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from inhouse.serve.measured import Measured
+from inhouse.serve.measured import CLIENT_LEFT, Measured
 
 Labels = tuple[str, ...]
 Reading = tuple[str, str, dict[Labels, float]]  # a gauge: its name, what it says, and its values
@@ -28,6 +29,7 @@ STAGE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 CHOICES = (1, 2, 5, 10, 20)
 OURS, VLLM = "inhouse_", "vllm:"
+TOGETHER = 64
 
 
 class Counts:
@@ -40,6 +42,11 @@ class Counts:
     def add(self, labels: Labels, amount: float = 1) -> None:
         """Count."""
         self.values[labels] = self.values.get(labels, 0) + amount
+
+    def add_all(self, labels: Iterable[Labels]) -> None:
+        """Count each of these."""
+        for each, amount in Counter(labels).items():
+            self.add(each, amount)
 
     def family(self, prefix: str, key: str | None = None) -> Metric:
         """As Prometheus gets it; with `key`, without what other keys did."""
@@ -58,8 +65,10 @@ class Spread:
         self.name, self.says, self.bounds, self.labels = name, says, bounds, labels
         self.values: dict[Labels, list[float]] = {}
 
-    def add(self, labels: Labels, values: Iterable[float]) -> None:
+    def add(self, labels: Labels, values: Sequence[float]) -> None:
         """Sort these in."""
+        if not values:
+            return
         row = self.values.get(labels)
         if row is None:
             row = self.values[labels] = [0.0] * (len(self.bounds) + 2)
@@ -97,7 +106,8 @@ class Metrics:
         self._busy_s = 0.0
         self._busy_since: float | None = None
         self._inside = 0
-        self.answered = 0
+        self._answered = 0
+        self._unseen: list[Measured] = []  # finished, and not counted yet
         self.requests = Counts("requests", "Requests by HTTP status and key.", (*WHO, "key", "status"))
         self.success = Counts("request_success", "Answers by the reason they ended.", (*WHO, "finished_reason"))
         self.prompt_tokens = Counts("prompt_tokens", "Prompt tokens processed.", (*WHO, "key"))
@@ -139,49 +149,68 @@ class Metrics:
             self._busy_since = None
 
     def observe(self, seen: Measured) -> None:
-        """Count one finished request."""
-        who = (seen.model, seen.engine)
-        self.requests.add((*who, seen.key, str(seen.status)))
-        if seen.cache != "-":
-            self.cache.add((seen.model, seen.cache))
-        if seen.alarms is not None:
-            self._guarded(seen, seen.alarms)
-        if seen.status == 499:
-            self.cancelled.add(who)
-        self.answered += seen.status == 200
-        if seen.first is None:
-            return
-        usage = seen.usage
-        if usage.prompt or usage.answer:
-            self.prompt_tokens.add((*who, seen.key), usage.prompt)
-            self.answer_tokens.add((*who, seen.key), usage.answer)
-            self.prefix_queries.add(who, usage.prompt)
-            self.prefix_hits.add(who, usage.cached)
-            self.prompts.add(who, (usage.prompt,))
-            self.answers.add(who, (usage.answer,))
-        for spread, value in (
-            (self.first_token, seen.first_token_s),
-            (self.queue, seen.queue_s),
-            (self.prefill, seen.prefill_s),
-            (self.decode, seen.decode_s),
-            (self.choices, seen.choices),
-            (self.most, seen.asked_tokens),
-        ):
-            if value is not None:
-                spread.add(who, (value,))
-        self.between.add(who, seen.gaps)
-        if seen.finish is not None:
-            self.success.add((*who, seen.finish))
-            self.whole.add(who, (seen.total_s,))
+        """Count one finished request; done for many at once, as the same few rows are added to."""
+        self._unseen.append(seen)
+        if len(self._unseen) >= TOGETHER:
+            self._catch_up()
 
-    def _guarded(self, seen: Measured, alarms: tuple[str, ...]) -> None:
-        role = "-" if seen.arm is None else seen.arm.role
-        for result in alarms or ("none",):
-            self.guard.add((seen.model, seen.deployment, role, result))
+    def _catch_up(self) -> None:
+        unseen, self._unseen = self._unseen, []
+        found: dict[Labels, list[Measured]] = {}
+        for seen in unseen:
+            found.setdefault((seen.model, seen.engine), []).append(seen)
+        for who, together in found.items():
+            self._outcomes(who, together)
+            answers = [seen for seen in together if seen.first is not None]
+            self._tokens(who, answers)
+            self._times(who, answers)
+        for seen in unseen:
+            seen.gaps = []  # recent requests are kept, but not the pause before each token: megabytes
+
+    def _outcomes(self, who: Labels, together: list[Measured]) -> None:
+        self.requests.add_all((*who, seen.key, str(seen.status)) for seen in together)
+        self.cache.add_all((seen.model, seen.cache) for seen in together if seen.cache != "-")
+        for seen in together:
+            if seen.alarms is not None:
+                role = "-" if seen.arm is None else seen.arm.role
+                self.guard.add_all((seen.model, seen.deployment, role, each) for each in seen.alarms or ("none",))
+        if left := sum(seen.status == CLIENT_LEFT for seen in together):
+            self.cancelled.add(who, left)
+        self._answered += sum(seen.status == 200 for seen in together)
+
+    def _tokens(self, who: Labels, answers: list[Measured]) -> None:
+        spent = [(seen.key, usage) for seen in answers if (usage := seen.usage).prompt or usage.answer]
+        for key in {key for key, _ in spent}:
+            mine = [usage for name, usage in spent if name == key]
+            self.prompt_tokens.add((*who, key), sum(usage.prompt for usage in mine))
+            self.answer_tokens.add((*who, key), sum(usage.answer for usage in mine))
+        if spent:
+            self.prefix_queries.add(who, sum(usage.prompt for _, usage in spent))
+            self.prefix_hits.add(who, sum(usage.cached for _, usage in spent))
+            self.prompts.add(who, [usage.prompt for _, usage in spent])
+            self.answers.add(who, [usage.answer for _, usage in spent])
+
+    def _times(self, who: Labels, answers: list[Measured]) -> None:
+        self.first_token.add(who, _known(seen.first_token_s for seen in answers))
+        self.queue.add(who, _known(seen.queue_s for seen in answers))
+        self.prefill.add(who, _known(seen.prefill_s for seen in answers))
+        self.decode.add(who, _known(seen.decode_s for seen in answers))
+        self.choices.add(who, [seen.choices for seen in answers])
+        self.most.add(who, [seen.asked_tokens for seen in answers])
+        self.between.add(who, [gap for seen in answers for gap in seen.gaps])
+        finished = [seen for seen in answers if seen.finish is not None]
+        self.success.add_all((*who, str(seen.finish)) for seen in finished)
+        self.whole.add(who, [seen.total_s for seen in finished])
 
     def busy_s(self) -> float:
         """Seconds in which at least one request was worked on."""
         return self._busy_s + (0.0 if self._busy_since is None else time.monotonic() - self._busy_since)
+
+    @property
+    def answered(self) -> int:
+        """Answers so far."""
+        self._catch_up()
+        return self._answered
 
     def cost_per_1k(self) -> float | None:
         """Price of 1,000 answers: busy hours at the stated price of this machine; None without a price or answers."""
@@ -197,6 +226,7 @@ class Metrics:
 
     def families(self, key: str | None, more: Sequence[Reading] = ()) -> Iterator[Metric]:
         """Everything, as prometheus_client writes it."""
+        self._catch_up()
         recorded = [each for each in vars(self).values() if isinstance(each, Counts | Spread)]
         for prefix in self._prefixes:
             for each in recorded:
@@ -224,3 +254,7 @@ class View(Collector):
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client."""
         return self._metrics.families(self._key, self._more)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -32,6 +32,7 @@ UNSUPPORTED = {
 TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 TURN_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call"}
 LIMIT_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+LIMITING = {"response_format", *LIMIT_FIELDS}
 HARMLESS: tuple[Any, ...] = ({}, [], None, False, "", "none", "auto")
 
 
@@ -207,6 +208,8 @@ async def _completion(body: CompletionBody, limits: Limits) -> Ask:
 
 async def _held_to(body: Sampling) -> Constraint | None:
     """What the answer must match, checked and compiled."""
+    if body.model_fields_set.isdisjoint(LIMITING):
+        return None
     given = {name: value for name in LIMIT_FIELDS if (value := getattr(body, name)) is not None}
     if body.response_format is None and not given:
         return None

@@ -45,7 +45,10 @@ class Trials:
         alarm = None if seen.alarms is None else bool(seen.alarms)
         with self._lock:
             arms = self._unsaved.setdefault(deployment, {})
-            _, counters = arms.setdefault((arm.release.id, arm.role, arm.since), (arm, Counters()))
+            name = (arm.release.id, arm.role, arm.since)
+            if name not in arms:
+                arms[name] = (arm, Counters())
+            counters = arms[name][1]
             counters.count(seconds, failed, alarm)
             counters.prompt_tokens += usage.prompt
             counters.answer_tokens += usage.answer

@@ -40,8 +40,7 @@ class Watchers:
             if seen.ask is not None:
                 record["content"] = {"prompt": _prompt(seen.ask)[:CONTENT_CHARS], "answer": seen.said[:CONTENT_CHARS]}
             self.log.add(record)
-        # Recent requests are kept, but not what was said, nor the pause before each token: those would take megabytes.
-        seen.ask, seen.said, seen.gaps = None, "", []
+        seen.ask, seen.said = None, ""  # recent requests are kept, but not what was said
 
     def remember(self, seen: Measured) -> None:
         """Keep it among the recent ones of its key."""
