@@ -14,8 +14,9 @@ from tiny_training import context, rows, train_params, write_dataset
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.run import Events
 from inhouse.dataset import write_rows
-from inhouse.train import memory, planning, search
+from inhouse.train import memory, planning, saving, search
 from inhouse.train import settle as settling
+from inhouse.train.arguments import checkpoints
 from inhouse.train.batching import backing_off, resized, sizes_of
 from inhouse.train.learning import Learning
 from inhouse.train.lint import remarks
@@ -24,6 +25,7 @@ from inhouse.train.params import TrainParams
 from inhouse.train.planning import Forecast, choose, plan_training, refusal, refuse_base
 from inhouse.train.probe import Calibration, Probed, Reading, Shape, calibrate, probe_samples, shape_of
 from inhouse.train.rates import find_rate, read_curve
+from inhouse.train.saving import saving_seconds
 from inhouse.train.search import Budget
 from inhouse.train.settle import settle
 from inhouse.train.setup import Place, Prepared, job_for, prepare
@@ -202,13 +204,70 @@ def test_calibration_changes_no_weight_no_gradient_and_no_draw(ready: Prepared) 
     assert not model.training
     small, large = probed.calibration.small, probed.calibration.large
     assert small.shape.tokens < large.shape.tokens
-    assert small.seconds > 0
+    assert small.seconds > 0 and small.first_s > 0 and probed.calibration.save_s > 0
     assert large.peak_bytes >= large.forward_bytes >= 0
 
 
 def test_calibration_leaves_out_a_batch_that_would_not_fit(ready: Prepared) -> None:
     probed = calibrate(ready, ready.texts.samples.kept, 0)
     assert probed.calibration.large == probed.calibration.small
+
+
+def test_memory_that_must_be_got_from_the_system_is_paid_for_once() -> None:
+    small, large = measured(100, 1000, 1000, 1.0), measured(200, 2000, 2000, 2.0)
+    small, large = (one.model_copy(update={"first_s": one.seconds + s}) for one, s in ((small, 0.5), (large, 1.0)))
+    found = Calibration(small=small, large=large, update_s=0, place_bytes=0)
+    assert found.seconds(Shape(tokens=400, predicted=0)) == pytest.approx(4.0)
+    assert found.growth_s(Shape(tokens=400, predicted=0)) == pytest.approx(2.0)  # 4,000 bytes, 2,000 a second
+    noisy = found.model_copy(update={"small": small.model_copy(update={"first_s": 0.1})})
+    assert noisy.growth_s(Shape(tokens=400, predicted=0)) == pytest.approx(4000 / 3000)
+    nothing = measured(10, 0, 0, 1.0)
+    assert Calibration(small=nothing, large=nothing, update_s=0, place_bytes=0).growth_s(SHAPE) == 0
+
+
+@pytest.mark.parametrize(("steps", "settings", "wanted"), [(3, {}, 1), (30, {"save_steps": 10}, 3), (31, {}, 4)])
+def test_checkpoints_are_counted_with_the_one_at_the_end(steps: int, settings: dict[str, Any], wanted: int) -> None:
+    assert checkpoints(TrainParams.model_validate(settings), steps) == wanted
+
+
+def test_checkpoint_is_timed_by_a_part_that_stands_for_the_rest(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ticks = iter(range(100))
+    monkeypatch.setattr(memory, "CLOCK", lambda: float(next(ticks)))  # all that is timed takes one second
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    written: list[int] = []
+    real = saving._write
+
+    def write(folder: Path, part: Any) -> None:
+        real(folder, part)
+        assert folder.parent == tmp_path
+        written.extend(path.stat().st_size for path in folder.iterdir())
+
+    monkeypatch.setattr(saving, "_write", write)
+    whole = sum(p.nbytes for p in model.parameters())
+    assert saving_seconds(model, tmp_path) == pytest.approx(1.0)
+    assert 3 * whole < sum(written) < 3 * whole + 50_000  # weights and two moments
+    monkeypatch.setattr(saving, "PART_BYTES", 4096)
+    written.clear()
+    assert saving_seconds(model, tmp_path) == pytest.approx(whole / 4096)
+    assert 3 * 4096 < sum(written) < 3 * 4096 + 10_000
+    assert saving_seconds(model.requires_grad_(False), tmp_path) == pytest.approx(whole / 3 / 4096)  # no moments
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_of_adapters_holds_them_alone(ready: Prepared, tiny_llama: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trained = [p for p in ready.loaded.model.parameters() if p.requires_grad]
+    kept = saving.saved_weights(ready.loaded.model)
+    assert len(kept) == len(trained) and all(torch.equal(one, p) for one, p in zip(kept, trained, strict=True))
+    whole = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    assert sum(w.numel() for w in saving.saved_weights(whole)) == whole.num_parameters()
+    assert saving_seconds(torch.nn.Module()) == 0
 
 
 # Plans
@@ -233,7 +292,8 @@ def test_plan_counts_what_peft_counts_and_the_steps_that_training_takes(
     assert plan.steps == 3 * -(-plan.samples // 8)
     assert (plan.batch_size, plan.parts, plan.gradient_checkpointing) == (4, 2, False)
     assert plan.split.peak <= plan.machine.available
-    assert plan.run_s == pytest.approx(plan.steps * plan.step_s)
+    assert plan.checkpoints == 3  # of 9 steps, every third
+    assert plan.run_s == pytest.approx(plan.steps * plan.step_s + 3 * plan.checkpoint_s)
     assert plan.peak >= plan.split.peak
     assert [remark.code for remark in plan.remarks] == ["train.lint.learning_rate", "train.lint.few_steps"]
 

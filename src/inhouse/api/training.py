@@ -64,7 +64,8 @@ def plan_train(request: TrainingRequest, events: Events) -> Plan:
 
     found = open_training(request, events)
     refuse_base(found.inputs["base"], found.params)
-    return plan_training(prepare(found.params, found.inputs, found.seed, events), found.params, found.seed)
+    ready = prepare(found.params, found.inputs, found.seed, events)
+    return plan_training(ready, found.params, found.seed, request.store.root)
 
 
 def find_rate(request: FindRateRequest, events: Events) -> RateFound:

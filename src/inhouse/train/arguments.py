@@ -30,7 +30,7 @@ def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> Train
         logging_steps=params.logging_steps,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=_save_steps(params, steps),
+        save_steps=save_steps(params, steps),
         save_total_limit=None,  # ours to remove: the trainer would remove the old one before the new one counts
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
@@ -63,7 +63,12 @@ def _evaluation(params: TrainParams) -> dict[str, Any]:
     }
 
 
-def _save_steps(params: TrainParams, steps: int) -> int:
+def checkpoints(params: TrainParams, steps: int) -> int:
+    """How many checkpoints a run of so many steps writes: the last step always is followed by one."""
+    return ceil(steps / save_steps(params, steps))
+
+
+def save_steps(params: TrainParams, steps: int) -> int:
     """Ten checkpoints in a run, or as asked; with evaluation a multiple of eval_steps, as the trainer demands."""
     wanted = params.save_steps or max(10, ceil(steps / 10))
     every = params.eval_steps or 1

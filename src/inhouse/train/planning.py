@@ -16,6 +16,7 @@ from inhouse.core.messages import text
 from inhouse.core.plugins import operator_of
 from inhouse.core.protocols import Input
 from inhouse.core.run import Events
+from inhouse.train.arguments import checkpoints
 from inhouse.train.batching import resized, sizes_of
 from inhouse.train.lint import Remark, remarks
 from inhouse.train.memory import Machine, Split, machine
@@ -57,7 +58,11 @@ class Plan(Frozen):
     machine: Machine
     calibration: Calibration
     step_s: float
-    run_s: float
+    checkpoints: int = Field(description="how many are written, the one at the end included")
+    checkpoint_s: float = Field(description="of one of them")
+    run_s: float = Field(
+        description="steps, checkpoints, and getting memory from the system; not the checks afterwards"
+    )
     tokens_per_s: float
     remarks: tuple[Remark, ...] = ()
 
@@ -90,23 +95,23 @@ class Cost:
 
     largest: Shape
     tokens: int
-    seconds: float
-    batches: int
+    seconds: float  # of all steps
     steps: int
 
 
-def plan_training(ready: Prepared, params: TrainParams, seed: int) -> Plan:
+def plan_training(ready: Prepared, params: TrainParams, seed: int, folder: Path | None = None) -> Plan:
     """Measure two real steps, and foretell the run. Raises train.does_not_fit, with what would fit.
 
-    The batch is cut where the settings allow it (auto_find_batch_size), and activations are computed twice
-    (gradient_checkpointing: auto) where nothing else fits.
+    A part of a checkpoint is written into `folder`, where one is named, to see how long that takes. The batch is cut
+    where the settings allow it (auto_find_batch_size), and activations are computed twice (gradient_checkpointing: auto)
+    where nothing else fits.
     """
     params = private_settings(params)
     here = machine()
     room = int(here.available * SAFE)
     steps = steps_of(ready, params, seed)
     largest = max(steps, key=lambda step: sum(len(sample.ids) for sample in step))
-    probed = calibrate(ready, largest[: params.per_device_train_batch_size * ready.learning.unit], room)
+    probed = calibrate(ready, largest[: params.per_device_train_batch_size * ready.learning.unit], room, folder)
     forecast = Forecast(ready, probed, steps)
     chosen = choose(forecast, params, room)
     if chosen is None:
@@ -198,13 +203,15 @@ def cost(forecast: Forecast, params: TrainParams) -> Cost:
     slower = CHECKPOINTING_TIME if params.gradient_checkpointing is True else 1.0
     tokens = sum(shape.tokens for shape in looked) * len(batches) / len(looked)
     seconds = sum(calibration.seconds(shape) for shape in looked) * len(batches) / len(looked) * slower
-    total = seconds + calibration.update_s * len(forecast.steps)
-    return Cost(forecast.largest(size), round(tokens), total, len(batches), len(forecast.steps))
+    largest = forecast.largest(size)
+    total = seconds + calibration.update_s * len(forecast.steps) + calibration.growth_s(largest)
+    return Cost(largest, round(tokens), total, len(forecast.steps))
 
 
 def _plan(forecast: Forecast, params: TrainParams, split: Split, here: Machine) -> Plan:
     loaded, texts = forecast.ready.loaded, forecast.ready.texts
-    found = cost(forecast, params)
+    found, calibration = cost(forecast, params), forecast.probed.calibration
+    written = checkpoints(params, found.steps)
     return Plan(
         method=params.method.use,  # type: ignore[attr-defined]
         precision=str(loaded.compute).removeprefix("torch."),
@@ -221,9 +228,11 @@ def _plan(forecast: Forecast, params: TrainParams, split: Split, here: Machine) 
         split=split,
         saving=forecast.saving(),
         machine=here,
-        calibration=forecast.probed.calibration,
+        calibration=calibration,
         step_s=found.seconds / found.steps,
-        run_s=found.seconds,
+        checkpoints=written,
+        checkpoint_s=calibration.save_s,
+        run_s=found.seconds + written * calibration.save_s,
         tokens_per_s=found.tokens / max(found.seconds, 1e-9),
         remarks=tuple(remarks(params, found.steps)),
     )

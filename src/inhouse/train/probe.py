@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.run import release_memory
 from inhouse.train.memory import Held, Peak, held_by, logit_bytes, on_gpu, timed
+from inhouse.train.saving import saving_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from inhouse.train.setup import Prepared
     from inhouse.train.tokens import Sample
 
-SMALL_TOKENS, LARGE_TOKENS = 128, 512  # of the two batches: 5 s of one core for 135M, LoRA
+SMALL_TOKENS, LARGE_TOKENS = 128, 512  # of the two batches, each read twice: 5 s of one core for 135M, LoRA
+LONGEST_GRADIENT = 1.0  # any: shortening takes the same time
 
 
 class Shape(Frozen):
@@ -32,12 +35,17 @@ class Shape(Frozen):
 
 
 class Reading(Frozen):
-    """One step as it was measured. Bytes are above what stood before it."""
+    """One step as it was measured. Bytes are above what stood before it.
+
+    `seconds` of forward and backward pass are those of a step in memory that the process has already; `first_s` those of
+    the same step when all of it must be got from the system, which clears it page by page.
+    """
 
     shape: Shape
     forward_bytes: int
     peak_bytes: int
     seconds: float
+    first_s: float = 0.0
 
 
 class Calibration(Frozen):
@@ -45,8 +53,9 @@ class Calibration(Frozen):
 
     small: Reading
     large: Reading
-    update_s: float
+    update_s: float  # of shortening gradients, the optimiser's step, and giving gradients back
     place_bytes: int  # of the scores at one place
+    save_s: float = 0.0  # of writing one checkpoint
 
     def extra(self, shape: Shape) -> int:
         """Bytes that a step on such a batch needs above rest.
@@ -71,6 +80,15 @@ class Calibration(Frozen):
             per_token, fixed = self.large.seconds / self.large.shape.tokens, 0.0
         return fixed + per_token * shape.tokens
 
+    def growth_s(self, shape: Shape) -> float:
+        """Seconds that getting a run's memory from the system takes, once, where this is its largest batch.
+
+        In short runs a sixth of all; on machines that clear pages slowly more.
+        """
+        seen = (self.small, self.large) if self.large != self.small else (self.large,)
+        bytes_, first = sum(one.peak_bytes for one in seen), sum(max(0.0, one.first_s - one.seconds) for one in seen)
+        return first / bytes_ * self.extra(shape) if bytes_ else 0.0
+
     def _per_token(self) -> float:
         """Bytes a token adds, by the forward pass alone or by the peaks, whichever is more."""
         span = self.large.shape.tokens - self.small.shape.tokens
@@ -89,10 +107,11 @@ class Probed:
     calibration: Calibration
 
 
-def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
+def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Path | None = None) -> Probed:
     """Measure a small and a larger batch out of `samples`, the largest batch of the run; weights stay as they are.
 
-    The larger one is left out where it would not fit into `room` bytes.
+    The larger one is left out where it would not fit into `room` bytes. What a checkpoint takes is measured by writing
+    a part of one into `folder`, the system's temporary one without.
     """
     import torch
     from transformers import Trainer  # noqa: F401  what it loads is part of the process that is measured
@@ -107,7 +126,8 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
     from inhouse.train.step import reading, reading_of
 
     with _as_found(model), reading(model, reading_of(model, ready.reading)):
-        _step(ready, one, optimizer)  # first calls are slower, and make the optimiser's state
+        loss_of(one, ready).backward()  # first calls are slower, and make the optimiser's state
+        _update(optimizer)
         release_memory()
         # Only now: what libraries load with the first step, and keep, is part of the process.
         held = held_by(model, has_state=True)
@@ -118,6 +138,8 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int) -> Probed:
         if shape.tokens > small.shape.tokens and held.resting + found.extra(shape) < room:
             large, update = _step(ready, two, optimizer)
             found = Calibration(small=small, large=large, update_s=update, place_bytes=place)
+        # Here, where memory is held as it is in training: a file's pages are then new ones to the system too.
+        found = found.model_copy(update={"save_s": saving_seconds(model, folder)})
     return Probed(held, found)
 
 
@@ -172,17 +194,31 @@ def _inputs(samples: Sequence[Sample], ready: Prepared) -> dict[str, Any]:
 
 
 def _step(ready: Prepared, samples: Sequence[Sample], optimizer: torch.optim.Optimizer) -> tuple[Reading, float]:
-    """One step, and the seconds of its update."""
+    """One step, taken twice: in memory that is new, then in the same; and the seconds of the second one's update."""
     release_memory()
     with Peak() as peak:
         loss, forward_s = timed(lambda: loss_of(samples, ready))
         forward = peak.above()
         _, backward_s = timed(loss.backward)
         most = peak.above()
-        _, update_s = timed(optimizer.step)
-    optimizer.zero_grad()
+    del loss
+    timed(lambda: _update(optimizer))
+    again, again_s = timed(lambda: loss_of(samples, ready))
+    _, back_s = timed(again.backward)
+    _, update_s = timed(lambda: _update(optimizer))
+    first, seconds = forward_s + backward_s, again_s + back_s
     shape = shape_of(samples, ready)
-    return Reading(shape=shape, forward_bytes=forward, peak_bytes=most, seconds=forward_s + backward_s), update_s
+    found = Reading(shape=shape, forward_bytes=forward, peak_bytes=most, seconds=seconds, first_s=first)
+    return found, update_s
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """What stands between two steps: gradients are shortened, used, and given back."""
+    import torch
+
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], LONGEST_GRADIENT)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @contextmanager

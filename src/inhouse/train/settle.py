@@ -109,7 +109,7 @@ def _decide(
     needed = held.resting + held.gradients + token * sum(len(sample.ids) for sample in largest)
     if needed < ROOMY * machine().available:
         return Decision(asked=asked, size=asked[0], checkpointing=params.gradient_checkpointing is True)
-    plan = plan_training(ready, params, seed)
+    plan = plan_training(ready, params, seed, place.scratch)
     return Decision(asked=asked, size=plan.batch_size, checkpointing=plan.gradient_checkpointing, foretold=plan.split)
 
 
