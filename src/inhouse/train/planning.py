@@ -102,9 +102,10 @@ class Cost:
 def plan_training(ready: Prepared, params: TrainParams, seed: int, folder: Path | None = None) -> Plan:
     """Measure two real steps, and foretell the run. Raises train.does_not_fit, with what would fit.
 
-    A part of a checkpoint is written into `folder`, where one is named, to see how long that takes. The batch is cut
-    where the settings allow it (auto_find_batch_size), and activations are computed twice (gradient_checkpointing: auto)
-    where nothing else fits.
+    A part of a checkpoint is written into `folder`, where one is named, to see how long that takes.
+
+    The batch is cut where the settings allow it (auto_find_batch_size), and activations are computed twice
+    (gradient_checkpointing: auto) where nothing else fits.
     """
     params = private_settings(params)
     here = machine()

@@ -37,8 +37,8 @@ class Shape(Frozen):
 class Reading(Frozen):
     """One step as it was measured. Bytes are above what stood before it.
 
-    `seconds` of forward and backward pass are those of a step in memory that the process has already; `first_s` those of
-    the same step when all of it must be got from the system, which clears it page by page.
+    `seconds` of forward and backward pass are those of a step in memory that the process has already; `first_s` those
+    of the same step when all of it must be got from the system, which clears it page by page.
     """
 
     shape: Shape

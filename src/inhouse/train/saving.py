@@ -28,9 +28,9 @@ def saving_seconds(model: torch.nn.Module, folder: Path | None = None) -> float:
     """
     kept = saved_weights(model)
     moments = MOMENTS * sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    whole = sum(weight.nbytes for weight in kept) + moments
+    whole: int = sum(weight.nbytes for weight in kept) + moments
     part = list(_part(kept, PART_BYTES))
-    written = (1 + MOMENTS) * sum(one.nbytes for one in part)
+    written: int = (1 + MOMENTS) * sum(one.nbytes for one in part)
     if not written:
         return 0.0
     with tempfile.TemporaryDirectory(dir=folder) as place:
