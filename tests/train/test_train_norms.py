@@ -52,7 +52,9 @@ def test_gradient_of_fused_norm_in_bf16_is_nearer_to_the_exact_one_than_the_libr
     norm = _norm("LlamaRMSNorm", torch.bfloat16)
     plain, fused = _both(norm, hidden, above)
     exact = _both(_norm("LlamaRMSNorm").double(), hidden.double(), above.double())[0]
-    assert torch.equal(plain[0], fused[0])
+    # Squares are added up in another order: where a figure lies between two of bf16, it may become the other one.
+    assert (plain[0] != fused[0]).float().mean() < 0.01
+    torch.testing.assert_close(plain[0], fused[0], rtol=2**-7, atol=0)
     assert (fused[1] - exact[1]).abs().mean() <= (plain[1] - exact[1]).abs().mean()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from inhouse.train.row_attention import RowAttention, fits
 from inhouse.train.segments import Layout, Places
 
 NAME = "segments"
@@ -63,6 +64,9 @@ def attend(
     layout = _current[0]
     # Where weights are float32 (method: full), rotary embedding makes queries and keys float32 beside bf16 values.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if not how.dropout and fits(layout, query, key, value):
+        with torch.autocast(query.device.type, enabled=False):
+            return RowAttention.apply((layout, how.scale, how.window), query, key, value), None
     sizes = [places.group.stop - places.group.start for places in layout.groups]
     # Split, not sliced: the gradient of a slice is as long as the whole row.
     parts = list(zip(*(tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)), strict=True))

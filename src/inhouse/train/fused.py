@@ -139,10 +139,21 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *gradients: Any) -> Any:
         flat, low, weight, down, up = ctx.saved_tensors
         given = [g.reshape(flat.shape[0], -1) for g in gradients]
-        above = given[0] if len(given) == 1 else torch.cat(given, dim=-1)
+        above = _joined(given)
         above_low = above @ up.t()
         below = None
         if ctx.needs_input_grad[0]:
             below = (above @ weight).addmm_(above_low, down).view(ctx.shape)
         found = ctx.bundle.gradients(above_low.t() @ flat, low.t() @ above)
         return below, None, None, None, *found
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Matrices beside each other; not copied where they are parts of one already, as SwiGLU gives them."""
+    first, widths = parts[0], [part.shape[1] for part in parts]
+    strides, storage = (sum(widths), 1), first.untyped_storage().data_ptr()
+    alike = all(part.stride() == strides and part.untyped_storage().data_ptr() == storage for part in parts)
+    starts = [first.storage_offset() + sum(widths[:number]) for number in range(len(parts))]
+    if alike and starts == [part.storage_offset() for part in parts]:
+        return first.as_strided((first.shape[0], strides[0]), strides)
+    return first if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -217,11 +217,13 @@ class Layout:
 @dataclass(frozen=True)
 class Places:
     """Where a group's tokens stand. `own` (B*W) place in the row of every slot of the padded batch, 0 for padding;
-    `slots` (N) the slot of each of the group's tokens, in their order in the row."""
+    `slots` (N) the slot of each of the group's tokens, in their order in the row. `seen` (B, R+W): the places of what
+    each segment sees, its own tokens last, -1 for padding; R is P filled up in front to a round number."""
 
     group: Group
     own: torch.Tensor
     slots: torch.Tensor
+    seen: torch.Tensor
     masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
@@ -254,11 +256,16 @@ def layout(packed: Packed, device: torch.device) -> Layout:
         width = group.width
         own = torch.zeros(len(group.lengths) * width, dtype=torch.long)
         slots = torch.empty(sum(group.lengths), dtype=torch.long)
+        before = _rounded(group.before)
+        seen = torch.full((len(group.lengths), before + width), -1)
+        if group.before:
+            seen[:, before - group.before : before] = torch.cat([torch.arange(*context) for context in group.context])
         done = 0
         for number, length in enumerate(group.lengths):
             here = torch.arange(length)
+            seen[number, before : before + length] = group.start + done + here
             own[number * width : number * width + length] = group.start + done + here
             slots[done : done + length] = number * width + here
             done += length
-        found.append(Places(group, own.to(device), slots.to(device)))
+        found.append(Places(group, own.to(device), slots.to(device), seen.to(device)))
     return Layout(len(packed.ids), tuple(found))

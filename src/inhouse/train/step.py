@@ -13,6 +13,7 @@ import torch
 from inhouse.core.run import Events
 from inhouse.engines.classifier import head_of_decoder
 from inhouse.train import attention
+from inhouse.train.activations import fused_rotation, fused_swiglu
 from inhouse.train.batches import Batch, Reading
 from inhouse.train.fused import fused_lora
 from inhouse.train.losses import token_losses
@@ -140,6 +141,8 @@ def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator
         if fuse:
             stack.enter_context(fused_lora(model))
             stack.enter_context(fused_norms(model))
+            stack.enter_context(fused_swiglu(model))
+            stack.enter_context(fused_rotation(model))
         yield
 
 
@@ -164,7 +167,8 @@ def _packed(model: Any, ids: torch.Tensor, batch: Batch) -> Outputs:
         use_cache=False,
     )
     targets, owners = (torch.tensor(values, device=device) for values in (packed.targets, packed.owners))
-    return Outputs(made.logits[0], targets, owners)
+    # Not [0], whose gradient would be copied into zeros as large as all logits.
+    return Outputs(made.logits.squeeze(0), targets, owners)
 
 
 def filled(places: Sequence[int]) -> list[int]:

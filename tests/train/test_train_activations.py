@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+from inhouse.train import team
+from inhouse.train.activations import fused_rotation, fused_swiglu
+from inhouse.train.fused import fused_lora
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 2,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "pad_token_id": 0,
+}
+KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "smollm3", "granite")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _model(kind: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL), attn_implementation="eager")
+    for weight in model.parameters():
+        weight.data.mul_(4)  # so that gates are open and shut
+    return model.to(dtype).train()
+
+
+def _read(model: Any, fused: bool) -> list[torch.Tensor]:
+    """Logits of a row, and the gradients of all weights."""
+    ids = torch.randint(1, 64, (1, 37), generator=torch.Generator().manual_seed(2))
+    with ExitStack() as stack:
+        if fused:
+            assert stack.enter_context(fused_swiglu(model)) + stack.enter_context(fused_rotation(model)) >= 2
+        logits = model(ids, use_cache=False).logits
+    model.zero_grad()
+    logits.float().logsumexp(-1).square().mean().backward()
+    return [logits.detach(), *[weight.grad.clone() for weight in model.parameters() if weight.grad is not None]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_of_every_family_gives_the_same_logits_and_gradients_fused(kind: str) -> None:
+    model = _model(kind)
+    for plain, fused in zip(_read(model, False), _read(model, True), strict=True):
+        assert torch.equal(plain, fused)
+
+
+def test_fused_layers_with_two_threads_give_what_one_gives(threads: int) -> None:
+    model = _model("llama")
+    for plain, fused in zip(_read(model, False), _read(model, True), strict=True):
+        assert torch.equal(plain, fused)
+
+
+def test_model_in_float32_computes_as_the_library_does() -> None:
+    model = _model("llama", torch.float32)
+    for plain, fused in zip(_read(model, False), _read(model, True), strict=True):
+        assert torch.equal(plain, fused)
+
+
+def test_swiglu_of_the_ends_of_the_scale_is_what_torch_gives() -> None:
+    model = _model("llama").model.layers[0].mlp
+    values = [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 80.0, 200.0, -200.0, 3e38, float("inf"), float("nan")]
+    gate = torch.tensor(values, dtype=torch.bfloat16).repeat(6).requires_grad_()
+    model.gate_proj = model.up_proj = model.down_proj = torch.nn.Identity()
+    found = []
+    for fused in (False, True):
+        with ExitStack() as stack:
+            if fused:
+                stack.enter_context(fused_swiglu(model))
+            out = model(gate[None])
+        found.append((out.detach(), *torch.autograd.grad(out, gate, torch.ones_like(out))))
+    for plain, own in zip(*found, strict=True):
+        torch.testing.assert_close(plain, own, rtol=0, atol=1e-36, equal_nan=True)
+
+
+def test_gradients_of_siblings_beside_each_other_give_the_same_adapters() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(_model("llama"), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    found = []
+    for fused in (False, True):
+        with fused_lora(model):
+            found.append(_read(model, fused))
+    for plain, own in zip(*found, strict=True):
+        assert torch.equal(plain, own)
+
+
+def test_layers_compute_as_before_when_training_is_over_or_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("llama")
+    plain = _read(model, False)
+    _read(model, True)
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+    monkeypatch.setattr(team, "able", lambda: False)
+    for one, other in zip(plain, _read(model, True), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_with_another_activation_are_left_alone() -> None:
+    from transformers.activations import GELUActivation
+
+    model = _model("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = GELUActivation()
+    with fused_swiglu(model) as count:
+        assert count == 0
+
+
+def test_machine_without_torchs_threads_is_not_able(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise OSError
+
+    for one in (team.able, team._openmp):
+        one.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    try:
+        assert not team.able()
+    finally:
+        for one in (team.able, team._openmp):
+            one.cache_clear()
