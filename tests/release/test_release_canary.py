@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from inhouse.api.deployments import experiment_of
+from inhouse.cli.deployment_views import _figures
 from inhouse.core.errors import UserError
+from inhouse.database import writing
 from inhouse.release.canary import judge_canary
 from inhouse.release.keys import create_key
 from inhouse.release.registry import Registry
@@ -87,17 +90,36 @@ def test_results_of_several_gateways_add_up_and_begin_anew_with_each_change(
 ) -> None:
     arms = four.split("desk", {"routing:v1": 500, "routing:v2": 500}).arms
     more = counted(3, errors=1, alarms=2)
+    more.count(0.1)  # that no guard looked at
     more.prompt_tokens, more.answer_tokens = 30, 60
     for _ in range(2):
         add_results(four.engine, "desk", [(arm, more) for arm in arms])
     found, same = read_results(four.engine, "desk", arms)
-    assert (found.requests, found.errors, found.alarms, found.prompt_tokens, found.answer_tokens) == (6, 2, 4, 60, 120)
-    assert found.latency_s == pytest.approx(0.6) and sum(found.histogram) == 6 and found == same
+    assert (found.requests, found.errors, found.alarms, found.prompt_tokens, found.answer_tokens) == (8, 2, 4, 60, 120)
+    assert found.looked_at == 6
+    assert found.latency_s == pytest.approx(0.8) and sum(found.histogram) == 8 and found == same
     four.promote("desk", "routing:v1")
     monkeypatch.setattr("inhouse.release.arms.now", lambda: "2030-01-01T00:00:00+00:00")
     again = four.split("desk", {"routing:v1": 500, "routing:v2": 500}).arms
     assert [arm.release.label for arm in again] == ["routing:v2", "routing:v1"]
     assert read_results(four.engine, "desk", again) == [Counters(), Counters()]  # of one period: both begin anew
+
+
+def test_alarms_are_told_out_of_the_answers_that_guards_looked_at(four: Registry) -> None:
+    arms = four.split("desk", {"routing:v1": 500, "routing:v2": 500}).arms
+    seen = counted(20, alarms=3)
+    for _ in range(80):
+        seen.count(0.1)
+    add_results(four.engine, "desk", [(arms[0], seen)])
+    first, second = experiment_of(four, four.deployment("desk")).arms
+    assert (first.requests, first.alarms, first.looked_at) == (100, 3, 20)
+    assert (second.alarms, second.looked_at) == (0, 0)
+    assert _figures(first)[5] == "3 / 20" and _figures(second)[5] == "-"
+    with writing(four.engine) as connection:  # as the registry had it before this was counted
+        connection.exec_driver_sql("UPDATE arm_results SET looked_at = NULL")
+    add_results(four.engine, "desk", [(arms[0], seen)])
+    old = experiment_of(four, four.deployment("desk")).arms[0]
+    assert (old.alarms, old.looked_at, _figures(old)[5]) == (6, None, "6")
 
 
 def test_feedback_counts_once_for_each_request_of_a_key_and_only_since_the_arm_is_there(

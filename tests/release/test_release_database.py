@@ -89,7 +89,7 @@ def test_schema_of_a_newer_version_on_a_server_is_refused(postgres: str) -> None
         import psycopg
 
         with psycopg.connect(postgres) as plain:
-            plain.execute("UPDATE alembic_version SET version_num = '0002'")
+            plain.execute("UPDATE alembic_version SET version_num = '0003'")
         connect.cache_clear()
 
 

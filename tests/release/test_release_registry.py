@@ -202,7 +202,7 @@ def test_registry_of_the_first_version_keeps_what_it_holds_and_is_copied_aside_f
     assert key.allows("chat") and key.allows("files") and not key.allows("admin") and key.may_use("desk")
     assert key_of(registry, "ih-bbbbbbbb-gone") is None
     assert [e.action for e in registry.audit()] == ["promote"]
-    with sqlite3.connect(path.with_name("registry.db.before-0002")) as copy:
+    with sqlite3.connect(path.with_name("registry.db.before-0003")) as copy:
         assert copy.execute("SELECT name, release FROM deployments ORDER BY name").fetchall() == [
             ("desk", 2),
             ("faq", 4),

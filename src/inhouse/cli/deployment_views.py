@@ -105,7 +105,9 @@ def _figures(arm: ArmFigures) -> tuple[str, ...]:
     errors = "-" if arm.error_rate is None else f"{arm.errors} ({arm.error_rate:.1%})"
     score = "-" if arm.mean_score is None else f"{arm.mean_score:+.2f} (n={arm.scored})"
     waits = ["-" if s is None else f"{s * 1000:,.0f} ms" for s in (arm.latency_p50_s, arm.latency_p95_s)]
-    counts = (f"{arm.weight / 10:g} %", f"{arm.requests:,}", errors, f"{arm.alarms:,}")
+    alarms = f"{arm.alarms:,}" if arm.looked_at is None else f"{arm.alarms:,} / {arm.looked_at:,}"
+    alarms = "-" if arm.looked_at == 0 else alarms
+    counts = (f"{arm.weight / 10:g} %", f"{arm.requests:,}", errors, alarms)
     return arm.release, text(f"cell.role.{arm.role}"), *counts, score, *waits
 
 

@@ -50,7 +50,7 @@ def _breach(live: Counters, canary: Counters, rules: CanaryRules) -> tuple[Reaso
     if _too_many(ours, theirs, rules.max_error_rate, rules.min_requests):
         return "errors", _told("errors", ours, theirs, "requests")
     # Answers that no guard looked at, as those of long queues, say nothing of alarms.
-    ours, theirs = (canary.alarms, canary.looked_at), (live.alarms, live.looked_at)
+    ours, theirs = (canary.alarms, canary.looked_at or 0), (live.alarms, live.looked_at or 0)
     if _too_many(ours, theirs, rules.max_alarm_rate, rules.min_requests):
         return "alarms", _told("alarms", ours, theirs, "answers looked at")
     slow, usual = canary.quantile(0.95), live.quantile(0.95)

@@ -13,7 +13,7 @@ from inhouse.database import alone, engine_of, reading, shown_url, writing
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-REVISIONS = ("0001", "0002")  # oldest first; the last one is what this code reads and writes
+REVISIONS = ("0001", "0002", "0003")  # oldest first; the last one is what this code reads and writes
 BUSY_S = 5.0
 
 

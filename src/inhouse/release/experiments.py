@@ -67,6 +67,7 @@ class ArmFigures:
     requests: int
     errors: int
     alarms: int
+    looked_at: int | None  # answers that guards looked at, which alarms are out of; None: not known
     error_rate: float | None
     scored: int
     mean_score: float | None
@@ -236,6 +237,7 @@ def _figures(arm: Arm, counters: Counters, scores: Scores) -> ArmFigures:
         requests=counters.requests,
         errors=counters.errors,
         alarms=counters.alarms,
+        looked_at=counters.looked_at,
         error_rate=counters.errors / counters.requests if counters.requests else None,
         scored=scores.count,
         mean_score=scores.mean,

@@ -39,14 +39,14 @@ class Counters:
     histogram: list[int] = field(default_factory=no_latencies)
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    looked_at: int = 0  # answers that a guard looked at; of this process only, it is not stored
+    looked_at: int | None = 0  # answers that a guard looked at; None: counted before this was stored
 
     def count(self, seconds: float, failed: bool = False, alarm: bool | None = None) -> None:
         """One request that took so long; `alarm` is None where no guard looked. Add its tokens yourself."""
         self.requests += 1
         self.errors += failed
         self.alarms += bool(alarm)
-        self.looked_at += alarm is not None
+        self.looked_at = added(self.looked_at, int(alarm is not None))
         self.latency_s += seconds
         self.histogram[bisect_left(BOUNDS, seconds)] += 1
 
@@ -59,11 +59,16 @@ class Counters:
         self.histogram = [ours + theirs for ours, theirs in zip(self.histogram, other.histogram, strict=True)]
         self.prompt_tokens += other.prompt_tokens
         self.answer_tokens += other.answer_tokens
-        self.looked_at += other.looked_at
+        self.looked_at = added(self.looked_at, other.looked_at)
 
     def quantile(self, share: float) -> float | None:
         """Latency that this share of the requests stayed below, in seconds; None without requests."""
         return quantile(self.histogram, share)
+
+
+def added(one: int | None, other: int | None) -> int | None:
+    """The sum of two counts; unknown where one of them is."""
+    return None if one is None or other is None else one + other
 
 
 def quantile(histogram: Sequence[int], share: float) -> float | None:
@@ -165,7 +170,7 @@ def _counters(row: Row[Any] | None) -> Counters:
         return Counters()
     return Counters(
         row.requests, row.errors, row.alarms, row.latency_s, json.loads(row.histogram), row.prompt_tokens,
-        row.answer_tokens,
+        row.answer_tokens, row.looked_at,
     )  # fmt: skip
 
 
@@ -176,7 +181,8 @@ def _add(connection: Connection, deployment: str, arm: Arm, more: Counters) -> N
     old = _counters(row)
     histogram = [a + b for a, b in zip(old.histogram, more.histogram, strict=True)]
     names = ("requests", "errors", "alarms", "latency_s", "prompt_tokens", "answer_tokens")
-    values = {name: getattr(old, name) + getattr(more, name) for name in names} | {"histogram": json.dumps(histogram)}
+    values = {name: getattr(old, name) + getattr(more, name) for name in names}
+    values |= {"histogram": json.dumps(histogram), "looked_at": added(old.looked_at, more.looked_at)}
     if row is not None:
         connection.execute(update(_table()).where(_is(deployment, arm)).values(values))
         return

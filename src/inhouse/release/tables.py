@@ -102,6 +102,7 @@ arm_results = Table(
     Column("histogram", Text, nullable=False),  # JSON list of counts: release/results.py
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("answer_tokens", BigInteger, nullable=False),
+    Column("looked_at", BigInteger, nullable=True),  # by guards; NULL: counted before this was
 )
 feedback = Table(
     "feedback",
