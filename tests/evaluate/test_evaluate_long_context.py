@@ -22,6 +22,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.run import Events
 from inhouse.engines.llamacpp import LlamaCppSettings
 from inhouse.evaluate.long_context.haystack import CHOICES, Haystack, documentation, needle, scored_places
+from inhouse.evaluate.long_context.kept import Readings
 from inhouse.evaluate.long_context.llama_reader import open_reader
 from inhouse.evaluate.long_context.measure import Bench, Grid, summed
 from inhouse.evaluate.long_context.pace import Pace
@@ -121,6 +122,41 @@ def test_what_is_measured_is_kept_after_every_reading() -> None:
     assert needles > 1 and groups[-1].strategy == "sliding" and groups[-1].length == 700
     read = [(number, found) for number in range(1, 5) for found in range(needles + 1)]
     assert list(dict.fromkeys(seen)) == read  # the control first, then one needle after the other
+
+
+@dataclass
+class Mortal(ByEye):
+    """Counts the prompts that it reads, calibration left out, and is killed at one of them."""
+
+    dies_at: int = 10**6
+    prompts: int = 0
+
+    def read(self, ids: Sequence[int], places: Sequence[int], choices: Sequence[Sequence[int]]) -> Read:
+        if ids[0] == 1:  # what begins a prompt, and no text
+            self.prompts += 1
+            if self.prompts == self.dies_at:
+                raise KeyboardInterrupt
+        return super().read(ids, places, choices)
+
+
+def test_run_that_was_killed_goes_on_with_the_readings_that_it_has(tmp_path: Path) -> None:
+    path, whole = tmp_path / "of" / "readings.jsonl", run(ByEye(window=400)).run()
+    first = run(Mortal(window=400, dies_at=3))
+    first.readings = Readings(path, "same")
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    with path.open("a") as file:
+        file.write('{"asked": "same", "na')  # cut off by the kill
+    reader = Mortal(window=400)
+    again = run(reader)
+    again.readings = Readings(path, "same")
+    assert again.readings.get("full 600 0 0") is not None and again.readings.get("full 600 0 1") is None
+    assert again.run() == whole
+    assert reader.prompts == 2 * (1 + 3) - 2
+    last = run(Mortal(window=400, dies_at=1), s=0.5)
+    last.readings = Readings(path, "same")
+    assert last.run() == whole  # nothing is read, so that no time is needed
+    assert Readings(path, "other").get("full 600 control") is None
 
 
 def test_pace_goes_through_what_was_read_and_grows_with_the_square() -> None:
@@ -344,7 +380,7 @@ def test_bench_of_a_folder_measures_to_four_times_its_length_and_shows_it(tiny_l
     assert kept["full"].measured == kept["full"].predicted and kept["llamacpp"].measured is None
     assert kept["sliding"].measured is not None and kept["sliding"].measured < kept["full"].predicted / 10
     left = {path.name for path in Path(result.folder).iterdir()}
-    assert left == {"result.json", "curve.svg", "needles.svg"}
+    assert left == {"readings.jsonl", "result.json", "curve.svg", "needles.svg"}
     again = LongContext.model_validate_json((Path(result.folder) / "result.json").read_text(encoding="utf-8"))
     assert again == result
     console = Console(width=100, record=True, force_terminal=False)

@@ -10,12 +10,14 @@ from pydantic import Field
 
 from inhouse.api.request import Request
 from inhouse.core.errors import UserError
+from inhouse.core.fingerprint import hash_json
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Input
 from inhouse.core.run import Events
 from inhouse.core.settings import usable_cores
 from inhouse.core.store import write_durably
 from inhouse.evaluate.long_context.haystack import CHOICES, Haystack, documentation
+from inhouse.evaluate.long_context.kept import Readings
 from inhouse.evaluate.long_context.measure import Bench, Grid
 from inhouse.evaluate.long_context.picture import draw
 from inhouse.evaluate.long_context.reader import Reader
@@ -87,10 +89,17 @@ def bench_long_context(request: LongContextRequest, events: Events) -> LongConte
         _write(begun.model_copy(update={"groups": tuple(groups), "memory": tuple(_memory(model, bench))}))
 
     bench.keep = keep
+    bench.readings = Readings(Path(begun.folder) / "readings.jsonl", _asked(request, begun, bench))
     groups = bench.run()
     result = begun.model_copy(update={"groups": tuple(groups), "memory": tuple(_memory(model, bench))})
     _write(result)
     return result
+
+
+def _asked(request: LongContextRequest, begun: LongContext, bench: Bench) -> str:
+    """Everything that a reading depends on, besides its strategy, its length and its place."""
+    own = (request.factor, request.window, request.seed, begun.device, begun.dtype, list(bench.grid.depths))
+    return hash_json([*own, bench.hay.begin, bench.hay.ids])
 
 
 def _write(result: LongContext) -> None:

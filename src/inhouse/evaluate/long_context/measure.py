@@ -21,6 +21,7 @@ from inhouse.evaluate.long_context.haystack import (
     needle,
     scored_places,
 )
+from inhouse.evaluate.long_context.kept import Reading, Readings
 from inhouse.evaluate.long_context.pace import Pace
 from inhouse.evaluate.long_context.reader import Read, Reader
 from inhouse.evaluate.long_context.result import Group, Point, Trial
@@ -56,6 +57,7 @@ class Bench:
     events: Events
     deadline: float
     keep: Callable[[list[Group]], None] = lambda groups: None  # is given what is measured so far
+    readings: Readings = field(default_factory=Readings)  # of an earlier start too
     controls: dict[StrategyName, Pace] = field(default_factory=dict)  # scoring a curve takes long beside reading
     paces: dict[StrategyName, Pace] = field(default_factory=dict)
     blocks: dict[tuple[StrategyName, int], Blocks] = field(default_factory=dict)
@@ -122,8 +124,25 @@ class Bench:
         return time.perf_counter() - began
 
     def _cost(self, one: Strategy, length: int, needles: bool = True) -> float:
-        reads = len(self.grid.depths) * self.grid.trials * needles
-        return self.controls[one.name].seconds(length) + reads * self.paces[one.name].seconds(length)
+        """Seconds of what is left to read."""
+        wanted = self._needles() if needles else []
+        reads = sum(self.readings.get(_name(one, length, at)) is None for at in wanted)
+        control = self.readings.get(_name(one, length)) is None
+        return control * self.controls[one.name].seconds(length) + reads * self.paces[one.name].seconds(length)
+
+    def _needles(self) -> list[tuple[int, int]]:
+        """Trial and place of every needle: the depths in turn, so that none is left out where time is short."""
+        return [(trial, place) for trial in range(self.grid.trials) for place in range(len(self.grid.depths))]
+
+    def _read(self, name: str, reader: Reader, prompt: Prompt, places: Sequence[int] = ()) -> Reading:
+        """A text, read now or by an earlier start."""
+        if (known := self.readings.get(name)) is not None:
+            return known
+        began = time.perf_counter()
+        read = reader.read(prompt.ids, places, prompt.choices)
+        found = Reading(read, time.perf_counter() - began, reader.bytes_per_token())
+        self.readings.add(name, found)
+        return found
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()
@@ -150,10 +169,11 @@ class Bench:
         prompt = self.hay.prompt(length, hidden, None)
         parts = scored_places(len(prompt.ids))
         places = [place for part in parts for block in part for place in block]
-        began = time.perf_counter()
-        read = reader.read(prompt.ids, places, prompt.choices)
-        self.controls[one.name].add(length, time.perf_counter() - began)
-        self.per_token[one.name] = (reader.bytes_per_token(), length)
+        cost = self._cost(one, length, needles=False)
+        found = self._read(_name(one, length), reader, prompt, places)
+        read = found.read
+        self.controls[one.name].add(length, found.seconds)
+        self.per_token[one.name] = (found.per_token, length)
         blocks = summed(parts, read.scored)
         self.blocks[one.name, length] = blocks
         group = Group(
@@ -166,7 +186,7 @@ class Bench:
             skipped=len(self.grid.depths) * self.grid.trials,
             seconds=round(read.seconds, 3),
         )
-        self._told(group, self._cost(one, length, needles=False))
+        self._told(group, cost)
         return self._with_needles(group, reader, one)
 
     def _told(self, group: Group, seconds: float) -> None:
@@ -175,19 +195,20 @@ class Bench:
         self.events.progress(self.share(seconds), 100, "%", step=f"{group.strategy} {group.length:,}")
 
     def _with_needles(self, group: Group, reader: Reader, one: Strategy) -> Group:
-        """A needle for each depth and trial, as far as time allows: the depths in turn, so that none is left out."""
-        length, pace = group.length, self.paces[one.name]
-        wanted = [(trial, place) for trial in range(self.grid.trials) for place in range(len(self.grid.depths))]
+        """A needle for each depth and trial, as far as time allows."""
+        length, pace, wanted = group.length, self.paces[one.name], self._needles()
         found: list[Trial] = []
         for trial, place in wanted:
-            if self._left() < pace.seconds(length):
+            name = _name(one, length, (trial, place))
+            foretold = pace.seconds(length) if self.readings.get(name) is None else 0.0
+            if self._left() < foretold:
                 break
             self.events.check()
-            depth, foretold = self.grid.depths[place], pace.seconds(length)
+            depth = self.grid.depths[place]
             prompt = self.hay.prompt(length, self._hidden(length, trial, place), depth)
-            began = time.perf_counter()
-            found.append(self._trial(depth, prompt, reader.read(prompt.ids, [], prompt.choices)))
-            pace.add(length, time.perf_counter() - began)
+            reading = self._read(name, reader, prompt)
+            found.append(self._trial(depth, prompt, reading.read))
+            pace.add(length, reading.seconds)
             needles = tuple(sorted(found, key=lambda one: one.depth or 0.0))
             group = group.model_copy(update={"needles": needles, "skipped": len(wanted) - len(found)})
             self._told(group, foretold)
@@ -221,6 +242,11 @@ class Bench:
         return group.model_copy(
             update={"versus_full": difference(_measure(left, True), _measure(right, True), BOOTSTRAP)}
         )
+
+
+def _name(one: Strategy, length: int, at: tuple[int, int] | None = None) -> str:
+    """Of a reading: the control, or the needle of this trial at this place."""
+    return f"{one.name} {length} {'control' if at is None else f'{at[0]} {at[1]}'}"
 
 
 def summed(parts: Sequence[Sequence[Sequence[int]]], scored: Sequence[float | None]) -> Blocks:
