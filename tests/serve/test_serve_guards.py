@@ -76,14 +76,14 @@ def test_canary_whose_answers_hold_a_persons_number_is_taken_back(
     said: dict[str, list[str]] = {"routing:v1": [], "routing:v2": []}
     alarmed: set[str] = set()
     with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as http:
-        for turn in range(60):
+        began = time.monotonic()
+        while registry.deployment("desk").canary is not None and time.monotonic() - began < 90:
+            turn = sum(map(len, said.values()))  # what finds personal data may have to be compiled first
             body = {"model": "desk", "messages": [{"role": "user", "content": f"Count to {turn}."}]}
             answer = http.post("/v1/chat/completions", json=body)
             release = answer.headers["x-inhouse-release"]
             said[release].append(answer.json()["choices"][0]["message"]["content"])
             alarmed |= {answer.headers["x-request-id"]} if release == "routing:v2" else set()
-            if registry.deployment("desk").canary is None:
-                break
         found = registry.deployment("desk")
         metrics = http.get("/metrics").text
     assert found.canary is None and [arm.release.label for arm in found.arms] == ["routing:v1"]

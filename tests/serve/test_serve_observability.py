@@ -150,8 +150,20 @@ def test_metrics_tell_a_key_nothing_of_others() -> None:
         seen = answered()
         seen.key = name
         metrics.observe(seen)
-    assert b'key="bob"' in metrics.text("bob")
-    assert b'key="ann"' not in metrics.text("bob") and b'key="ann"' in metrics.text()
+    told = metrics.text(("bob", "1"))
+    assert b'key="bob"' in told and b'key="ann"' not in told
+    assert b'key="ann"' in metrics.text()
+
+
+def test_metrics_of_a_revoked_key_are_not_those_of_the_next_with_its_name() -> None:
+    metrics = no_gauges()
+    metrics.observe(answered(tenant="1"))
+    assert b'key="ann"' in metrics.text(("ann", "1"))
+    assert b'key="ann"' not in metrics.text(("ann", "2"))  # it has asked for nothing yet
+    metrics.observe(answered(tenant="2"))
+    found = samples(metrics.text(("ann", "2")))
+    assert next(value for name, value in found.items() if name.startswith("inhouse_requests_total")) == 1
+    assert b'key="ann"' not in metrics.text(("ann", "1"))
 
 
 def test_counts_of_arms_are_kept_while_the_registry_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,7 @@ class Metrics:
         self._inside = 0
         self._answered = 0
         self._unseen: list[Measured] = []  # finished, and not counted yet
+        self._holders: dict[str, str] = {}  # name of a key -> the tenant whose figures stand below it
         self.requests = Counts("requests", "Requests by HTTP status and key.", (*WHO, "key", "status"))
         self.success = Counts("request_success", "Answers by the reason they ended.", (*WHO, "finished_reason"))
         self.prompt_tokens = Counts("prompt_tokens", "Prompt tokens processed.", (*WHO, "key"))
@@ -150,9 +151,20 @@ class Metrics:
 
     def observe(self, seen: Measured) -> None:
         """Count one finished request; done for many at once, as the same few rows are added to."""
+        if self._holders.get(seen.key) != seen.tenant:
+            self._hand_over(seen)
         self._unseen.append(seen)
         if len(self._unseen) >= TOGETHER:
             self._catch_up()
+
+    def _hand_over(self, seen: Measured) -> None:
+        """A key has the name of one that was revoked: that one's figures are not its own."""
+        if seen.key in self._holders:
+            self._catch_up()
+            for counts in (self.requests, self.prompt_tokens, self.answer_tokens):
+                at = counts.labels.index("key")
+                counts.values = {who: value for who, value in counts.values.items() if who[at] != seen.key}
+        self._holders[seen.key] = seen.tenant
 
     def _catch_up(self) -> None:
         unseen, self._unseen = self._unseen, []
@@ -218,10 +230,14 @@ class Metrics:
             return None
         return self._price * self.busy_s() / 3600 / self.answered * 1000
 
-    def text(self, key: str | None = None, more: Sequence[Reading] = ()) -> bytes:
-        """The numbers in Prometheus' text format, `more` among them; with `key`, without what other keys did."""
+    def text(self, key: tuple[str, str] | None = None, more: Sequence[Reading] = ()) -> bytes:
+        """The numbers in Prometheus' text format, `more` among them.
+
+        With `key`, its name and its tenant, without what other keys did.
+        """
         registry = CollectorRegistry()
-        registry.register(View(self, key, more))
+        name = None if key is None else key[0] if self._holders.get(key[0]) == key[1] else ""  # no key is named so
+        registry.register(View(self, name, more))
         return generate_latest(registry)
 
     def families(self, key: str | None, more: Sequence[Reading] = ()) -> Iterator[Metric]:

@@ -49,7 +49,7 @@ async def version(services: Services, call: Call) -> None:
 async def metrics(services: Services, call: Call) -> None:
     """Prometheus metrics; what other keys did is told to `admin` alone."""
     assert call.key is not None
-    key = None if call.key.allows("admin") else call.key.name
+    key = None if call.key.allows("admin") else (call.key.name, str(call.key.id))
     held = await cache_usage((each.release.label, each.pool.replicas) for each in services.deployments.targets())
     await call.connection.reply(200, services.metrics.text(key, [held]), b"text/plain; version=0.0.4; charset=utf-8")
 
