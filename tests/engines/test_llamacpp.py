@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -142,6 +144,25 @@ def test_server_is_behind_a_key_on_loopback_and_cuts_the_context(gguf: Path) -> 
     finally:
         server.stop()
     assert not server.alive() and not server.healthy()
+
+
+@pytest.mark.parametrize(
+    ("weights", "free", "mapped"), [("map", 1, True), ("copy", 1, False), ("auto", 3, True), ("auto", 5, False)]
+)
+def test_weights_are_copied_where_they_take_little_of_the_free_memory(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch, weights: Any, free: int, mapped: bool
+) -> None:
+    import psutil
+
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=8")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * gguf.stat().st_size))
+    server = start_server(gguf, LlamaCppSettings(threads=1, context_length=64, weights=weights), name="desk")
+    try:
+        process = psutil.Process(server.process.pid)
+        assert server.process.command.environment["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=1"
+        assert any(each.path == str(gguf) for each in process.memory_maps()) == mapped
+    finally:
+        server.stop()
 
 
 def test_file_that_is_missing_cut_short_or_of_another_format_is_refused(gguf: Path, tmp_path: Path) -> None:

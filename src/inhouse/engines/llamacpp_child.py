@@ -48,10 +48,12 @@ def _load(asked: dict[str, Any], key: str) -> Any:
 
 
 def _parameters(asked: dict[str, Any], key: str) -> Any:
-    from xllamacpp import CommonParams
+    from xllamacpp import CommonParams, llama_load_mode
 
     parameters = CommonParams()
     parameters.model.path = asked["model"]
+    if asked["copied"]:
+        parameters.load_mode = llama_load_mode.LLAMA_LOAD_MODE_NONE
     parameters.model_alias = {asked["name"]}
     parameters.n_parallel = asked["parallel"]
     # kv_unified is off: llama.cpp splits n_ctx evenly over the slots, so a long request cannot starve another.

@@ -76,6 +76,7 @@ class Embedder:
             parallel=min(4, self._settings.parallel),
             threads=self._settings.threads,
             embedding=pooling(self._model),
+            weights="map",
         )
         return start_server(self._model, own, name=self._name, load_timeout_s=self._settings.load_timeout_s)
 
