@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -298,6 +299,43 @@ def test_body_that_goes_on_after_a_refusal_is_cut(served: Served) -> None:
                 raw.sendall(b"x" * 1000)
                 time.sleep(0.01)
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("rest", [b"abc", b"abcGET", b"abcGET / HTTP/1.1\r\nx: y"])
+def test_body_that_comes_after_its_refusal_leaves_no_connection_for_ever(served: Served, rest: bytes) -> None:
+    with served.connect() as raw:
+        raw.sendall(b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 401")
+        raw.sendall(rest)
+        assert closed(raw, 4) == b""
+    wait_for(lambda: served.connections() == 0)
+
+
+def test_large_body_sent_ahead_does_not_hide_that_the_client_has_gone(served: Served) -> None:
+    served.app.go.clear()
+    began, ended = served.app.begun, served.app.ended
+    with served.connect() as raw:
+        raw.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: served.app.begun == began + 1)
+        with suppress(OSError):
+            raw.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000)
+    wait_for(lambda: served.app.ended == ended + 1)
+    assert served.app.begun == began + 1
+
+
+@pytest.mark.parametrize("path", [b"/", b"/refuse", b"/slow"])
+@pytest.mark.parametrize("field", [b"a: b\r\n" * 1000, b"a" * 6000, b"5;" + b"x" * 6000])
+def test_what_follows_a_body_in_chunks_is_bounded(served: Served, path: bytes, field: bytes) -> None:
+    served.app.go.clear()
+    sent = 0
+    with served.connect() as raw, suppress(OSError):
+        raw.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path)
+        raw.sendall(b"0\r\n" if field[0] == ord("a") else b"")
+        while sent < 1000:
+            raw.sendall(field)
+            sent += 1
+            time.sleep(0.001)
+    assert sent < 200  # cut after 64 KiB; what lies in the sockets' buffers comes on top
 
 
 def test_too_many_connections_close_those_that_wait_longest(served: Served) -> None:

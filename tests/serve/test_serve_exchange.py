@@ -9,6 +9,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -28,6 +30,7 @@ class App:
     def __init__(self) -> None:
         self.in_one_piece: list[bool] = []
         self.seen: list[dict[str, Any]] = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self.kept: list[weakref.ref[Exchange]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -61,10 +64,12 @@ class App:
             message = await receive()
             body = (body or b"") + message["body"]
             more = message["more_body"]
+        self.headers = list(scope["headers"])
         answer = scope["extensions"][WHOLE_ANSWER]
-        if "pieces" not in scope["path"] and answer(201, [TEXT], body):
+        status = 204 if "empty" in scope["path"] else 201
+        if "pieces" not in scope["path"] and answer(status, [TEXT], body):
             return
-        await send({"type": "http.response.start", "status": 201, "headers": [TEXT]})
+        await send({"type": "http.response.start", "status": status, "headers": [TEXT]})
         for place in range(0, len(body), 1000):
             await send({"type": "http.response.body", "body": body[place : place + 1000], "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -129,6 +134,29 @@ def test_body_in_chunks_is_taken(client: httpx.Client) -> None:
     assert found.content == b"onetwo" + b"three" * 30_000
 
 
+def test_fields_behind_a_body_change_nothing_of_the_head(served: Served) -> None:
+    head = b"POST /echo-late HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: a\r\n"
+    said = served.say(head + b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nauthorization: b\r\nx-late: c\r\n\r\n")
+    assert said.endswith(b"\r\n\r\nok")
+    assert dict(served.app.headers) == {
+        b"host": b"x", b"connection": b"close", b"authorization": b"a", b"transfer-encoding": b"chunked"
+    }  # fmt: skip
+
+
+def test_answers_tell_their_date(client: httpx.Client) -> None:
+    found = [client.get(path).headers["date"] for path in ("/echo", "/echo-pieces", "/raise")]
+    for told in found:
+        assert abs(parsedate_to_datetime(told) - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_client_that_waited_in_vain_gets_its_answer_and_no_more_on_this_connection(served: Served) -> None:
+    with socket.create_connection(served.listener.getsockname(), 10) as client:
+        client.sendall(b"POST /nothing HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        said = closed(client)
+    assert said.startswith(b"HTTP/1.1 500") and b"connection: close\r\n" in said
+    assert b"100 Continue" not in said
+
+
 def test_client_that_waits_to_be_told_is_told(served: Served) -> None:
     with socket.create_connection(served.listener.getsockname(), 10) as client:
         client.settimeout(5)
@@ -149,9 +177,16 @@ def test_path_and_query_are_read_as_uvicorn_does(served: Served, client: httpx.C
 
 
 def test_head_has_no_body(served: Served) -> None:
-    said = served.say(b"HEAD /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-    assert said.startswith(b"HTTP/1.1 201 Created\r\n")
-    assert said.endswith(b"\r\n\r\n")
+    for path, status in ((b"/echo", b"201 Created"), (b"/raise", b"500 Internal Server Error")):
+        said = served.say(b"HEAD %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path)
+        assert said.startswith(b"HTTP/1.1 %b\r\n" % status)
+        assert said.endswith(b"\r\n\r\n")
+
+
+def test_answer_without_a_body_tells_no_length(served: Served) -> None:
+    said = served.say(b"GET /echo-empty HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 204 No Content\r\n")
+    assert b"content-length" not in said and b"chunked" not in said
 
 
 @pytest.mark.parametrize("first", [b"POST /echo HTTP/1.0\r\n", b"POST /echo HTTP/1.1\r\nconnection: close\r\n"])
@@ -208,6 +243,9 @@ def test_exchange_is_gone_with_its_connection_and_not_when_garbage_is_looked_for
             wait_for(lambda: served.app.kept[0]() is None)
         with suppress(httpx.HTTPError):
             httpx.get(served.url + "/stop", trust_env=False)
-        wait_for(lambda: [kept() for kept in served.app.kept] == [None] * 3)
+        with socket.create_connection(served.listener.getsockname(), 10) as raw:
+            raw.sendall(b"GET /echo-late HTTP/1.1\r\nhost: x\r\n\r\n" * 5)  # four of them never begin
+        wait_for(lambda: [kept() for kept in served.app.kept] == [None] * len(served.app.kept))
+        wait_for(lambda: not any(isinstance(each, Exchange) for each in gc.get_objects()))
     finally:
         gc.enable()

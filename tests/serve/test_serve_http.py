@@ -7,7 +7,11 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
+
 from inhouse.serve import http
+from inhouse.serve.errors import ApiError
+from inhouse.serve.exchange import WHOLE_BODY
 from inhouse.serve.http import Call, Connection, Watch
 
 
@@ -41,3 +45,18 @@ def test_request_that_was_watched_is_gone_with_its_end_and_not_when_garbage_is_l
     asyncio.run(go())
     assert watches
     assert [watch() for watch in watches] == [None]
+
+
+def test_body_that_has_come_whole_and_is_too_large_is_refused() -> None:
+    async def go(size: int) -> bytes:
+        scope = {"path": "/", "extensions": {WHOLE_BODY: lambda: b"x" * size}}
+        return await Call(scope, nothing_more, Connection(unsent, "r1"), {}, 100).body(100)
+
+    assert asyncio.run(go(100)) == b"x" * 100
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(go(101))
+    assert refused.value.status == 413
+
+
+async def nothing_more() -> dict[str, Any]:
+    raise AssertionError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -39,6 +40,35 @@ def test_calls_come_after_the_time_in_order_and_not_when_taken_back() -> None:
     called, took = asyncio.run(go())
     assert called == ["b", "d"]
     assert took >= 0.05
+
+
+def test_call_that_fails_keeps_no_other_from_being_called() -> None:
+    async def go() -> list[str]:
+        called: list[str] = []
+        later = Later(0.01)
+        later.add(lambda: called.append(str(1 / 0)))
+        later.add(lambda: called.append("with it"))
+        await asyncio.sleep(0.05)
+        later.add(lambda: called.append("after it"))
+        await asyncio.sleep(0.05)
+        return called
+
+    assert asyncio.run(go()) == ["with it", "after it"]
+
+
+def test_calls_know_nothing_of_the_request_that_happened_to_be_first() -> None:
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+
+    async def go() -> list[str]:
+        seen: list[str] = []
+        later = Later(0.01)
+        for name in "ab":
+            who.set(name)
+            later.add(lambda: seen.append(who.get()))
+        await asyncio.sleep(0.05)
+        return seen
+
+    assert asyncio.run(go()) == ["nobody", "nobody"]
 
 
 def test_many_requests_one_after_the_other_take_one_timer_at_a_time() -> None:

@@ -100,6 +100,7 @@ class Guarded(HttpToolsProtocol):
         self._in_head = True  # between requests too: what comes next begins one
         self._body_open = False
         self._head_bytes = 0
+        self._unread = 0  # bytes behind a head that were no part of a body
         self._answering: Exchange | None = None
         self._unsent: Unsent | None = None
         self._has_read = False
@@ -123,7 +124,10 @@ class Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on, within bounds."""
         if not self._in_head:
+            self._unread += len(data)
             super().data_received(data)
+            if self._unread > HEAD_BYTES:  # the end of a body in chunks may hold fields, of any length
+                self.cut()
             return
         self._head_bytes += len(data)
         super().data_received(data)
@@ -139,6 +143,11 @@ class Guarded(HttpToolsProtocol):
         """The first line of a request has begun."""
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; those behind a body are left out, as they could change what was checked."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is whole: begin to answer, or queue up behind what this connection asked before."""
         self._in_head, self._body_open = False, True
@@ -147,23 +156,32 @@ class Guarded(HttpToolsProtocol):
             self._refuse_head()
             raise ValueError("head too large")  # ends the parsing; the answer has been written
         self._begin()
-        if len(self.pipeline) > PIPELINED:  # while fewer wait, it is read on: unread, nobody sees that the client goes
+        if len(self.pipeline) > PIPELINED:
             self.cut()
 
     def on_body(self, body: bytes) -> None:
         """Some of the body; a great one waits until it is read."""
+        self._unread = 0
         if self.cycle.response_complete:
             return
         self.cycle.body += body
         if len(self.cycle.body) > UNREAD_BODY:
             self.flow.pause_reading()
+            if self.cycle is not self._answering:  # sent ahead: unread, nobody sees that the client goes
+                self.cut()
         self.cycle.message_event.set()
+
+    def on_chunk_header(self) -> None:
+        """A piece of a body in chunks begins."""
+        self._unread = 0
 
     def on_message_complete(self) -> None:
         """The request is whole; another may follow."""
         self.cycle.more_body = False
         self.cycle.message_event.set()
-        self._in_head, self._body_open, self._head_bytes = True, False, 0
+        self._in_head, self._body_open, self._head_bytes, self._unread = True, False, 0, 0
+        if self.cycle.response_complete and not self.transport.is_closing():  # it was refused before its body came
+            self.door.idle[self] = self.loop.time()
 
     def on_response_complete(self) -> None:
         """The answer is sent: wait for the next request, but not for long for the rest of this one."""
@@ -319,6 +337,7 @@ class Handshake(asyncio.Protocol):
     def _end(self, ended: asyncio.Future[None]) -> None:
         if ended.exception() is not None:  # whatever the client did
             self.cut()
+            self._http.parser = None  # type: ignore[assignment]  # it holds the protocol, as long as garbage is kept
         self._forget()  # also when it went away
 
     def _forget(self) -> None:

@@ -22,7 +22,9 @@ Header = tuple[bytes, bytes]
 UNREAD_BODY = 64 * 2**10  # then the connection is not read until the application has taken it
 NOT_IN_HEAD = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 FAILED = b"Internal Server Error"
-STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+FAILED_BYTES = b"%d" % len(FAILED)
+PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(100, 600)}
 BODILESS = (204, 304)
 log = logging.getLogger("inhouse.serve")
 
@@ -45,11 +47,11 @@ class Exchange:
         self._started = False
         self._chunked = False
         self._left = 0  # bytes of the answer, as its head has said
-        scope["extensions"] = {WHOLE_BODY: self.whole_body, WHOLE_ANSWER: self.whole_answer}
 
     async def run_asgi(self, app: Any) -> None:
         """Let the application answer; where it does not, that is said for it, and logged."""
         scope, self.scope = self.scope, {}  # it holds this object, and would keep it until garbage is looked for
+        scope["extensions"] = {WHOLE_BODY: self.whole_body, WHOLE_ANSWER: self.whole_answer}
         try:
             await app(scope, self.receive, self.send)
         except Exception:  # the application has its own border, and this is behind it
@@ -67,8 +69,8 @@ class Exchange:
         return found
 
     def whole_answer(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
-        """Write status, headers and body in one piece. False, and nothing written, where the client reads slowly."""
-        if self.connection.flow.write_paused or self._started or self._head_only:
+        """Write status, headers and body in one piece. False, and nothing written, where more is to be minded."""
+        if self.connection.flow.write_paused or self._started or self._head_only or status in BODILESS:
             return False
         if not self.disconnected:
             head = self._head(status, [*headers, (b"content-length", b"%d" % len(body))])
@@ -106,10 +108,11 @@ class Exchange:
             raise RuntimeError(f"unexpected: {message['type']}")
 
     def _head(self, status: int, headers: Iterable[Header]) -> bytes:
-        self._waits = False
+        if self._waits:  # it was not told to send its body, and may send it or not
+            self._waits = self.keep_alive = False
         lines = [STATUS_LINES[status]]
         sized = False
-        for name, value in headers:
+        for name, value in (*self.connection.server_state.default_headers, *headers):
             if name == b"content-length":
                 sized, self._left = True, int(value)
             elif name == b"connection" and value == b"close":
@@ -151,6 +154,9 @@ class Exchange:
 
     def _give_up(self) -> None:
         log.error("a request was left without its answer")
-        self.keep_alive = False
-        if not self.whole_answer(500, ((b"content-type", b"text/plain; charset=utf-8"),), FAILED):
-            self.connection.transport.close()
+        if not self._started:
+            self.keep_alive = False
+            head = self._head(500, ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", FAILED_BYTES)))
+            self.connection.transport.write(head if self._head_only else head + FAILED)
+            self._complete()
+        self.connection.transport.close()

@@ -142,7 +142,9 @@ class Call:
         if not length.isdigit() or int(length) > most:
             raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
         whole = self.scope.get("extensions", {}).get(WHOLE_BODY)
-        if whole is not None and (found := whole()) is not None and len(found) <= most:
+        if whole is not None and (found := whole()) is not None:
+            if len(found) > most:
+                raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
             return bytes(found)
         try:
             async with asyncio.timeout(READ_BODY_S):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from contextvars import Context
 from types import TracebackType
+
+log = logging.getLogger("inhouse.serve")
 
 
 class Later:
@@ -26,7 +30,7 @@ class Later:
         at = loop.time() + self.delay_s
         if not self._timed:
             self._timed = True
-            loop.call_at(at, self._look, loop)
+            self._time(loop, at)
         self._given += 1
         self._waiting[self._given] = at, call
         return self._given
@@ -42,11 +46,17 @@ class Later:
         while self._waiting:
             number, (at, call) = next(iter(self._waiting.items()))
             if at > now:
-                loop.call_at(at, self._look, loop)
+                self._time(loop, at)
                 return
             del self._waiting[number]
-            call()
+            try:
+                call()
+            except Exception:  # whatever it was, the others are called
+                log.exception("what was due has failed")
         self._timed = False
+
+    def _time(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        loop.call_at(at, self._look, loop, context=Context())  # not that of the request which happened to be first
 
 
 class Deadline:

@@ -29,7 +29,8 @@ STAGE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 CHOICES = (1, 2, 5, 10, 20)
 OURS, VLLM = "inhouse_", "vllm:"
-TOGETHER = 64
+TOGETHER = 64  # requests
+TOGETHER_GAPS = 4096
 
 
 class Counts:
@@ -108,6 +109,7 @@ class Metrics:
         self._inside = 0
         self._answered = 0
         self._unseen: list[Measured] = []  # finished, and not counted yet
+        self._unseen_gaps = 0
         self._holders: dict[str, str] = {}  # name of a key -> the tenant whose figures stand below it
         self.requests = Counts("requests", "Requests by HTTP status and key.", (*WHO, "key", "status"))
         self.success = Counts("request_success", "Answers by the reason they ended.", (*WHO, "finished_reason"))
@@ -154,7 +156,8 @@ class Metrics:
         if self._holders.get(seen.key) != seen.tenant:
             self._hand_over(seen)
         self._unseen.append(seen)
-        if len(self._unseen) >= TOGETHER:
+        self._unseen_gaps += len(seen.gaps)
+        if len(self._unseen) >= TOGETHER or self._unseen_gaps > TOGETHER_GAPS:
             self._catch_up()
 
     def _hand_over(self, seen: Measured) -> None:
@@ -167,7 +170,7 @@ class Metrics:
         self._holders[seen.key] = seen.tenant
 
     def _catch_up(self) -> None:
-        unseen, self._unseen = self._unseen, []
+        unseen, self._unseen, self._unseen_gaps = self._unseen, [], 0
         found: dict[Labels, list[Measured]] = {}
         for seen in unseen:
             found.setdefault((seen.model, seen.engine), []).append(seen)
