@@ -26,7 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from inhouse.flow.jobs import WAITING
+from inhouse.core.settings import SLEEPING
+from inhouse.flow.jobs import threads
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -140,8 +141,10 @@ def once(subject: Subject, options: argparse.Namespace) -> dict:
         command = [*no_network(), str(python), str(HERE / subject.script), *flags]
         # This checkout is what is measured, whatever the environment has installed.
         env = {**os.environ, **({} if subject.peer else {"PYTHONPATH": str(ROOT / "src")})}
-        if options.asleep or subject.script in ("ours.py", "steps.py"):
-            env |= WAITING  # as the product starts a training: in a job
+        if options.asleep:
+            env |= SLEEPING
+        elif subject.script in ("ours.py", "steps.py"):
+            env |= threads()  # as the product starts a training: in a job
         code = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, cwd=folder, env=env).returncode
     if code or not out.exists():
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]

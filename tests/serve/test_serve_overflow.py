@@ -39,7 +39,8 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Overflows:
 
 
 def goes(overflows: Overflows, asked: Way, ask: Ask, background: bool = False) -> bool:
-    return asyncio.run(overflows.beyond(asked, ask, background)) is not None
+    rule = asked.serving.deployment.rules.overflow
+    return rule is not None and asyncio.run(overflows.beyond(rule, asked, ask, background)) is not None
 
 
 def test_request_goes_elsewhere_only_when_so_many_wait(there: Overflows) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 OPENAI = "https://api.openai.com/v1"
 TRUE = {"1", "true", "yes", "on"}
+SLEEPING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}  # a job's children have inherited what it does
+LOOK_S = 0.1
+BUSY_PERCENT = 25.0  # of all cores, used by others just before the start
+HUGETLB = "glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,26 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def waiting(spins: int) -> dict[str, str]:
+    """How OpenMP's threads in a process that is started now wait for each other: it changes the speed, no result.
+
+    They spin where the machine is quiet, so many times, and sleep beside other work: there a spinning thread burns the
+    time that the other one needs.
+    """
+    import psutil
+
+    quiet = usable_cores() > 1 and psutil.cpu_percent(interval=LOOK_S) < BUSY_PERCENT
+    return {"GOMP_SPINCOUNT": str(spins)} if quiet else SLEEPING
+
+
+def chosen_waiting() -> bool:
+    """Whether the environment says how OpenMP's threads wait."""
+    return "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+
+
 def leave_parallelism_to_processes() -> None:
     """Let polars use one thread in this process; call it before polars is imported."""
     os.environ["POLARS_MAX_THREADS"] = "1"
-
-
-HUGETLB = "glibc.malloc.hugetlb=1"
 
 
 def child_environment(offline: bool) -> dict[str, str]:

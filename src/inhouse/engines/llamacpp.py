@@ -22,7 +22,7 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Generation, Input, Prompt, Question, Scored, Tick, question_of
 from inhouse.core.rows import Message
-from inhouse.core.settings import large_pages, usable_cores
+from inhouse.core.settings import SLEEPING, large_pages, usable_cores, waiting
 from inhouse.core.tool_words import as_prompted
 from inhouse.engines.gguf_adapter import check_adapter
 from inhouse.engines.gguf_header import read_header
@@ -39,8 +39,7 @@ Speculation = Literal["off", "ngram", "auto"]
 CacheType = Literal["f16", "q8_0", "q4_0"]
 DEFAULT_CONTEXT = 2048
 EVALUATION_CONTEXT = 4096
-SPINS = "300000"  # of GNU OpenMP where nothing is set: about a millisecond
-BUSY_PERCENT = 25.0  # of all cores, used by others just before the start
+SPINS = 300_000  # of GNU OpenMP where nothing is set: about a millisecond
 LIKELY = 200  # choices are looked for among so many likeliest tokens before each is asked for by itself
 EVERY = 1 << 20  # llama.cpp cuts it to the size of the vocabulary
 FORCE = 1e6  # a logit bias that outweighs every logit
@@ -188,17 +187,14 @@ def _parsed(running: RunningEngine, text: str) -> list[int]:
 
 
 def _waiting(settings: LlamaCppSettings) -> dict[str, str]:
-    """OpenMP's wait policy. It changes the speed only, never an answer.
+    """How the threads wait for each other, which they do hundreds of times per token.
 
-    llama.cpp's threads meet hundreds of times per token. Spinning there, a thread burns the time slice that the
-    other one needs: beside two busy processes on 2 cores an answer took 4.5 s, and 0.5 s when they slept; alone
-    on the machine, 0.12 s spinning and 0.20 s sleeping (SmolLM2-135M Q8_0, 3 tokens).
+    Beside two busy processes on 2 cores an answer took 4.5 s spinning and 0.5 s asleep; alone on the machine 0.12 s
+    spinning and 0.20 s asleep (SmolLM2-135M Q8_0, 3 tokens).
     """
-    import psutil
-
-    others = psutil.cpu_percent(interval=0.2) if settings.waiting == "auto" else 0.0
-    sleep = settings.waiting == "sleep" or others > BUSY_PERCENT
-    return {"OMP_WAIT_POLICY": "passive"} if sleep else {"GOMP_SPINCOUNT": SPINS}  # a job lets its own threads sleep
+    if settings.waiting == "auto":
+        return waiting(SPINS)
+    return SLEEPING if settings.waiting == "sleep" else {"GOMP_SPINCOUNT": str(SPINS)}
 
 
 def _copied(model: Path, settings: LlamaCppSettings) -> bool:

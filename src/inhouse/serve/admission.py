@@ -33,10 +33,15 @@ class Admission:
         self.parallel = parallel
         self._next()
 
+    def at_once(self) -> bool:
+        """A turn where one is free and nobody waits."""
+        free = self.running < self.parallel and not self.waiting
+        self.running += free
+        return free
+
     async def enter(self, tenant: str, background: bool) -> None:
         """Wait for a turn."""
-        if self.running < self.parallel and not self.waiting:
-            self.running += 1
+        if self.at_once():
             return
         if not background and self.waiting >= self.queue:
             self._make_room(tenant)
@@ -140,7 +145,8 @@ class Turn:
         self._held = True
 
     async def __aenter__(self) -> Turn:
-        await self._admission.enter(self._tenant, self._background)
+        if not self._admission.at_once():
+            await self._admission.enter(self._tenant, self._background)
         self._held = True
         return self
 

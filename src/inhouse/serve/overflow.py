@@ -24,13 +24,12 @@ class Overflows:
         self._pools: dict[tuple[str, str], Pool] = {}
         self._told = False
 
-    async def beyond(self, way: Way, ask: Ask, background: bool) -> Pool | None:
+    async def beyond(self, rule: Overflow, way: Way, ask: Ask, background: bool) -> Pool | None:
         """Where this request goes because too many wait here; None: it stays.
 
         What holds personal data stays, always; so does what only this release can answer, and work that can wait.
         """
-        rule = way.serving.deployment.rules.overflow
-        if rule is None or background or way.adapter is not None or way.target.admission.waiting < rule.queue:
+        if background or way.adapter is not None or way.target.admission.waiting < rule.queue:
             return None
         pool = self._pool(rule)
         if not pool.ready or not self._can_search() or await asyncio.to_thread(holds_personal_data, ask):

@@ -184,7 +184,8 @@ class Pipeline:
         """
         way, seen = self._begin(model, caller)
         try:
-            await self._allowed(caller.key, way.deployment)
+            if caller.key.limits != UNLIMITED:
+                await self._allowed(caller.key, way.deployment)
             asked = await prepare(way.target.limits)
             if way.adapter is not None:
                 asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
@@ -206,7 +207,8 @@ class Pipeline:
         """The release that answers for `model`, within what the key may; measured, and told to who watches."""
         way, seen = self._begin(model, caller)
         try:
-            await self._allowed(caller.key, way.deployment)
+            if caller.key.limits != UNLIMITED:
+                await self._allowed(caller.key, way.deployment)
             yield way, seen
             seen.status = 200
         except (ApiError, asyncio.CancelledError) as error:
@@ -271,8 +273,6 @@ class Pipeline:
 
     async def _allowed(self, key: Key, model: str) -> None:
         """Raises ApiError 403 for a deployment that this key may not use, 429 when it has used up what it may."""
-        if key.limits == UNLIMITED:
-            return
         if not key.may_use(model):
             raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=model[:100]), "model")
         await self.quotas.enter(key)
@@ -296,7 +296,7 @@ class Pipeline:
                 going.seen.cache = "miss"
                 await self._alone(asked.ask, going.overheard(asked.ask, reply), going)
             return
-        near = await self._near(asked.ask, going)
+        near = None if self.semantic is None else await self._near(self.semantic, asked.ask, going)
         for similar in near.names if near else ():
             if (kept := self.cache.find(similar)) is not None:
                 await self._from_memory(kept, "semantic", asked, going)
@@ -322,18 +322,18 @@ class Pipeline:
         await reply.add(list(kept.deltas))
         await reply.finish(kept.usage)
 
-    async def _near(self, ask: Ask, going: Going) -> Near | None:
-        """Kept answers of similar questions; None where similarity is not asked for or cannot be told."""
-        question = None if self.semantic is None else self.semantic.question(ask)
-        if self.semantic is None or question is None:
+    async def _near(self, semantic: SemanticIndex, ask: Ask, going: Going) -> Near | None:
+        """Kept answers of similar questions; None where similarity cannot be told."""
+        question = semantic.question(ask)
+        if question is None:
             return None
         try:
             _, engine = await going.target.pool.pick(None, need="embeddings")
             vectors, _ = await engine.embed([question])
         except (ApiError, EngineLost, EngineRefused, EngineSilent):
             return None  # without a vector it is an ordinary request
-        context = self.semantic.context(ask, going.caller.tenant, going.target.release.label)
-        return Near(context, vectors[0], self.semantic.find(context, vectors[0]))
+        context = semantic.context(ask, going.caller.tenant, going.target.release.label)
+        return Near(context, vectors[0], semantic.find(context, vectors[0]))
 
     async def _lead(self, name: str, asked: Asked, going: Going) -> None:
         """Answer, tell those who read along, and keep the answer."""
@@ -371,7 +371,8 @@ class Pipeline:
         admitted = False
         try:
             with Deadline(self._deadlines):
-                if pool := await self.overflows.beyond(going.way, ask, caller.background):
+                rule = going.way.serving.deployment.rules.overflow
+                if rule and (pool := await self.overflows.beyond(rule, going.way, ask, caller.background)):
                     caller.notes.append((b"x-inhouse-overflow", b"remote"))
                     admitted = seen.elsewhere = True
                     await self._relay(pool, ask, reply, seen)

@@ -180,14 +180,16 @@ class Pool:
         self.loop = self.loop or asyncio.get_running_loop()
         if ask is not None and self._more_may_change(ask):
             await self._see_who_comes()
+        if found := self._best(ask, tried, need):
+            return found
         until = time.monotonic() + RESTART_WAIT_S
         while True:
-            if found := self._best(ask, tried, need):
-                return found
             waits = [replica.breaker.wait_s for replica in self.replicas if replica.ready]
             if time.monotonic() > until or (waits and min(waits) > OPEN_WAIT_S):
                 raise unavailable()
             await asyncio.sleep(0.05)
+            if found := self._best(ask, tried, need):
+                return found
 
     def add(self, replica: Replica) -> None:
         """One more."""
