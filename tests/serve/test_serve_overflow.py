@@ -79,7 +79,9 @@ def test_nothing_leaves_where_personal_data_cannot_be_found(
 def test_endpoint_that_is_not_there_gets_nothing() -> None:
     async def scene() -> None:
         overflows = Overflows()
-        assert await overflows.beyond(way(9), chat(CLEAN), False) is None
+        asked = way(9)
+        rule = asked.serving.deployment.rules.overflow
+        assert rule is not None and await overflows.beyond(rule, asked, chat(CLEAN), False) is None
         await overflows.close()
 
     asyncio.run(scene())
