@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from inhouse.core.settings import SLEEPING
+from inhouse.engines.waiting import SLEEPING
 from inhouse.flow.jobs import threads
 
 HERE = Path(__file__).resolve().parent

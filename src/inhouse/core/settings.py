@@ -8,9 +8,6 @@ from pathlib import Path
 
 OPENAI = "https://api.openai.com/v1"
 TRUE = {"1", "true", "yes", "on"}
-SLEEPING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}  # a job's children have inherited what it does
-LOOK_S = 0.1
-BUSY_PERCENT = 25.0  # of all cores, used by others just before the start
 HUGETLB = "glibc.malloc.hugetlb=1"
 
 
@@ -95,18 +92,6 @@ def usable_cores() -> int:
     if chosen := settings().threads:
         return chosen
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def waiting(spins: int) -> dict[str, str]:
-    """How OpenMP's threads in a process that is started now wait for each other: it changes the speed, no result.
-
-    They spin where the machine is quiet, so many times, and sleep beside other work: there a spinning thread burns the
-    time that the other one needs.
-    """
-    import psutil
-
-    quiet = usable_cores() > 1 and psutil.cpu_percent(interval=LOOK_S) < BUSY_PERCENT
-    return {"GOMP_SPINCOUNT": str(spins)} if quiet else SLEEPING
 
 
 def chosen_waiting() -> bool:

@@ -22,7 +22,7 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Generation, Input, Prompt, Question, Scored, Tick, question_of
 from inhouse.core.rows import Message
-from inhouse.core.settings import SLEEPING, large_pages, usable_cores, waiting
+from inhouse.core.settings import large_pages, usable_cores
 from inhouse.core.tool_words import as_prompted
 from inhouse.engines.gguf_adapter import check_adapter
 from inhouse.engines.gguf_header import read_header
@@ -30,6 +30,7 @@ from inhouse.engines.gguf_tokens import control_of
 from inhouse.engines.model_files import check_gguf
 from inhouse.engines.process import Child, python_module
 from inhouse.engines.rope import RopeScaling
+from inhouse.engines.waiting import SLEEPING, waiting
 
 if TYPE_CHECKING:
     import httpx

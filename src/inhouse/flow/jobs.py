@@ -18,8 +18,9 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.messages import language
 from inhouse.core.run import process_mark
-from inhouse.core.settings import child_environment, chosen_waiting, waiting
+from inhouse.core.settings import child_environment, chosen_waiting
 from inhouse.core.store import Store, write_durably
+from inhouse.engines.waiting import waiting
 
 Status = Literal["running", "done", "failed", "cancelled", "lost"]
 KEEP = 50  # finished jobs kept in a workspace

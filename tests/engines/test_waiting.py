@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inhouse.core import settings
-from inhouse.core.settings import SLEEPING, waiting
+from inhouse.engines import waiting as module
+from inhouse.engines.waiting import SLEEPING, waiting
 from inhouse.flow import jobs
 
 
@@ -19,7 +19,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two cores, and an environment that says nothing of waiting."""
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(settings, "usable_cores", lambda: 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
     return monkeypatch
 
 
@@ -33,7 +33,7 @@ def test_threads_sleep_beside_other_work_and_where_there_is_one(cores: pytest.Mo
     cores.setattr(psutil, "cpu_percent", lambda interval: 60.0)
     assert waiting(700) == SLEEPING
     cores.setattr(psutil, "cpu_percent", lambda interval: 0.0)
-    cores.setattr(settings, "usable_cores", lambda: 1)
+    cores.setattr(module, "usable_cores", lambda: 1)
     assert waiting(700) == SLEEPING
 
 
