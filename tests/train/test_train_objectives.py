@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -495,6 +496,26 @@ def test_distilling_texts_learns_what_the_teacher_writes(lively: Path, teacher: 
     assert ready.learning.state is None
 
 
+def test_row_that_cannot_be_made_plain_for_the_teacher_is_left_out(lively: Path, teacher: Path, tmp_path: Path) -> None:
+    """The student could read it: in the teacher's tokenizer a token is looked for in normalised text."""
+    wise = shutil.copytree(teacher, tmp_path / "wise")
+    words = json.loads((wise / "merged" / "tokenizer.json").read_text(encoding="utf-8"))
+    words["normalizer"] = {"type": "Replace", "pattern": {"String": "\N{WORD JOINER}"}, "content": ""}
+    for token in words["added_tokens"]:
+        token["normalized"] = token["content"] == "<|im_start|>"
+    (wise / "merged" / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    bad = row(9, None).model_copy(update={"messages": [turn("user", "<|im_start|>"), turn("assistant", "sales")]})
+    here = with_teacher(place(lively, [bad, *[row(n, None) for n in range(4)]], tmp_path), wise, "merged")
+    objective = {"use": "distill", "teacher": {"base": "wise"}, "signal": "text", "max_tokens": 24}
+    found = ready_for(objective, here).texts.samples
+    assert (found.origins, found.refused) == ([1, 2, 3, 4], (bad.id,))
+    assert (found.counts.rows, found.counts.refused) == (5, 1)
+    write_rows(here.inputs["dataset"].path, "train", [bad])
+    with pytest.raises(UserError) as refused:
+        ready_for(objective, here)
+    assert refused.value.code == "train.all_refused"
+
+
 def test_teacher_that_never_ends_is_told(lively: Path, teacher: Path, tmp_path: Path) -> None:
     here = with_teacher(place(lively, [row(0, None)], tmp_path), teacher, "merged")
     with pytest.raises(UserError) as refused:
@@ -511,8 +532,6 @@ def test_teacher_whose_logits_know_no_virtual_tokens_is_refused(lively: Path, tm
 
 
 def test_teacher_of_another_vocabulary_is_refused(lively: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = shutil.copytree(lively, tmp_path / "other")
     settings = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
     words = settings["model"]["vocab"]

@@ -140,6 +140,9 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Pat
             found = Calibration(small=small, large=large, update_s=update, place_bytes=place)
         # Here, where memory is held as it is in training: a file's pages are then new ones to the system too.
         found = found.model_copy(update={"save_s": saving_seconds(model, folder)})
+        release_memory()
+        # Again: of what a step frees, the C library keeps what stands between blocks in use.
+        held = max(held, held_by(model, has_state=True), key=lambda one: one.process)
     return Probed(held, found)
 
 

@@ -5,7 +5,7 @@ Hinton et al. 2015, arXiv:1503.02531; from the teacher's texts: Kim and Rush 201
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,12 +19,15 @@ from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
 from inhouse.train.objectives.sft import ahead, complete, labels
-from inhouse.train.tokens import Samples
+from inhouse.train.spans import Coder, Talk
+from inhouse.train.tokens import Samples, broken_texts, tell_refused
 from inhouse.train.virtual import virtual_ids
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from inhouse.engines.transformers import TransformersEngine
 
 __all__ = ["UNIT", "Distill", "ahead", "complete", "counted", "encode", "labels", "loss", "prepare"]
 
@@ -50,19 +53,37 @@ def encode(rows: Sequence[Row], coding: Coding, params: Distill) -> Samples:
     """The rows as they are, or with the answers that the teacher writes to their questions."""
     if params.signal != "text":
         return sft.encode(rows, coding, sft.Sft())
-    told = _answered(rows, coding, params)
+    from inhouse.engines.transformers import open_model
+
+    engine = open_model(coding.inputs["teacher"])
+    asked = _readable(rows, Coder(engine.tokenizer, engine.ends))
+    refused = tuple(row.id for place, row in enumerate(rows) if place not in asked)
+    tell_refused(refused, len(rows), coding.events)
+    told = _answered(asked, coding, params, engine)
+    engine.close()
     found, places = sft.encode(list(told.values()), coding, sft.Sft()), list(told)
-    return replace(found, origins=[places[origin] for origin in found.origins])
+    seen = found.counts
+    counts = replace(seen, rows=seen.rows + len(refused), refused=seen.refused + len(refused))
+    origins = [places[origin] for origin in found.origins]
+    return replace(found, origins=origins, counts=counts, refused=(*refused, *found.refused))
 
 
-def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> dict[int, Row]:
+def _readable(rows: Sequence[Row], coder: Coder) -> dict[int, Row]:
+    """Rows by their places, less those whose question holds a text that cannot be made plain for the teacher.
+
+    Raises train.all_refused.
+    """
+    found = {place: row for place, row in enumerate(rows) if broken_texts(coder, Talk(row.prompt, ())) is not None}
+    if not found:
+        raise UserError("train.all_refused", rows=len(rows))
+    return found
+
+
+def _answered(rows: Mapping[int, Row], coding: Coding, params: Distill, engine: TransformersEngine) -> dict[int, Row]:
     """Rows by their places; those whose answer the teacher did not end within `max_tokens` are left out.
 
     Raises train.teacher_silent.
     """
-    from inhouse.engines.transformers import open_model
-
-    engine = open_model(coding.inputs["teacher"])
     done = 0
 
     def tick(count: int) -> None:
@@ -70,11 +91,10 @@ def _answered(rows: Sequence[Row], coding: Coding, params: Distill) -> dict[int,
         done += count
         coding.events.progress(done, len(rows), "answers")
 
-    answers = engine.generate([prompt_of(row) for row in rows], params.max_tokens, tick)
-    engine.close()
+    answers = engine.generate([prompt_of(row) for row in rows.values()], params.max_tokens, tick)
     told = {
         place: row.model_copy(update={"messages": [*row.prompt, Message(role="assistant", content=answer.text)]})
-        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        for (place, row), answer in zip(rows.items(), answers, strict=True)
         if answer.finish == "stop" and answer.text.strip()
     }
     if not told:
