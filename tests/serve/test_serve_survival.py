@@ -43,7 +43,7 @@ from inhouse.release.settings import ServeParams
 from inhouse.serve import key_ring
 from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
-from inhouse.serve.metrics import Gauges, Metrics
+from inhouse.serve.metrics import TOGETHER, TOGETHER_GAPS, Gauges, Metrics
 from inhouse.serve.quotas import Quotas
 from inhouse.serve.watchers import Watchers
 
@@ -312,5 +312,18 @@ def test_request_that_is_over_is_kept_without_its_text_and_without_a_figure_for_
         seen.add([Delta(text="x")])
     watchers.finished(seen)
     kept = watchers.recent("one", "7")
-    assert kept is seen and (kept.said, kept.gaps, kept.ask) == ("", [], None)
+    assert kept is seen and (kept.said, kept.ask) == ("", None)
     assert "inter_token_latency_seconds_count" in watchers.metrics.text().decode()
+    assert kept.gaps == []  # counted, and let go
+
+
+def test_figures_for_each_token_that_are_not_counted_yet_are_bounded() -> None:
+    """Nobody looks at the metrics meanwhile."""
+    watchers = Watchers(Metrics(Gauges(list)), None, None)
+    seen = [Measured(str(number), "ann", "7", "r:v1", "desk") for number in range(100)]
+    for each in seen:
+        for _ in range(300):
+            each.add([Delta(text="x")])
+        watchers.finished(each)
+        assert sum(len(one.gaps) for one in seen) <= TOGETHER_GAPS + 300
+    assert sum(bool(one.gaps) for one in seen) < TOGETHER
