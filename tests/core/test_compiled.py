@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -127,6 +128,29 @@ def test_loops_work_where_nothing_can_be_kept(loops: Path, tmp_path: Path) -> No
     (tmp_path / "home").touch()
     assert loaded().twice(5) == 7
     assert not from_cache(loaded())
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("damaged", [b"", bytes(100)])
+def test_loops_whose_kept_code_is_damaged_are_compiled_and_kept_anew(loops: Path, kind: str, damaged: bytes) -> None:
+    loaded()
+    files = list((loops / "__pycache__").rglob(f"*.{kind}"))
+    assert files
+    for path in files:
+        path.write_bytes(damaged)
+    assert loaded().twice(5) == 7
+    assert from_cache(loaded())
+
+
+def test_fault_of_the_code_is_told_also_where_nothing_can_be_kept(loops: Path, tmp_path: Path) -> None:
+    (loops / "called.py").write_text(CALLED.format(step="unknown"))
+    with pytest.raises(Exception, match="unknown"):
+        loaded()
+    (tmp_path / "home").touch()
+    shutil.rmtree(loops / "__pycache__")
+    (loops / "__pycache__").touch()
+    with pytest.raises(Exception, match="unknown"):
+        loaded()
 
 
 def test_loops_compiled_long_ago_from_other_code_are_removed(loops: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,31 +10,39 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inhouse.engines import waiting as module
 from inhouse.engines.waiting import SLEEPING, waiting
 from inhouse.flow import jobs
 
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Two cores, and an environment that says nothing of waiting."""
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    """A process that may use two cores of four, and an environment that says nothing of waiting."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "INHOUSE_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2})
     return monkeypatch
 
 
-@pytest.mark.parametrize(("used", "found"), [(0.0, {"GOMP_SPINCOUNT": "700"}), (24.0, {"GOMP_SPINCOUNT": "700"})])
-def test_threads_spin_on_a_quiet_machine(cores: pytest.MonkeyPatch, used: float, found: dict[str, str]) -> None:
-    cores.setattr(psutil, "cpu_percent", lambda interval: used)
-    assert waiting(700) == found
+def use(cores: pytest.MonkeyPatch, *shares: float) -> None:
+    """Let others use so much of each core."""
+    cores.setattr(psutil, "cpu_percent", lambda interval, percpu: list(shares))
 
 
-def test_threads_sleep_beside_other_work_and_where_there_is_one(cores: pytest.MonkeyPatch) -> None:
-    cores.setattr(psutil, "cpu_percent", lambda interval: 60.0)
+@pytest.mark.parametrize("shares", [(0, 0, 0, 0), (0, 24, 24, 0), (99, 0, 0, 99)])
+def test_threads_spin_where_their_own_cores_are_quiet(cores: pytest.MonkeyPatch, shares: tuple[float, ...]) -> None:
+    use(cores, *shares)
+    assert waiting(700) == {"GOMP_SPINCOUNT": "700"}
+
+
+def test_threads_sleep_beside_other_work_and_where_there_are_not_as_many_cores(cores: pytest.MonkeyPatch) -> None:
+    use(cores, 0, 60, 60, 0)
     assert waiting(700) == SLEEPING
-    cores.setattr(psutil, "cpu_percent", lambda interval: 0.0)
-    cores.setattr(module, "usable_cores", lambda: 1)
+    use(cores, 0, 0, 0, 0)
+    for threads in ("1", "3"):
+        cores.setenv("INHOUSE_THREADS", threads)
+        assert waiting(700) == SLEEPING
+    cores.delenv("INHOUSE_THREADS")
+    cores.setattr(os, "sched_getaffinity", lambda _: {1})
     assert waiting(700) == SLEEPING
 
 

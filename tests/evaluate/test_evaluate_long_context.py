@@ -145,8 +145,9 @@ def test_run_that_was_killed_goes_on_with_the_readings_that_it_has(tmp_path: Pat
     first.readings = Readings(path, "same")
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    with path.open("a") as file:
-        file.write('{"asked": "same", "na')  # cut off by the kill
+    with path.open("ab") as file:
+        file.write(b'{"asked": "same"\xff\n' + b"[" * 100_000)  # damaged
+        file.write(b'\n{"asked": "same", "na')  # cut off by the kill
     reader = Mortal(window=400)
     again = run(reader)
     again.readings = Readings(path, "same")

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from inhouse.train import team
-from inhouse.train.activations import fused_rotation, fused_swiglu
+from inhouse.train.activations import _turn_by, fused_rotation, fused_swiglu
 from inhouse.train.fused import fused_lora
 
 SMALL = {
@@ -53,7 +56,8 @@ def _read(model: Any, fused: bool) -> list[torch.Tensor]:
     ids = torch.randint(1, 64, (1, 37), generator=torch.Generator().manual_seed(2))
     with ExitStack() as stack:
         if fused:
-            assert stack.enter_context(fused_swiglu(model)) + stack.enter_context(fused_rotation(model)) >= 2
+            layers = stack.enter_context(fused_swiglu(model)) + stack.enter_context(fused_rotation(model))
+            assert (layers >= 2) is team.able()
         logits = model(ids, use_cache=False).logits
     model.zero_grad()
     logits.float().logsumexp(-1).square().mean().backward()
@@ -117,6 +121,62 @@ def test_layers_compute_as_before_when_training_is_over_or_numba_is_missing(monk
         assert torch.equal(one, other)
 
 
+def test_two_ways_to_compute_are_taken_back_in_turn() -> None:
+    layer = _model("llama").model.layers[0].mlp
+    with fused_swiglu(layer):
+        first = layer.forward
+        with fused_swiglu(layer):
+            assert layer.forward is not first
+        assert layer.forward is first
+    assert "forward" not in vars(layer)
+
+
+def test_class_of_the_same_name_from_elsewhere_is_left_alone() -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP as Theirs
+
+    class LlamaMLP(Theirs):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden
+
+    with fused_swiglu(LlamaMLP(_model("llama").config)) as count:
+        assert count == 0
+
+
+def test_gradient_of_a_gradient_is_refused_and_not_wrong() -> None:
+    model = _model("llama")
+    with fused_swiglu(model):
+        logits = model(torch.tensor([[1, 2, 3]]), use_cache=False).logits
+    weights = list(model.model.layers[0].mlp.parameters())
+    first = torch.autograd.grad(logits.square().sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(one.square().sum() for one in first).backward()
+
+
+def test_angles_that_are_shared_by_tokens_turn_as_the_library_turns_them() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    heads = [torch.randn(1, 4, 5, 16, dtype=torch.bfloat16) for _ in range(2)]
+    angles = [torch.randn(1, 1, 16, dtype=torch.bfloat16) for _ in range(2)]
+    theirs, ours = apply_rotary_pos_emb(*heads, *angles), _turn_by(apply_rotary_pos_emb)(*heads, *angles)
+    assert all(map(torch.equal, theirs, ours))
+
+
+def test_gates_of_another_shape_multiply_as_torch_has_them() -> None:
+    model = _model("llama").model.layers[0].mlp
+    model.gate_proj, model.down_proj = torch.nn.Identity(), torch.nn.Identity()
+    model.up_proj = _First()
+    hidden = torch.randn(6, 8, dtype=torch.bfloat16)
+    plain = model(hidden)
+    with fused_swiglu(model):
+        assert torch.equal(model(hidden), plain)
+
+
+class _First(torch.nn.Module):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """One row for all."""
+        return hidden[:1]
+
+
 def test_layers_with_another_activation_are_left_alone() -> None:
     from transformers.activations import GELUActivation
 
@@ -125,6 +185,13 @@ def test_layers_with_another_activation_are_left_alone() -> None:
         layer.mlp.act_fn = GELUActivation()
     with fused_swiglu(model) as count:
         assert count == 0
+
+
+def test_numba_that_cannot_be_imported_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.2 or less')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from inhouse.train import team; print(team.able())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 def test_machine_without_torchs_threads_is_not_able(monkeypatch: pytest.MonkeyPatch) -> None:

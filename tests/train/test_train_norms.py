@@ -72,6 +72,12 @@ def test_norms_that_are_trained_or_of_another_formula_are_left_alone() -> None:
         assert count == 0
 
 
+def test_rows_of_another_width_are_refused_as_the_library_refuses_them() -> None:
+    norm = _norm("LlamaRMSNorm").bfloat16()
+    with fused_norms(norm), pytest.raises(RuntimeError, match="size"):
+        norm(torch.ones(3, 47, dtype=torch.bfloat16))
+
+
 def test_after_training_a_norm_computes_as_before() -> None:
     norm = _norm("LlamaRMSNorm")
     with fused_norms(norm):

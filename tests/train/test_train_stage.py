@@ -170,6 +170,19 @@ def test_one_row_in_bf16_with_part_of_the_modules_trains(tiny_llama: Path, tmp_p
     assert set(made.facts["model"]["tensor_types"]) == {"F32"}
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_activations_computed_again_in_bf16_give_the_same_weights(
+    method: str, tiny_llama: Path, dataset: Path, tmp_path: Path
+) -> None:
+    found = []
+    for again in (False, True):
+        work = tmp_path / str(again)
+        params = train_params(method={"use": method}, precision="bf16", max_steps=2, gradient_checkpointing=again)
+        run(params, context(tiny_llama, dataset, work))
+        found.append({name: known for name, known in hashes(work / "out").items() if name.endswith(".safetensors")})
+    assert found[0] == found[1] and found[0]
+
+
 def test_saved_in_bf16_when_asked(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
     params = train_params(precision="bf16", save_dtype="bf16", max_steps=2, gradient_accumulation_steps=2)
     made = run(params, context(tiny_llama, dataset, tmp_path))

@@ -29,11 +29,13 @@ from inhouse.flow.project import load
 from inhouse.flow.runner import Run
 from inhouse.flow.runner import run as run_nodes
 from inhouse.select import stage
+from inhouse.select.doctor import version_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FOLDER = "long-context"  # of the workspace
+READERS = ("torch", "transformers", "xllamacpp")
 NUMBERS = r"^\d+(,\d+)*$"
 SHARES = (1 / 8, 1 / 2, 1, 2, 4)  # of the native length, where no lengths are asked for
 ROOM = 64  # tokens of llama.cpp's context beside the prompt: the answer
@@ -99,7 +101,8 @@ def bench_long_context(request: LongContextRequest, events: Events) -> LongConte
 def _asked(request: LongContextRequest, begun: LongContext, bench: Bench) -> str:
     """Everything that a reading depends on, besides its strategy, its length and its place."""
     own = (request.factor, request.window, request.seed, begun.device, begun.dtype, list(bench.grid.depths))
-    return hash_json([*own, bench.hay.begin, bench.hay.ids])
+    made_by = [usable_cores(), *map(version_of, ("inhouse", *READERS))]
+    return hash_json([*own, *made_by, bench.hay.begin, bench.hay.ids])
 
 
 def _write(result: LongContext) -> None:

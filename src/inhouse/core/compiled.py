@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from inhouse.core.settings import cache_home
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 _loading = threading.RLock()  # numba compiles in one thread at a time, but does not look again who was first
 UNUSED_S = 30 * 24 * 3600  # after which what was compiled from other code is removed
 
@@ -34,12 +35,36 @@ def kernel(signature: Any = None, inline: Literal["never", "always"] = "never") 
         folder = Path(function.__code__.co_filename).parent
         with _cache_of(folder) as kept:
             found: Any = numba.njit(cache=kept, nogil=True, inline=inline)(function)
-        return found if signature is None else _when_used(found, signature)  # type: ignore[no-any-return]
+        return found if signature is None else _when_used(found, signature, folder)  # type: ignore[no-any-return]
 
     return compiled
 
 
-def _when_used(found: Any, signature: Any) -> Any:
+def kept_beside(file: str, make: Callable[[bool], T]) -> T:
+    """What `make` compiles, called with whether numba can keep it for the code in the file's folder."""
+    folder = Path(file).parent
+
+    def made() -> T:
+        with _cache_of(folder) as kept:
+            return make(kept)
+
+    return _or_anew(folder, made)
+
+
+def _or_anew(folder: Path, compile: Callable[[], T]) -> T:
+    """What `compile` gives, the second time without what was kept: damaged files would end every run like the first."""
+    try:
+        return compile()
+    except Exception:  # out of a damaged file pickle may raise any; what is wrong with the code is raised again
+        place = _place(folder, str(_settings_of_numba().CACHE_DIR))
+        if place is None:
+            raise
+        for path in place.rglob("*.nb[ci]"):
+            path.unlink(missing_ok=True)
+        return compile()
+
+
+def _when_used(found: Any, signature: Any, folder: Path) -> Any:
     """Compile, or load, for the signature alone, when first called or when what calls it is compiled.
 
     To numba a signature means to do so at once: most kernels are parts of others, and loading them all takes as long
@@ -50,7 +75,7 @@ def _when_used(found: Any, signature: Any) -> Any:
     def ready() -> None:
         with _loading:
             if not found.overloads:
-                found.compile(signature)
+                _or_anew(folder, lambda: found.compile(signature))
                 found.disable_compile()
 
     def template_when_ready(arguments: Any, names: Any) -> Any:
@@ -74,9 +99,7 @@ def place_beside(file: str) -> Path | None:
 @contextmanager
 def _cache_of(folder: Path) -> Iterator[bool]:
     """Let numba keep what is compiled here in the folder for this code; false where there is no place for one."""
-    from numba.core import config as settings_of_numba
-
-    config: Any = settings_of_numba  # it sets its names as it reads the environment
+    config = _settings_of_numba()
     before = config.CACHE_DIR
     found = _place(folder, before)
     config.CACHE_DIR = before if found is None else str(found)
@@ -84,6 +107,13 @@ def _cache_of(folder: Path) -> Iterator[bool]:
         yield found is not None
     finally:
         config.CACHE_DIR = before
+
+
+def _settings_of_numba() -> Any:
+    """A module that sets its names as it reads the environment."""
+    from numba.core import config
+
+    return config
 
 
 @cache

@@ -89,9 +89,12 @@ def cache_home() -> Path:
 
 def usable_cores() -> int:
     """Cores this process may use (affinity respected), or INHOUSE_THREADS."""
-    if chosen := settings().threads:
-        return chosen
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings().threads or len(own_cores())
+
+
+def own_cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def chosen_waiting() -> bool:

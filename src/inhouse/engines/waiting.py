@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from inhouse.core.settings import usable_cores
+from inhouse.core.settings import own_cores, usable_cores
 
 SLEEPING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}  # a job's children have inherited what it does
 LOOK_S = 0.1
-BUSY_PERCENT = 25.0  # of all cores, used by others just before the start
+BUSY_PERCENT = 25.0  # of the cores that this process may use, used by others just before the start
 
 
 def waiting(spins: int) -> dict[str, str]:
@@ -17,5 +17,7 @@ def waiting(spins: int) -> dict[str, str]:
     """
     import psutil
 
-    quiet = usable_cores() > 1 and psutil.cpu_percent(interval=LOOK_S) < BUSY_PERCENT
+    used, cores = psutil.cpu_percent(interval=LOOK_S, percpu=True), own_cores()
+    busy = sum(used[core] for core in cores if core < len(used)) / len(cores)
+    quiet = 1 < usable_cores() <= len(cores) and busy < BUSY_PERCENT
     return {"GOMP_SPINCOUNT": str(spins)} if quiet else SLEEPING

@@ -1,19 +1,22 @@
 """SwiGLU and rotary embedding on a CPU in bf16 as one pass each, for as long as a model is trained.
 
-Every figure is rounded where transformers rounds it, so results and gradients are the same to the last bit. Where
-numba is missing, or torch computes with threads of another library, models compute as before.
+Every figure is rounded where transformers rounds it, so results and gradients are the same to the last bit: except
+behind a gate below -87, where they are 0 and transformers' less than 1e-36. Where numba is missing, or torch computes
+with threads of another library, models compute as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from inhouse.train import team
+from inhouse.train.instead import instead, layers_of
 
 # Classes of transformers with down_proj(act_fn(gate_proj(x)) * up_proj(x)).
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "SmolLM3", "Granite")
@@ -23,32 +26,21 @@ ROTARY = frozenset(f"{family}Attention" for family in (*FAMILIES, "Mixtral"))
 TURN = "apply_rotary_pos_emb"
 
 
-@contextmanager
-def fused_swiglu(model: torch.nn.Module) -> Iterator[int]:
+def fused_swiglu(model: torch.nn.Module) -> AbstractContextManager[int]:
     """Let a model's feed-forward layers multiply silu(gate) by up in one pass; gives how many do."""
-    found = [module for module in model.modules() if type(module).__name__ in SWIGLU and _silu(module)]
-    with _instead(found, _swiglu):
-        yield len(found)
+    return instead([layer for layer in _found(model, SWIGLU) if _silu(layer)], _swiglu)
 
 
-@contextmanager
-def fused_rotation(model: torch.nn.Module) -> Iterator[int]:
+def fused_rotation(model: torch.nn.Module) -> AbstractContextManager[int]:
     """Let a model's attention layers turn queries and keys in one pass; gives how many do."""
-    found = [module for module in model.modules() if type(module).__name__ in ROTARY and _turning(module)]
-    with _instead(found, _turned):
-        yield len(found)
+    return instead([layer for layer in _found(model, ROTARY) if _turning(layer)], _turned)
 
 
-@contextmanager
-def _instead(modules: list[Any], made: Any) -> Iterator[None]:
-    chosen = modules if team.able() else []
-    for module in chosen:
-        module.forward = made(module)
-    try:
-        yield
-    finally:
-        for module in chosen:
-            del module.forward
+def _found(model: torch.nn.Module, names: Iterable[str]) -> list[Any]:
+    """Layers that loops may compute: none where no loop can be compiled, and none on a GPU."""
+    layers = layers_of(model, names)
+    on_cpu = all(weight.device.type == "cpu" for layer in layers[:1] for weight in layer.parameters())
+    return layers if layers and on_cpu and team.able() else []
 
 
 def _silu(module: Any) -> bool:
@@ -59,7 +51,7 @@ def _swiglu(module: Any) -> Any:
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         """What a feed-forward layer gives for (…, D) -> (…, D)."""
         gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-        if team.fits(gate, up) and gate.numel():
+        if team.fits(gate, up) and gate.shape == up.shape and gate.numel():
             return module.down_proj(Swiglu.apply(gate, up))
         return module.down_proj(module.act_fn(gate) * up)
 
@@ -77,6 +69,7 @@ class Swiglu(torch.autograd.Function):  # type: ignore[misc]
         return out
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, above: Any) -> Any:
         gate, up = ctx.saved_tensors
         above = above.to(gate.dtype).contiguous()
@@ -87,7 +80,7 @@ class Swiglu(torch.autograd.Function):  # type: ignore[misc]
 
 def _rows(gate: torch.Tensor, up: torch.Tensor) -> list[int]:
     """How many rows there are and how wide, and where each matrix lies with its stride."""
-    flat = [tensor.view(-1, tensor.shape[-1]) for tensor in (gate, up)]
+    flat = [tensor.view(-1, tensor.shape[-1]) for tensor in (gate, up)]  # as linear layers give them
     return [*flat[0].shape, *[number for one in flat for number in (one.data_ptr(), one.stride(0))]]
 
 
@@ -107,7 +100,9 @@ def _turned(module: Any) -> Any:
 def _turn_by(usual: Any) -> Any:
     def turn(query: Any, key: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
         """Query (1, H, T, D) and key (1, K, T, D) turned by their places: cos and sin (1, T, D)."""
-        if not team.fits(query, key, cos, sin) or len(query) > 1 or unsqueeze_dim != 1:
+        places = (1, query.shape[2], query.shape[3])
+        alike = cos.shape == sin.shape == places == (len(key), *key.shape[2:]) and places[2] % 2 == 0
+        if not team.fits(query, key, cos, sin) or not alike or len(query) > 1 or unsqueeze_dim != 1:
             return usual(query, key, cos, sin, unsqueeze_dim)
         cos, sin = cos.contiguous(), sin.contiguous()
         return Turn.apply(query, cos, sin), Turn.apply(key, cos, sin)
@@ -124,6 +119,7 @@ class Turn(torch.autograd.Function):  # type: ignore[misc]
         return _turn(heads, cos, sin, 1.0)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, above: Any) -> Any:
         cos, sin = ctx.saved_tensors
         return _turn(above.to(cos.dtype), cos, sin, -1.0), None, None

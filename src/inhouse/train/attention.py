@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from inhouse.train.row_attention import RowAttention, fits
 from inhouse.train.segments import Layout, Places
@@ -161,6 +162,7 @@ class SegmentAttention(torch.autograd.Function):  # type: ignore[misc]
         return shape.collect_query(torch.bmm(weights, values))
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Any) -> Any:
         asked, keys, values, weights = ctx.saved_tensors
         shape: _Shape = ctx.shape

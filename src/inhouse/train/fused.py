@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same tensor
 
@@ -136,6 +137,7 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
         return tuple(part.reshape(*hidden.shape[:-1], -1) for part in parts)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> Any:
         flat, low, weight, down, up = ctx.saved_tensors
         given = [g.reshape(flat.shape[0], -1) for g in gradients]

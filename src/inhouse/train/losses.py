@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 ROWS, FEW = 64, 4  # places whose logits are in float32 at a time; on a CPU as many as its own cache holds
 
@@ -29,6 +30,7 @@ class TokenLosses(torch.autograd.Function):  # type: ignore[misc]
         return torch.cat(found)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, above: Any) -> Any:
         logits, targets = ctx.saved_tensors
         below = torch.empty_like(logits)

@@ -1,20 +1,21 @@
 """RMSNorm on a CPU in fewer passes over its input, for as long as a model is trained.
 
 transformers computes it in six steps, of which autograd keeps three results in float32. Here it is one autograd
-function that keeps the input as it is and a figure per row, and computes the rest again. The result is the same to
-the last bit; a gradient is rounded once instead of several times. In bf16 it is a compiled loop (see `team`), which
-adds the squares up in another order: one figure in a few hundred is the neighbouring bf16.
+function that keeps the input as it is and a figure per row, and computes the rest again; a gradient is rounded once
+instead of several times. The result is the same to the last bit, except in bf16: there it is a compiled loop (see
+`team`), which adds the squares up in another order, and one figure in a few hundred is the neighbouring bf16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from inhouse.train import team
+from inhouse.train.instead import instead, layers_of
 
 # Classes of transformers that compute weight * (x / rms(x)), rounded before the product. Gemma's, for one, is another.
 KINDS = frozenset(
@@ -23,17 +24,9 @@ KINDS = frozenset(
 ) | {"SmolLM3RMSNorm", "GraniteRMSNorm"}
 
 
-@contextmanager
-def fused_norms(model: torch.nn.Module) -> Iterator[int]:
+def fused_norms(model: torch.nn.Module) -> AbstractContextManager[int]:
     """Let a model's frozen norms on a CPU compute fused; gives how many do. Those on a GPU or trained stay."""
-    norms = [module for module in model.modules() if type(module).__name__ in KINDS and _frozen_on_cpu(module)]
-    for norm in norms:
-        norm.forward = _fused(norm)
-    try:
-        yield len(norms)
-    finally:
-        for norm in norms:
-            del norm.forward
+    return instead([norm for norm in layers_of(model, KINDS) if _frozen_on_cpu(norm)], _fused)
 
 
 def _frozen_on_cpu(norm: Any) -> bool:
@@ -41,8 +34,12 @@ def _frozen_on_cpu(norm: Any) -> bool:
 
 
 def _fused(norm: Any) -> Any:
+    usual = norm.forward
+
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         """Rows (…, D) divided by their root mean square, times the weight (D)."""
+        if hidden.shape[-1] != len(norm.weight):
+            return usual(hidden)
         found: torch.Tensor = FusedNorm.apply(hidden, norm.weight, norm.variance_epsilon)
         return found
 
@@ -66,6 +63,7 @@ class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
         return out
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, above: Any) -> Any:
         hidden, weight, root = ctx.saved_tensors
         if team.fits(hidden, weight, above):

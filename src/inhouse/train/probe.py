@@ -56,6 +56,7 @@ class Calibration(Frozen):
     update_s: float  # of shortening gradients, the optimiser's step, and giving gradients back
     place_bytes: int  # of the scores at one place
     save_s: float = 0.0  # of writing one checkpoint
+    state_s: float = 0.0  # of making the optimiser's state, once, in memory that is got from the system
 
     def extra(self, shape: Shape) -> int:
         """Bytes that a step on such a batch needs above rest.
@@ -126,8 +127,8 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Pat
     from inhouse.train.step import reading, reading_of
 
     with _as_found(model), reading(model, reading_of(model, ready.reading)):
-        loss_of(one, ready).backward()  # first calls are slower, and make the optimiser's state
-        _update(optimizer)
+        loss_of(one, ready).backward()  # first calls are slower
+        _, first_s = timed(lambda: _update(optimizer))  # and make the optimiser's state
         release_memory()
         # Only now: what libraries load with the first step, and keep, is part of the process.
         held = held_by(model, has_state=True)
@@ -139,7 +140,8 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Pat
             large, update = _step(ready, two, optimizer)
             found = Calibration(small=small, large=large, update_s=update, place_bytes=place)
         # Here, where memory is held as it is in training: a file's pages are then new ones to the system too.
-        found = found.model_copy(update={"save_s": saving_seconds(model, folder)})
+        made = {"save_s": saving_seconds(model, folder), "state_s": max(0.0, first_s - found.update_s)}
+        found = found.model_copy(update=made)
         release_memory()
         # Again: of what a step frees, the C library keeps what stands between blocks in use.
         held = max(held, held_by(model, has_state=True), key=lambda one: one.process)

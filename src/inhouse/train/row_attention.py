@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from inhouse.train import team
 from inhouse.train.segments import Layout, Places
@@ -41,14 +42,16 @@ class RowAttention(torch.autograd.Function):  # type: ignore[misc]
         return out
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, above: Any) -> Any:
         layout, scale, window = ctx.call
-        above = above.to(ctx.saved_tensors[0].dtype).transpose(1, 2)
+        kept = ctx.saved_tensors  # once: activations that are computed again are given once
+        above = above.to(kept[0].dtype).transpose(1, 2)
         above = above if above.stride(-1) == 1 else above.contiguous()
         asked_of, held_of = ctx.shapes
         for_query = above.new_empty((1, asked_of[2], asked_of[1], asked_of[3]))
         for_keys, for_values = (above.new_zeros((1, held_of[2], held_of[1], held_of[3])) for _ in range(2))
-        saved = [ctx.saved_tensors[at : at + 4] for at in range(0, len(ctx.saved_tensors), 4)]
+        saved = [kept[at : at + 4] for at in range(0, len(kept), 4)]
         for places, (asked, keys, values, weights) in zip(layout.groups, saved, strict=True):
             given = _spread(above, places, _before(places)).view(asked.shape)
             _collect(torch.bmm(weights.transpose(1, 2), given), places, for_values)

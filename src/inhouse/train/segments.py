@@ -50,7 +50,7 @@ class Group:
 
     @cached_property
     def together(self) -> bool:
-        """Whether the segments are attended to as one padded batch: scores of all fit, and little is padding."""
+        """Whether the segments are attended to as one padded batch: the scores of one are not too many."""
         return self.width * (self.width + self.before) <= SQUARE
 
 

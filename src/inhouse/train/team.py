@@ -15,14 +15,19 @@ import torch
 @cache
 def able() -> bool:
     """Whether loops can be compiled here, and torch's team of threads is one that can be asked."""
-    return find_spec("numba") is not None and _openmp() is not None
+    if find_spec("numba") is None or _openmp() is None:
+        return False
+    try:
+        import numba  # noqa: F401
+    except ImportError:  # not made for this version of NumPy
+        return False
+    return True
 
 
 def fits(*tensors: torch.Tensor) -> bool:
     """Whether loops are made for these tensors: bf16 on a CPU, the last dimension without gaps."""
-    return able() and all(
-        one.dtype == torch.bfloat16 and one.device.type == "cpu" and one.stride(-1) == 1 for one in tensors
-    )
+    alike = all(one.dtype == torch.bfloat16 and one.device.type == "cpu" and one.stride(-1) == 1 for one in tensors)
+    return alike and able()
 
 
 def run(name: str, rows: int, *numbers: int) -> None:
@@ -44,7 +49,7 @@ def bits(value: float) -> int:
 
 @cache
 def _openmp() -> tuple[Any, tuple[int, int]] | None:
-    """GOMP_parallel of the library that torch has loaded, and the addresses of who and how many; None without one."""
+    """GOMP_parallel of GNU OpenMP where torch has loaded it, and the addresses of who and how many; else None."""
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         found = library.GOMP_parallel
@@ -59,15 +64,7 @@ def _openmp() -> tuple[Any, tuple[int, int]] | None:
 @cache
 def _compiled(name: str) -> Any:
     """A loop as a C function, compiled once for the code as it is."""
-    from numba.core import config as settings_of_numba
-
-    from inhouse.core.compiled import place_beside
+    from inhouse.core.compiled import kept_beside
     from inhouse.train.kernels import loops
 
-    config: Any = settings_of_numba  # it sets its names as it reads the environment
-    place, before = place_beside(loops.__file__), config.CACHE_DIR
-    config.CACHE_DIR = before if place is None else str(place)
-    try:
-        return loops.compiled(name, kept=place is not None).ctypes
-    finally:
-        config.CACHE_DIR = before
+    return kept_beside(loops.__file__, lambda kept: loops.compiled(name, kept)).ctypes

@@ -28,7 +28,11 @@ class Readings:
     def __init__(self, path: Path | None = None, asked: str = "") -> None:
         self._path, self._asked = path, asked
         self._known: dict[str, Reading] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else ():
+        for line in (
+            path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if path is not None and path.exists()
+            else ()
+        ):
             self._take(line)
 
     def get(self, name: str) -> Reading | None:
@@ -53,5 +57,5 @@ class Readings:
             if found["asked"] == self._asked:
                 read = Read(**found["read"])
                 self._known[found["name"]] = Reading(read, float(found["seconds"]), found["per_token"])
-        except (ValueError, KeyError, TypeError):
-            return  # a line that was cut off, or one of another version
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # a line that was cut off or damaged
