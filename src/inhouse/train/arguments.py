@@ -39,7 +39,7 @@ def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> Train
         report_to="none",  # what is asked for is added by train.watch, so that it can be closed
         disable_tqdm=True,
         seed=seed,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         gradient_checkpointing=params.gradient_checkpointing is True,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of the inputs
         fp16=params.precision == "fp16",

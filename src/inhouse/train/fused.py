@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class Bundle:
         names = [layer.active_adapters[0] for layer in layers]
         self.pairs = [(layer.lora_A[n].weight, layer.lora_B[n].weight) for layer, n in zip(layers, names, strict=True)]
         self.scales = [float(layer.scaling[n]) for layer, n in zip(layers, names, strict=True)]
+        ranks = [a.shape[0] for a, _ in self.pairs]
+        self.blocks = list(zip(_ranges(self.sizes), _ranges(ranks), strict=True))  # of each B in the matrix of all
         self.weight = bases[0].weight.data if len(bases) == 1 else torch.cat([base.weight.data for base in bases])
         biases = [base.bias.data for base in bases if base.bias is not None]
         self.bias = torch.cat(biases) if biases else None
@@ -100,24 +103,21 @@ class Bundle:
                 layer.get_base_layer().weight.data = part.clone()
 
     def wide(self, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """All A (n r, in), and all s B as one block-diagonal matrix (n r, out), in the type to compute in."""
+        """All A (n r, in), and all s B as one block-diagonal matrix (out, n r), in the type to compute in."""
+        if len(self.pairs) == 1:
+            a, b = self.pairs[0]
+            return a.detach().to(kind), (b.detach() * self.scales[0]).to(kind)
         down = torch.cat([a.detach() for a, _ in self.pairs]).to(kind)
-        up = down.new_zeros((down.shape[0], sum(self.sizes)))
-        row = column = 0
-        for (a, b), scale, size in zip(self.pairs, self.scales, self.sizes, strict=True):
-            up[row : row + a.shape[0], column : column + size] = (b.detach() * scale).t()
-            row, column = row + a.shape[0], column + size
+        up = down.new_zeros((sum(self.sizes), down.shape[0]))
+        for (_, b), scale, (columns, rows) in zip(self.pairs, self.scales, self.blocks, strict=True):
+            torch.mul(b.detach(), scale, out=up[columns, rows])
         return down, up
 
     def gradients(self, down: torch.Tensor, up: torch.Tensor) -> list[torch.Tensor]:
         """Gradients of every A and B out of those of the wide matrices."""
         found = []
-        row = column = 0
-        for (a, b), scale, size in zip(self.pairs, self.scales, self.sizes, strict=True):
-            rank = a.shape[0]
-            block = up[row : row + rank, column : column + size]
-            found += [down[row : row + rank].to(a.dtype), block.t().to(b.dtype) * scale]
-            row, column = row + rank, column + size
+        for (a, b), scale, (columns, rows) in zip(self.pairs, self.scales, self.blocks, strict=True):
+            found += [down[rows].to(a.dtype), up[columns, rows].to(b.dtype).mul_(scale)]
         return found
 
 
@@ -130,7 +130,7 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
         down, up = bundle.wide(flat.dtype)
         low = flat @ down.t()
         out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
-        out.addmm_(low, up)
+        out.addmm_(low, up.t())
         ctx.save_for_backward(flat, low, weight, down, up)
         ctx.bundle, ctx.shape = bundle, hidden.shape
         parts = out.split(bundle.sizes, dim=-1) if len(bundle.sizes) > 1 else (out,)
@@ -142,12 +142,17 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
         flat, low, weight, down, up = ctx.saved_tensors
         given = [g.reshape(flat.shape[0], -1) for g in gradients]
         above = _joined(given)
-        above_low = above @ up.t()
+        above_low = above @ up
         below = None
         if ctx.needs_input_grad[0]:
             below = (above @ weight).addmm_(above_low, down).view(ctx.shape)
-        found = ctx.bundle.gradients(above_low.t() @ flat, low.t() @ above)
+        found = ctx.bundle.gradients(above_low.t() @ flat, above.t() @ low)
         return below, None, None, None, *found
+
+
+def _ranges(sizes: Sequence[int]) -> list[slice]:
+    """Sizes as places one behind the other."""
+    return [slice(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -48,7 +48,8 @@ class Outputs:
 
     def correct(self) -> torch.Tensor:
         """How many of the learned tokens the model would have written itself."""
-        return (self.logits.detach().argmax(-1) == self.targets).sum()
+        likeliest = self.logits.detach().max(-1).indices  # as argmax, which takes four times as long in bf16
+        return (likeliest == self.targets).sum()
 
 
 def reading_of(model: torch.nn.Module, wanted: Reading) -> Reading:
