@@ -117,8 +117,8 @@ def one(asked: argparse.Namespace, model: str, method: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         ready = prepare(params, inputs(asked.work, model, Path(folder)), SEED, Events())
         plan = plan_training(ready, params, SEED)
-        held = memory.held_by(ready.loaded.model)
         release_memory()
+        held = memory.held_by(ready.loaded.model)
         reset_peak_memory()
         started = time.process_time()
         trained = train(ready.loaded.model, params, job_for(ready, params, SEED, Place(Path(folder), Events())))
