@@ -91,6 +91,7 @@ class Clock:
     marks: dict[int, tuple[float, float]] = field(default_factory=dict)
     first_step_s: float = 0.0
     peak: float = 0.0
+    each: tuple[float, float] = (0.0, 0.0)  # CPU and wall seconds that every unit took before the first step
 
     def step(self, done: int) -> None:
         """Say that step number `done` (from 1) has ended."""
@@ -104,7 +105,7 @@ class Clock:
         """Write the figures of the run."""
         first, last = self.marks[self.asked.warm], self.marks[self.asked.steps]
         count = sum(self.units[self.asked.warm : self.asked.steps])
-        cpu, wall = last[0] - first[0], last[1] - first[1]
+        cpu, wall = (end - begin + count * own for begin, end, own in zip(first, last, self.each, strict=True))
         shown = {
             key: value for key, value in asdict(self.asked).items() if key in ("variant", "steps", "warm", "threads")
         }
