@@ -12,7 +12,7 @@ import pytest
 from inhouse.serve import http
 from inhouse.serve.errors import ApiError
 from inhouse.serve.exchange import WHOLE_BODY
-from inhouse.serve.http import Call, Connection, Watch
+from inhouse.serve.http import Call, Connection, Shape, Watch
 
 
 async def unsent(message: dict[str, Any]) -> None:
@@ -60,3 +60,31 @@ def test_body_that_has_come_whole_and_is_too_large_is_refused() -> None:
 
 async def nothing_more() -> dict[str, Any]:
     raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("shape", "line"),
+    [
+        ("openai", b'data: {"error": {"message": "no", "type": "server_error", "param": null, "code": "c"}}\n\n'),
+        (
+            "anthropic",
+            b"event: error\ndata: "
+            b'{"type": "error", "error": {"message": "no", "type": "overloaded_error", "param": null, "code": "c"}}\n\n',
+        ),
+        ("ollama", b'{"error": "no"}\n'),
+    ],
+)
+def test_error_inside_a_stream_has_the_shape_of_its_face(shape: Shape, line: bytes) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def go() -> None:
+        connection = Connection(send, "r1")
+        connection.shape = shape
+        await connection.open_events()
+        await connection.refuse(ApiError(503, "c", "no"))
+
+    asyncio.run(go())
+    assert (sent[-1]["body"], sent[-1]["more_body"]) == (line, False)

@@ -182,6 +182,7 @@ def test_message_request_out_of_bounds_is_refused_with_its_field(
     asked = {"model": "desk", "max_tokens": 8, "messages": SEA, **change}
     reply = http.post("/v1/messages", json={name: value for name, value in asked.items() if value is not None})
     assert reply.status_code == 400 and reply.json()["error"]["param"].startswith(param), reply.text
+    assert reply.json()["type"] == "error" and reply.json()["error"]["type"] == "invalid_request_error"
 
 
 @real

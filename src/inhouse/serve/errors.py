@@ -7,6 +7,8 @@ import json
 from inhouse.core.messages import text
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# Anthropic's names where they are others, https://docs.anthropic.com/en/api/errors
+MESSAGE_KINDS = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 RETRY_AFTER_S = 1
 
 
@@ -33,14 +35,27 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """`{"error": {message, type, param, code}}`."""
-        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+        return _encoded({"error": self._facts("server_error")})
+
+    def message_body(self) -> bytes:
+        """`{"type": "error", "error": {type, message}}`, as Anthropic's clients read it; with our param and code."""
+        facts = self._facts("api_error")
+        facts["type"] = MESSAGE_KINDS.get(self.status, facts["type"])
+        return _encoded({"type": "error", "error": facts})
 
     def plain_body(self) -> bytes:
         """`{"error": text}`, as Ollama's clients read it; they are not told of the field otherwise."""
         told = self.message if self.param is None else f"{self.param}: {self.message}"
-        return json.dumps({"error": told}, ensure_ascii=False).encode("utf-8", "replace")
+        return _encoded({"error": told})
+
+    def _facts(self, ours: str) -> dict[str, str | None]:
+        """`ours`: what a failure that is not the client's is called."""
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else ours)
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+
+def _encoded(body: dict[str, object]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
@@ -51,6 +66,17 @@ def invalid(message: str, param: str | None = None) -> ApiError:
 def unsupported(field: str) -> ApiError:
     """A field that OpenAI knows and this endpoint does not: refused, never silently left out."""
     return ApiError(400, "unsupported_parameter", text("serve.unsupported", field=field), field)
+
+
+def unheld(field: str | None, keyword: str | None) -> ApiError:
+    """A field that the engine which answers cannot serve; of a JSON schema, the keyword that it cannot hold."""
+    if keyword is not None:
+        told = text("serve.engine_keyword", keyword=keyword[:64], field=field or "-")
+    elif field is not None:
+        told = text("serve.engine_field", field=field)
+    else:
+        told = text("serve.engine_request")
+    return ApiError(400, "unsupported_parameter", told, field)
 
 
 def unavailable() -> ApiError:

@@ -25,6 +25,7 @@ from inhouse.serve.ids import new_request_id
 from inhouse.serve.routes import Routes, Services
 
 ANTHROPIC = "/v1/messages"
+OLLAMA = "/api/"
 if TYPE_CHECKING:
     from inhouse.serve.grpc.server import Twin
     from inhouse.serve.tls import Secured
@@ -80,7 +81,10 @@ class Gateway:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         id = given if given and REQUEST_ID.fullmatch(given) else new_request_id()
         connection = Connection(send, id, scope.get("extensions", {}).get(WHOLE_ANSWER))
-        connection.plain_errors = scope["path"].startswith("/api/")
+        if scope["path"].startswith(OLLAMA):
+            connection.shape = "ollama"
+        elif scope["path"].startswith(ANTHROPIC):
+            connection.shape = "anthropic"
         call = Call(scope, receive, connection, headers, self.services.settings.max_body_bytes)
         try:
             await self._route(call)

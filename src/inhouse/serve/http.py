@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from inhouse.core.messages import text
@@ -28,6 +28,12 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_NAMES = 20  # of ignored fields, in a header
 STILL_WANTED_S = 0.1  # how soon it is noticed that the last one who reads along has gone too
 EVENTS = b"text/event-stream; charset=utf-8"
+Shape = Literal["openai", "ollama", "anthropic"]
+SHAPES: dict[Shape, tuple[Callable[[ApiError], bytes], bytes, bytes]] = {  # the body, and what is around it in a stream
+    "openai": (ApiError.body, b"data: ", b"\n\n"),
+    "ollama": (ApiError.plain_body, b"", b"\n"),
+    "anthropic": (ApiError.message_body, b"event: error\ndata: ", b"\n\n"),
+}
 WATCHED = Later(0.025)  # most requests are over before it is worth a task to look whether somebody still waits
 
 
@@ -45,7 +51,7 @@ class Connection:
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
         self.wrote_at = time.monotonic()
-        self.plain_errors = False  # Ollama's clients read one text, and lines that are no events
+        self.shape: Shape = "openai"  # of errors: Ollama's clients read one text, and lines that are no events
 
     def tell(self, release: str, ignored: Iterable[str]) -> None:
         """Say in headers which release answers, and which fields of the body were not looked at."""
@@ -87,11 +93,11 @@ class Connection:
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error: as a reply, or as the last event of a stream that has begun."""
-        body = error.plain_body() if self.plain_errors else error.body()
+        write, before, after = SHAPES[self.shape]
         if self.status:
-            await self.write(body + b"\n" if self.plain_errors else b"data: " + body + b"\n\n", more=False)
+            await self.write(before + write(error) + after, more=False)
         else:
-            await self.reply(error.status, body, extra=error.headers)
+            await self.reply(error.status, write(error), extra=error.headers)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from inhouse import __version__
-from inhouse.serve.openapi_answers import Error, PlainError
+from inhouse.serve.openapi_answers import Error, MessageError, PlainError
 from inhouse.serve.openapi_operations import BYTES, EVENTS, LINES, OPERATIONS, TEXT, Operation
 from inhouse.serve.routes import Route, Routes
 
@@ -25,7 +25,7 @@ EXAMPLES = {
     LINES: '{"model": "desk", "done": false}\n{"model": "desk", "done": true}\n',
 }
 ALWAYS = (401, 403, 500)
-PLAIN = "/api/"
+ERRORS: dict[str, type[BaseModel]] = {"/api/": PlainError, "/v1/messages": MessageError}
 # Fields that are checked in code, and not by the models: how they are meant.
 SCHEMA: Json = {"type": "object", "description": "a JSON schema"}
 FUNCTION: Json = {
@@ -146,7 +146,7 @@ def document() -> Json:
 def _schemas() -> tuple[dict[type[BaseModel], Json], Json]:
     """Where each model's schema is found, and all of them by name."""
     used = {model for each in OPERATIONS.values() for model in (each.body, each.answer) if model is not None}
-    models = sorted(used | {Error, PlainError}, key=lambda model: model.__name__)
+    models = sorted(used | {Error, MessageError, PlainError}, key=lambda model: model.__name__)
     found, told = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     schemas: Json = told["$defs"]
     for name in ("ChatBody", "CompletionBody"):
@@ -201,7 +201,7 @@ def _answer(operation: Operation, refs: dict[type[BaseModel], Json]) -> Json:
 def _refusals(route: Route, operation: Operation, refs: dict[type[BaseModel], Json]) -> Json:
     if route.path == OPEN:
         return {}
-    error = refs[PlainError if route.path.startswith(PLAIN) else Error]
+    error = refs[next((model for begins, model in ERRORS.items() if route.path.startswith(begins)), Error)]
     told: Json = {}
     for status in sorted({*operation.refusals, *ALWAYS}):
         told[str(status)] = {"description": HTTPStatus(status).phrase, "content": {JSON: {"schema": error}}}

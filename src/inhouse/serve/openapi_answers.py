@@ -31,6 +31,13 @@ class Error(Answer):
     error: ErrorFacts
 
 
+class MessageError(Answer):
+    """A refusal, as Anthropic's clients read it."""
+
+    type: Literal["error"]
+    error: ErrorFacts
+
+
 class PlainError(Answer):
     """A refusal, as Ollama's clients read it."""
 
