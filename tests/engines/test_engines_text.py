@@ -179,6 +179,22 @@ def test_a_schema_beyond_what_compiles_is_left_to_other_engines(bad: Any) -> Non
         schema(bad)
 
 
+@pytest.mark.parametrize(
+    ("bad", "keyword"),
+    [
+        ({"type": "integer", "minimum": 3}, "minimum"),
+        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "a+"}}}, "pattern"),
+        ({"type": "array", "maxItems": 9999}, "maxItems"),
+        ({"enum": []}, "enum"),
+        ({"$ref": "#/missing"}, "$ref"),
+    ],
+)
+def test_a_schema_beyond_what_compiles_is_refused_by_its_keyword(bad: Any, keyword: str) -> None:
+    with pytest.raises(EngineRefused) as refused:
+        schema(bad)
+    assert refused.value.keyword == keyword
+
+
 def test_other_constraints_are_left_to_other_engines() -> None:
     for constraint in (Constraint("regex", "a+"), Constraint("grammar", "root ::= root"), Constraint("json_schema", 5)):
         with pytest.raises(EngineRefused, match="unsupported"):

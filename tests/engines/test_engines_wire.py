@@ -92,7 +92,7 @@ def test_a_refusal_tells_its_reason_and_the_others_go_on(echo: WireBackend) -> N
         good = asyncio.create_task(gather(engine, asked("#" * 20)))
         with pytest.raises(EngineRefused) as refused:
             await gather(engine, asked("refuse"))
-        assert (refused.value.reason, refused.value.tokens) == ("context", 1234)
+        assert (refused.value.reason, refused.value.tokens, refused.value.keyword) == ("context", 1234, "pattern")
         return "".join(delta.text for delta in await good)
 
     assert within(echo, work) == "#" * 20

@@ -30,7 +30,7 @@ class Echo:
     def submit(self, uid: int, ask: Ask) -> None:
         self.asked = ask
         if ask.prompt == "refuse":
-            raise EngineRefused("context", 1234)
+            raise EngineRefused("context", 1234, "pattern")
         if ask.prompt == "deep":
             raise RecursionError
         self.left[uid] = (str(ask.prompt), ask)

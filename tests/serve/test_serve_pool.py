@@ -34,6 +34,7 @@ from inhouse.serve import scale
 from inhouse.serve.breaker import FAILURES, Breaker
 from inhouse.serve.errors import ApiError
 from inhouse.serve.needs import lacking
+from inhouse.serve.pipeline import refusal
 from inhouse.serve.pool import Crossover, Pool
 from inhouse.serve.prefix import PrefixTable, blocks
 from inhouse.serve.replica import Finder, Replica, local, stopped
@@ -203,6 +204,35 @@ def test_pool_busy_replica_is_passed_over_and_a_refused_prompt_is_not_tried_else
     assert refused.value.tokens == 999 and two.asked == 1
 
 
+def test_pool_request_that_one_engine_cannot_hold_goes_to_another_that_can() -> None:
+    able = Capabilities(most_parallel=8, constraints=frozenset({"json_schema"}))
+    (a, one), (b, _) = replica("a", capabilities=able), replica("b", capabilities=able)
+    one.faults = [EngineRefused("unsupported", keyword="pattern")]
+    held = ask(constraint=Constraint("json_schema", {}))
+    assert answered(Pool("r", [a, b]), held).text == "b"
+    one.faults = [EngineRefused("unsupported", keyword="pattern")]
+    c, _ = replica("c", capabilities=Capabilities(most_parallel=8))  # it has no constraints at all
+    with pytest.raises(EngineRefused, match="unsupported"):
+        answered(Pool("r", [a, c]), held)
+
+
+@pytest.mark.parametrize(
+    ("asked", "keyword", "param", "words"),
+    [
+        (ask(constraint=Constraint("json_schema", {}, param="guided_json")), "minimum", "guided_json", "'minimum'"),
+        (ask(constraint=Constraint("json_schema", {})), None, "response_format", "'response_format'"),
+        (ask(tools=({},), tool_choice="required", forced=Constraint("json_schema")), "pattern", "tools", "'pattern'"),
+        (ask(), None, None, "cannot serve this request"),
+    ],
+)
+def test_what_an_engine_cannot_serve_is_told_by_the_field_that_was_sent(
+    asked: Ask, keyword: str | None, param: str | None, words: str
+) -> None:
+    error = refusal(EngineRefused("unsupported", keyword=keyword), 128, asked)
+    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", param)
+    assert words in error.message and "'engine'" not in error.message
+
+
 def test_pool_all_busy_says_so() -> None:
     (a, one), (b, two) = replica("a"), replica("b")
     one.faults, two.faults = [EngineRefused("busy")], [EngineRefused("busy")]
@@ -288,6 +318,17 @@ def test_pool_need_that_one_engine_has_goes_there_and_one_that_none_has_is_named
         (ask(tools=({},), tool_choice="auto"), Capabilities(), None),
         (ask(constraint=Constraint("json_schema", {})), Capabilities(), "response_format"),
         (ask(constraint=Constraint("regex", "a")), Capabilities(constraints=frozenset({"regex"})), None),
+        (ask(constraint=Constraint("regex", "a", param="guided_regex")), Capabilities(), "guided_regex"),
+        (
+            ask(constraint=Constraint("choice", ("a",), param="structured_outputs.choice")),
+            Capabilities(),
+            "structured_outputs.choice",
+        ),
+        (
+            ask(constraint=Constraint("json_schema", {}, param="response_format.json_schema.schema")),
+            Capabilities(),
+            "response_format",
+        ),
     ],
 )
 def test_needs_of_a_request_are_named_by_their_field(asked: Ask, able: Capabilities, field: str | None) -> None:

@@ -38,6 +38,7 @@ class Constraint:
     kind: Limit
     value: Any = None  # the schema, the expression, the grammar or the tuple of choices
     lark: str | None = None  # the same in llguidance's notation, once it was compiled; llama.cpp takes it as `grammar`
+    param: str | None = None  # the field of the request that named it, for refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,12 @@ class EngineRefused(Exception):
     """The engine takes this request for impossible. `reason` is one of ours, never the engine's own words."""
 
     def __init__(
-        self, reason: Literal["context", "invalid", "busy", "failed", "unsupported"], tokens: int | None = None
+        self,
+        reason: Literal["context", "invalid", "busy", "failed", "unsupported"],
+        tokens: int | None = None,
+        keyword: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.tokens = tokens  # of the prompt, where it is too long
+        self.keyword = keyword  # of a JSON schema, where the engine cannot hold an answer to it

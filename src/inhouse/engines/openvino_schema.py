@@ -84,19 +84,20 @@ class _Copy:
         said = {key: value for key, value in node.items() if key not in SAID_ONLY}
         for key, copy in (("$ref", self._reference), ("enum", _enum), ("const", _const), ("anyOf", self._any)):
             if key in said:
-                _demand(said.keys() <= {key, "type"})
+                _known(said, {key, "type"})
                 return copy(said[key], depth)
         kind = said.pop("type", None)
         if isinstance(kind, list):
             return self._any([{**said, "type": each} if each in KEYS else {"type": each} for each in kind], depth)
-        _demand(kind in TYPES and said.keys() <= KEYS.get(kind, set()))
+        _demand(kind in TYPES, "type")
+        _known(said, KEYS.get(kind, set()))
         return {"type": kind, **self._details(kind, said, depth)}
 
     def _details(self, kind: str, said: Node, depth: int) -> Node:
         for key in COUNTS.get(kind, ()):
             if key in said:
-                _demand(type(said[key]) is int and 0 <= said[key] <= MOST_REPEATS)
-        _demand(said.get(f"min{_unit(kind)}", 0) <= said.get(f"max{_unit(kind)}", MOST_REPEATS))
+                _demand(type(said[key]) is int and 0 <= said[key] <= MOST_REPEATS, key)
+        _demand(said.get(f"min{_unit(kind)}", 0) <= said.get(f"max{_unit(kind)}", MOST_REPEATS), f"max{_unit(kind)}")
         if "items" in said:
             said = {**said, "items": self._node(said["items"], depth + 1)}
         return self._object(said, depth) if kind == "object" else said
@@ -105,8 +106,10 @@ class _Copy:
         named = said.get("properties", {})
         required = said.get("required", [])
         more = said.get("additionalProperties", True)
-        _demand(isinstance(named, Mapping) and len(named) <= MOST_NAMES and isinstance(more, bool))
-        _demand(isinstance(required, list) and all(isinstance(name, str) and name in named for name in required))
+        _demand(isinstance(named, Mapping) and len(named) <= MOST_NAMES, "properties")
+        _demand(isinstance(more, bool), "additionalProperties")
+        known = isinstance(required, list) and all(isinstance(name, str) and name in named for name in required)
+        _demand(known, "required")
         if not named:
             return {"additionalProperties": more}
         properties = {str(name): self._node(each, depth + 1) for name, each in named.items()}
@@ -114,14 +117,14 @@ class _Copy:
         return {"properties": properties, "required": list(dict.fromkeys(required)), "additionalProperties": False}
 
     def _any(self, each: Any, depth: int) -> Node:
-        _demand(isinstance(each, list) and 0 < len(each) <= MOST_NAMES)
+        _demand(isinstance(each, list) and 0 < len(each) <= MOST_NAMES, "anyOf")
         return {"anyOf": [self._node(one, depth + 1) for one in each]}
 
     def _reference(self, path: Any, depth: int) -> Node:
-        _demand(isinstance(path, str) and path.startswith("#/"))
+        _demand(isinstance(path, str) and path.startswith("#/"), "$ref")
         node: Any = self._root
         for step in path[2:].split("/"):
-            _demand(isinstance(node, Mapping) and step in node)
+            _demand(isinstance(node, Mapping) and step in node, "$ref")
             node = node[step]
         return self._node(node, depth + 1)  # one that comes back to itself grows too deep, and is refused
 
@@ -131,12 +134,12 @@ def _unit(kind: str) -> str:
 
 
 def _enum(values: Any, _: int) -> Node:
-    _demand(isinstance(values, list) and 0 < len(values) <= MOST_NAMES and all(map(_plain, values)))
+    _demand(isinstance(values, list) and 0 < len(values) <= MOST_NAMES and all(map(_plain, values)), "enum")
     return {"enum": list(values)}
 
 
 def _const(value: Any, _: int) -> Node:
-    _demand(_plain(value))
+    _demand(_plain(value), "const")
     return {"const": value}
 
 
@@ -144,6 +147,12 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 1000)
 
 
-def _demand(holds: bool) -> None:
+def _known(said: Node, known: set[str]) -> None:
+    """Refuse the first keyword of a node that is none of these."""
+    for key in said:
+        _demand(key in known, key)
+
+
+def _demand(holds: bool, keyword: str | None = None) -> None:
     if not holds:
-        raise EngineRefused("unsupported")
+        raise EngineRefused("unsupported", keyword=keyword)

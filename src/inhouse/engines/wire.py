@@ -3,7 +3,7 @@
 To the child, one object a line: `{"op": "submit", "id": n, "ask": {…}}`, `{"op": "cancel", "id": n}`, and the questions
 `embed`, `score`, `tokenize`, `detokenize`, `render`, `stats`, `ping` with an id. From it: a list with all deltas of one
 engine step, `[[id, index, text, tokens, finish, extra], …]`, or an object about one id: `{"id": n, "reply": …}` or
-`{"id": n, "refused": reason, "tokens": …}`. The child's side is `engines/wire_child.py`.
+`{"id": n, "refused": reason, "tokens": …, "keyword": …}`. The child's side is `engines/wire_child.py`.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class _Link(asyncio.Protocol):
 
     def _about(self, line: dict[str, Any]) -> None:
         id = line["id"]
-        refused = EngineRefused(line["refused"], line.get("tokens")) if "refused" in line else None
+        refused = EngineRefused(line["refused"], line.get("tokens"), line.get("keyword")) if "refused" in line else None
         if (stream := self._streams.get(id)) is not None:
             stream.left = max(stream.left, 1)
             stream.fail(EngineLost("engine") if stream.begun or refused is None else refused)

@@ -182,7 +182,8 @@ class Outbox:
 
 
 def _refusal(id: int, error: EngineRefused) -> dict[str, Any]:
-    return {"id": id, "refused": error.reason, "tokens": error.tokens}
+    keyword = {} if error.keyword is None else {"keyword": error.keyword}
+    return {"id": id, "refused": error.reason, "tokens": error.tokens, **keyword}
 
 
 def serve(engine: ChildEngine, reporter: Reporter) -> int:

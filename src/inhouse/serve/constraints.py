@@ -127,7 +127,7 @@ async def check_constraint(
     """
     checked, source = _source(kind, value, param, strict)
     lark = await _shared().compile("grammar" if kind == "grammar" else "lark", source, param)
-    return Constraint(kind, checked, lark)
+    return Constraint(kind, checked, lark, param)
 
 
 def _source(kind: Limit, value: Any, param: str, strict: bool) -> tuple[Any, str]:

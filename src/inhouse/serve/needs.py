@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inhouse.core.serving import Ask, Capabilities
+from inhouse.core.serving import Ask, Capabilities, Constraint
 
 FIELDS = {"json_object": "response_format", "json_schema": "response_format"}  # others are named as they are
 
@@ -23,5 +23,23 @@ def lacking(ask: Ask, able: Capabilities) -> str | None:
     if ask.adapter is not None and ask.adapter not in able.adapters:
         return "model"
     if limit is not None and limit.kind not in able.constraints:
-        return FIELDS.get(limit.kind, limit.kind)
+        return field_of(limit)
     return None
+
+
+def field_of(limit: Constraint) -> str:
+    """The field of the request that names a constraint, as far as clients know it: the schema is inside of it."""
+    told = limit.param or FIELDS.get(limit.kind, limit.kind)
+    return "response_format" if told.startswith("response_format") else told
+
+
+def refused_field(ask: Ask) -> str | None:
+    """The field that an engine most likely means that refuses a request as not supported; None where none stands out.
+
+    `lacking` has looked at all else before.
+    """
+    if ask.forced is not None:
+        return "tools"
+    if ask.constraint is not None:
+        return field_of(ask.constraint)
+    return "tools" if ask.tools else None

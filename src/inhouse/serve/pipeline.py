@@ -16,10 +16,11 @@ from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import AnswerCache, Flight, Kept, Whole
 from inhouse.serve.deployments import Deployments
-from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unsupported
+from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unheld
 from inhouse.serve.guards import Guards, Overheard
 from inhouse.serve.later import Deadline, Later
 from inhouse.serve.measured import Measured
+from inhouse.serve.needs import refused_field
 from inhouse.serve.overflow import Overflows
 from inhouse.serve.pool import Pool, prompt_tokens
 from inhouse.serve.quick import QuickAnswers
@@ -387,7 +388,7 @@ class Pipeline:
         except TimeoutError:
             raise too_late(self.settings.deadline_s) if admitted else overloaded(503) from None
         except EngineRefused as refused:
-            raise refusal(refused, target.limits.context_length) from None
+            raise refusal(refused, target.limits.context_length, ask) from None
 
     async def _relay(self, pool: Pool, ask: Ask, reply: Reply, seen: Measured) -> None:
         """Pass the engine's pieces on."""
@@ -398,14 +399,14 @@ class Pipeline:
         await reply.finish(seen.usage)
 
 
-def refusal(refused: EngineRefused, context: int) -> ApiError:
-    """Our words for what an engine does not do."""
+def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> ApiError:
+    """Our words for what an engine does not do, under the name of the field that asks for it."""
     if refused.reason == "context":
         return too_long(text("serve.tokens", count="?" if refused.tokens is None else refused.tokens), context)
     if refused.reason == "invalid":
         return invalid(text("serve.refused_by_engine"))
     if refused.reason == "unsupported":
-        return unsupported("engine")
+        return unheld(None if ask is None else refused_field(ask), refused.keyword)
     if refused.reason == "busy":
         return overloaded(503)
     return ApiError(500, "engine_error", text("serve.engine_error"))

@@ -161,12 +161,13 @@ class Pool:
                 if losses > 1 or reply.sent:
                     raise unavailable() from None
             except EngineRefused as refused:
-                if refused.reason not in ("busy", "failed") or reply.sent or not self._untried([*tried, replica]):
+                here = refused.reason not in ("busy", "failed", "unsupported")
+                if here or reply.sent or not self._untried([*tried, replica], ask):
                     raise
             reply.reset()
             seen.reset()
             tried.append(replica)
-            if not self._untried(tried):
+            if not self._untried(tried, ask):
                 await replica.lost()
                 tried.clear()
 
@@ -248,8 +249,11 @@ class Pool:
         engine = chosen.engine()
         return None if engine is None else (chosen, engine)
 
-    def _untried(self, tried: Collection[Replica]) -> bool:
-        return any(r.ready and r not in tried and r.breaker.wait_s == 0 for r in self.replicas)
+    def _untried(self, tried: Collection[Replica], ask: Ask) -> bool:
+        return any(
+            r.ready and r not in tried and r.breaker.wait_s == 0 and _lacks(r.capabilities, ask, None) is None
+            for r in self.replicas
+        )
 
     def _able(self, ask: Ask | None, need: Need | None) -> list[Replica]:
         """The replicas that are there and serve what the request needs."""
