@@ -124,7 +124,7 @@ def wait_until(met, seconds: float = 20.0) -> bool:
 FAST = Backoff(first_s=0.01, most_s=0.05, check_s=0.05, misses=2)
 
 
-def test_supervisor_starts_a_crashed_child_again_and_says_why() -> None:
+def test_supervisor_starts_a_crashed_child_again_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     supervisor = Supervisor(Served, FAST)
     try:
         first = supervisor.current
@@ -134,6 +134,8 @@ def test_supervisor_starts_a_crashed_child_again_and_says_why() -> None:
         again = supervisor.current
         assert again is not None and again.process.pid != first.process.pid
         assert supervisor.last_error is not None and supervisor.last_error.facts["exit"] == "SIGKILL"
+        [line] = [each for each in caplog.records if each.name == "inhouse.engines"]
+        assert line.levelname == "ERROR" and "SIGKILL" in line.getMessage()
     finally:
         supervisor.close()
     assert supervisor.current is None

@@ -7,6 +7,7 @@ A child writes one line of JSON on its standard output: `{"ready": {…}}` when 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ LOG_LINES = 200
 LINE_BYTES = 4096
 STOP_GRACE_S = 5.0
 CLOSE_S = 10.0
+log = logging.getLogger("inhouse.engines")
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,7 @@ class Supervisor(Generic[R]):
                 return
             crashes = 1 if time.monotonic() - began >= self._backoff.steady_s else crashes + 1
             pause = min(self._backoff.first_s * 2.0 ** min(crashes - 1, 16), self._backoff.most_s)
+            log.error("starting again in %.1f s (time %d in a row): %s", pause, crashes, self.last_error)
             if not self._closing.wait(pause):
                 self._start_again()
 
