@@ -20,6 +20,11 @@ from inhouse.train.params import TrainParams
 KINDS = ("ddp", "fsdp2", "tp", "pp")
 ROWS = 25  # at 4 rows a batch the last one has a single row: one of two ranks then has none
 RECIPE = {"settings": "same"}
+OTHERS: dict[str, dict[str, Any]] = {  # what else two processes do, each beside the same in one
+    "pp-whole": {"method": {"use": "full"}, "max_steps": 2},  # of a model whose embeddings are its output matrix too
+    "ddp-classify": {"objective": {"use": "classify"}, "max_steps": 2},
+    "fsdp2-classify": {"objective": {"use": "classify"}, "max_steps": 2},
+}
 
 
 def settings(kind: str | None = None, **more: Any) -> TrainParams:
@@ -55,6 +60,9 @@ def places(
             checkpoints.mkdir()
             (checkpoints / "checkpoint-4").symlink_to(found[kind].scratch / "checkpoints" / "checkpoint-4")
         folders.append(write_order(settings(kind), found[name], RECIPE, None))
+    for name, more in OTHERS.items():
+        found[name] = context(tiny_llama, dataset, tmp_path_factory.mktemp(name))
+        folders.append(write_order(settings(name.partition("-")[0], **more), found[name], RECIPE, None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(warm_python))
         start_ranks(folders, 2)
@@ -64,13 +72,16 @@ def places(
 @pytest.fixture(scope="module")
 def alone(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """What one process makes of it: the loop's result and the model."""
+    return trained_alone(context(tiny_llama, dataset, tmp_path_factory.mktemp("alone")), settings())
+
+
+def trained_alone(place: Context, params: TrainParams) -> tuple[Any, Any]:
     from inhouse.train.loop import train
     from inhouse.train.setup import Place, job_for, prepare
 
-    place = context(tiny_llama, dataset, tmp_path_factory.mktemp("alone"))
-    ready = prepare(settings(), place.inputs, place.seed, place.events)
-    job = job_for(ready, settings(), place.seed, Place(place.scratch, place.events))
-    return train(ready.loaded.model, settings(), job), ready.loaded.model
+    ready = prepare(params, place.inputs, place.seed, place.events)
+    job = job_for(ready, params, place.seed, Place(place.scratch, place.events))
+    return train(ready.loaded.model, params, job), ready.loaded.model
 
 
 def trained_model(place: Context, params: TrainParams) -> Any:
@@ -92,6 +103,17 @@ def test_two_processes_follow_the_losses_of_one_to_five_digits(
         assert [point[name] for point in together["losses"]] == pytest.approx(expected, rel=1e-5), name
     assert (together["steps"], together["tokens"]) == (alone[0].steps, alone[0].tokens)
     assert together["epochs"] == pytest.approx(alone[0].epochs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_processes_of_another_kind_follow_one(
+    name: str, places: dict[str, Context], tiny_llama: Path, dataset: Path, tmp_path: Path
+) -> None:
+    alone, _ = trained_alone(context(tiny_llama, dataset, tmp_path), settings(**OTHERS[name]))
+    together = outcome_of(places[name].scratch / "parallel")
+    for figure in ("loss", "grad_norm", "learning_rate"):
+        expected = [point[figure] for point in alone.losses]
+        assert [point[figure] for point in together["losses"]] == pytest.approx(expected, rel=1e-5), figure
 
 
 @pytest.mark.parametrize("kind", KINDS)

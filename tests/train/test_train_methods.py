@@ -202,6 +202,23 @@ def test_qlora_merged_folder_is_the_rounded_base_plus_the_adapter(
     assert not torch.equal(dequantize_4bit(packed, state), base[f"{name}.weight"])
 
 
+@pytest.mark.parametrize("name", ["qlora", "prompt", "prefix", "p_tuning"])
+def test_activations_computed_again_give_the_same_adapter(
+    name: str, lively: Path, dataset: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    found = []
+    for again in (False, True):
+        settings = {"learning_rate": RATES.get(name, 0.02), "max_steps": 3, "gradient_checkpointing": again}
+        params = train_params(method=METHODS[name], **settings)
+        run(params, context(lively, dataset, tmp_path / str(again)))
+        found.append(load_file(tmp_path / str(again) / "out" / "adapter" / "adapter_model.safetensors"))
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["full", "qlora", "prefix", "p_tuning"])
 def test_interrupted_run_resumes_and_ends_in_the_same_bytes(
     name: str, lively: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -345,6 +345,24 @@ def test_kto_held_back_rows_have_one_drift_however_they_are_read(rated: Prepared
     assert found["eval_accuracy"] == pytest.approx(right / 9)
 
 
+def test_kto_learns_nothing_of_rows_that_are_held_back(lively: Path, tmp_path: Path) -> None:
+    rows = thumbs()
+    alone = ready_for(KTO, place(lively, rows[:6], tmp_path / "alone"))
+    beside = ready_for(KTO, place(lively, rows[:6], tmp_path / "beside", valid=[*rows[6:], rows[1]]), eval_steps=1)
+    known = beside.learning.state
+    assert {sample: known[sample].wrong for sample in alone.texts.samples.kept} == {
+        sample: one.wrong for sample, one in alone.learning.state.items()
+    }
+    answers = {tuple(i for i, on in zip(s.ids, s.learned, strict=True) if on) for s in beside.texts.valid}
+    for sample in beside.texts.valid[:-1]:
+        wrong = known[sample].wrong
+        assert tuple(i for i, on in zip(wrong.ids, wrong.learned, strict=True) if on) in answers
+    good = [row.model_copy(update={"desirable": True}) for row in rows[:4]]
+    with pytest.raises(UserError) as refused:
+        ready_for(KTO, place(lively, good, tmp_path / "good", valid=rows), eval_steps=1)
+    assert refused.value.code == "train.one_thumb"
+
+
 def test_kto_reads_each_question_with_the_answer_of_another(rated: Prepared) -> None:
     words, kept = rated.texts.tokenizer, rated.texts.samples.kept
     for at, (own, (wrong, _)) in enumerate(zip(kept, rated.learning.ahead(kept) or [], strict=True)):

@@ -521,6 +521,14 @@ def test_lint_names_settings_outside_of_known_ranges(settings: dict[str, Any], c
     assert all(text(remark.code, **remark.facts) for remark in found)
 
 
+def test_lint_tells_of_early_stopping_that_cannot_act() -> None:
+    settings = {"eval_steps": 50, "early_stopping_patience": 2}
+    [remark] = remarks(TrainParams.model_validate(settings), 149)
+    assert remark.code == "train.lint.early_stopping" and remark.facts["most"] == 49
+    assert not list(remarks(TrainParams.model_validate(settings), 150))
+    assert not list(remarks(TrainParams.model_validate(settings | {"eval_steps": 49}), 149))
+
+
 def test_lint_tells_of_a_run_of_few_steps() -> None:
     assert [r.code for r in remarks(TrainParams(), 5)] == ["train.lint.few_steps"]
     assert not list(remarks(TrainParams()))

@@ -12,6 +12,7 @@ from tiny_training import context, rows, train_params, write_dataset
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.protocols import Input, Made
+from inhouse.dataset import write_rows
 from inhouse.train.stage import external, run
 
 
@@ -168,6 +169,19 @@ def test_one_row_in_bf16_with_part_of_the_modules_trains(tiny_llama: Path, tmp_p
     assert made.facts["steps"] == 3
     assert made.facts["precision"] == "bfloat16"
     assert set(made.facts["model"]["tensor_types"]) == {"F32"}
+
+
+def test_measuring_on_rows_held_back_changes_nothing_that_is_learned(tiny_llama: Path, tmp_path: Path) -> None:
+    """With dropout, so that every step draws at random."""
+    data = write_dataset(tmp_path / "data")
+    write_rows(data, "valid", rows(5))
+    found = []
+    for every in (None, 1, 2):
+        work = tmp_path / str(every)
+        run(train_params(max_steps=4, eval_steps=every, logging_steps=1), context(tiny_llama, data, work))
+        events = [json.loads(line) for line in (work / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        found.append([(one["loss"], one["grad_norm"]) for one in events if one["event"] == "train.step"])
+    assert len(found[0]) == 4 and found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

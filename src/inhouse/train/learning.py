@@ -38,7 +38,7 @@ class Start:
     """Where training begins: the model with what is trained on it, everything it learns from, and further inputs.
 
     `compute` is the type that the model computes in; a second model that is only read is loaded in it. A sample may
-    have `longest` tokens, virtual ones included.
+    have `longest` tokens, virtual ones included. The last `held_out` samples are only measured on.
     """
 
     model: torch.nn.Module
@@ -49,6 +49,7 @@ class Start:
     inputs: Mapping[str, Input]
     events: Events
     longest: int
+    held_out: int = 0
 
 
 class Loss(NamedTuple):

@@ -34,6 +34,7 @@ WARMUP = (0.0, 0.2)
 Code = Literal[
     "train.lint.learning_rate", "train.lint.lora_dropout", "train.lint.weight_decay", "train.lint.r",
     "train.lint.scale", "train.lint.warmup_ratio", "train.lint.num_train_epochs", "train.lint.few_steps",
+    "train.lint.early_stopping",
 ]  # fmt: skip
 
 
@@ -63,6 +64,11 @@ def remarks(params: TrainParams, steps: int | None = None) -> Iterator[Remark]:
         yield Remark(code="train.lint.num_train_epochs", facts={"value": params.num_train_epochs, "high": MANY_EPOCHS})
     if steps is not None and steps < FEW_STEPS:
         yield Remark(code="train.lint.few_steps", facts={"steps": steps, "low": FEW_STEPS})
+    every, patience = params.eval_steps, params.early_stopping_patience
+    if steps is not None and every and patience and every * (patience + 1) > steps:
+        most = max(1, steps // (patience + 1))
+        told = {"steps": steps, "eval_steps": every, "patience": patience, "most": most}
+        yield Remark(code="train.lint.early_stopping", facts=told)
 
 
 def rate_range(params: TrainParams) -> tuple[float, float]:

@@ -69,9 +69,11 @@ def finish(model: PeftModel | PreTrainedModel, origin: Origin, context: Context)
     """
     from peft import PeftModel
 
+    from inhouse.train.step import unwrapped
     from inhouse.train.virtual import virtual_ids
 
     model.eval()
+    unwrapped(model).gradient_checkpointing_disable()  # PEFT opens no virtual tokens of a model that computes so
     virtual = virtual_ids(model)
     if virtual:
         origin = replace(origin, samples=[_without(sample, len(virtual)) for sample in origin.samples])

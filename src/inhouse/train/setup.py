@@ -138,7 +138,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     known = [*texts.samples.kept, *texts.valid]
     reading = checked_reading(loaded.model, _wanted(params), texts.pad, events)
     longest = coding.limit.longest + len(virtual_ids(loaded.model))
-    start = Start(loaded.model, loaded.compute, known, reading, texts.pad, inputs, events, longest)
+    start = Start(loaded.model, loaded.compute, known, reading, texts.pad, inputs, events, longest, len(texts.valid))
     penalties = penalties_of(loaded.model, texts, params)
     return Prepared(base, facts, loaded, texts, learning.prepared(start), reading, penalties, changes)
 
@@ -201,7 +201,9 @@ def job_for(ready: Prepared, params: TrainParams, seed: int, place: Place) -> Jo
 def _wanted(params: TrainParams) -> Reading:
     import torch
 
-    return Reading(params.packing, params.share_prefix, compute_dtype(params.precision) == torch.bfloat16)
+    # The head of a decoder reads a packed row past the wrapper in which several processes share gradients.
+    packs = params.packing and (params.parallel is None or not Learning(params.objective).labels)
+    return Reading(packs, params.share_prefix, compute_dtype(params.precision) == torch.bfloat16)
 
 
 def penalties_of(model: PeftModel | PreTrainedModel, texts: Texts, params: TrainParams) -> list[Penalty]:

@@ -48,11 +48,15 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         return found
 
     def evaluation_loop(self, dataloader: Any, *settings: Any, **more: Any) -> Any:
-        """As the library's; what the objective reads ahead is one figure of all rows held back."""
+        """As the library's; what the objective reads ahead is one figure of all rows held back.
+
+        Loading batches draws from torch's generator: training goes on with it as it was.
+        """
         parts, ranks = list(dataloader.dataset), self.args.world_size
         parts += [()] * (-len(parts) % ranks)
-        self.ahead = self._read_ahead(parts[self.args.process_index :: ranks])
-        return super().evaluation_loop(dataloader, *settings, **more)
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            self.ahead = self._read_ahead(parts[self.args.process_index :: ranks])
+            return super().evaluation_loop(dataloader, *settings, **more)
 
     def _read_ahead(self, parts: Sequence[Sequence[Sample]]) -> torch.Tensor | None:
         """The mean over all ranks of what the objective reads ahead of a step with these batches."""

@@ -72,16 +72,25 @@ def mismatched(sample: Sample, other: Sample, longest: int) -> Sample:
 def prepare(params: Kto, start: Start) -> dict[Sample, Known]:
     """How likely the model finds each answer before training, to its own question and to another (the next row's).
 
+    Rows held back are paired among themselves: measuring on them changes nothing that is learned.
+
     Raises train.one_thumb: here, since the rows held back alone may well have been rated alike.
     """
-    own = list(start.samples)
+    learned = len(start.samples) - start.held_out
+    own, held = start.samples[:learned], start.samples[learned:]
     if len({sample.mark for sample in own}) < 2:
         raise UserError("train.one_thumb", rows=len(own))
-    pairs = zip(own, [*own[1:], own[0]], strict=True)
-    wrong = [mismatched(sample, other, start.longest) for sample, other in pairs]
+    others = [*_next(own), *(_next(held) if len(held) > 1 else own[: len(held)])]
+    own = [*own, *held]
+    wrong = [mismatched(sample, other, start.longest) for sample, other in zip(own, others, strict=True)]
     both = [sample for pair in zip(own, wrong, strict=True) for sample in pair]  # neighbours share their question
     likely = reference_of(replace(start, samples=both))
-    return {one: Known(likely[one], other, likely[other]) for one, other in zip(own, wrong, strict=True)}
+    known = [(one, Known(likely[one], other, likely[other])) for one, other in zip(own, wrong, strict=True)]
+    return dict(reversed(known))  # of a sample that is held back too, what it is to training
+
+
+def _next(samples: Sequence[Sample]) -> list[Sample]:
+    return [*samples[1:], *samples[:1]]
 
 
 def ahead(samples: Sequence[Sample], state: dict[Sample, Known]) -> list[tuple[Sample, float]]:

@@ -29,9 +29,10 @@ STATE = "trainer_state.json"
 
 
 class Side(Protocol):
-    """This rank's part of the model. `apart`: its parameters are no other rank's."""
+    """This rank's part of the model. `apart`: its parameters are no other rank's, but for `copy`, which is one's."""
 
     apart: bool
+    copy: torch.nn.Parameter | None
 
     def backward(self, batches: Sequence[Sequence[Sample]]) -> float: ...
 
@@ -120,7 +121,7 @@ def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[Trai
     loss = side.backward(batches)
     if not isfinite(loss):
         raise diverged(course.step + 1, float(hands.schedule.get_last_lr()[0]), job.scratch / "checkpoints")
-    length = clip(hands.parameters.values(), params.max_grad_norm, side.apart)
+    length = clip(hands.parameters.values(), params.max_grad_norm, side.apart, side.copy)
     rate = float(hands.schedule.get_last_lr()[0])
     hands.optimizer.step()
     hands.schedule.step()

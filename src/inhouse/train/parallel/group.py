@@ -70,18 +70,22 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip(parameters: Iterable[torch.nn.Parameter], longest: float, apart: bool) -> float:
+def clip(
+    parameters: Iterable[torch.nn.Parameter], longest: float, apart: bool, copy: torch.nn.Parameter | None = None
+) -> float:
     """Shorten the gradient of all ranks together to `longest`, as clip_grad_norm_ does; returns its length before.
 
-    `apart`: every rank has parameters of its own. Otherwise plain ones are the same on all ranks and count once.
+    `apart`: every rank has parameters of its own, but for `copy`, which another rank counts. Otherwise plain ones are
+    the same on all ranks and count once.
     """
     import torch
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor
 
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    trained = [p for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in trained]
     summed = torch.zeros(2, dtype=torch.float64, device=device())  # squares: of parts, and of the rest
-    for gradient in gradients:
+    for gradient in [p.grad for p in trained if p is not copy]:
         cut = apart or (isinstance(gradient, DTensor) and any(place.is_shard() for place in gradient.placements))
         summed[0 if cut else 1] += local(gradient).double().square().sum()
     dist.all_reduce(parts := summed[0].clone())

@@ -30,6 +30,7 @@ class PipelineSide:
         self.rank, self.ranks, self.pad = dist.get_rank(), dist.get_world_size(), job.pad
         self.model = model
         self.base, self.tied = cut(model, self.rank, self.ranks)
+        self.copy = self.tied if 0 < self.rank == self.ranks - 1 else None  # rank 0 has it too
         self.module = _stage_module(self.base, self.rank)
         self.ends = dist.new_group(sorted({0, self.ranks - 1}))  # the ranks that hold the tied embeddings
 

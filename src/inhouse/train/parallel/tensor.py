@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class TensorSide:
     """The model cut for this rank; every rank reads every row."""
 
-    apart = False
+    apart, copy = False, None
 
     def __init__(self, model: torch.nn.Module, job: Job) -> None:
         cut(model)
