@@ -188,6 +188,12 @@ def test_sampling_fields_reach_the_engine_as_they_are() -> None:
     )  # fmt: skip
 
 
+def test_stop_texts_cut_no_call_that_is_forced() -> None:
+    tool = {"type": "function", "function": {"name": "w", "parameters": {"type": "object", "properties": {}}}}
+    for choice, wanted in (("required", ()), (tool, ()), ("auto", ("city",)), ("none", ("city",))):
+        assert chat(tools=[tool], tool_choice=choice, stop=["city"]).ask.sampling.stop == wanted
+
+
 def test_text_parts_and_the_developer_role_are_put_into_words_that_templates_know() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     asked = chat(messages=[{"role": "developer", "content": "rules"}, {"role": "user", "content": parts}])

@@ -189,6 +189,8 @@ async def _chat(body: ChatBody, limits: Limits) -> tuple[Ask, bool]:
         return ask, False
     tools = await read_tools({name: getattr(body, name) for name in TOOL_FIELDS})
     forced = tools.constraint
+    if forced is not None:  # a call is no text: cut, it would not match the tool's schema
+        ask = replace(ask, sampling=replace(ask.sampling, stop=()))
     asked = replace(ask, tools=tools.tools, tool_choice=tools.choice, parallel_tool_calls=tools.parallel, forced=forced)
     return asked, tools.old
 
