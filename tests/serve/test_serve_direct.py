@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ import pytest
 
 from inhouse.core.serving import EngineLost, PairScores
 from inhouse.serve.admission import Admission
-from inhouse.serve.direct import PART_INPUTS, PART_LENGTH, Borrowed, parts, scored, vectors
+from inhouse.serve.direct import PART_INPUTS, PART_LENGTH, Borrowed, borrowed, parts, scored, vectors
 from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
 from inhouse.serve.requests import BYTES_PER_TOKEN, Limits
@@ -20,6 +22,7 @@ from inhouse.serve.requests import BYTES_PER_TOKEN, Limits
 class Reader:
     """An engine whose vector of a text is the text's number, and that reads a token a character."""
 
+    name = "fake"
     capabilities = SimpleNamespace(embeddings=True)
 
     def __init__(self, breaks_at: int | None = None) -> None:
@@ -120,3 +123,33 @@ def test_request_of_which_nothing_was_read_counts_as_refused() -> None:
         asyncio.run(vectors(mine, ["7"]))
     mine.seen.status = 503
     assert mine.seen.refused
+
+
+def test_vectors_of_an_adapter_are_refused_and_its_tokens_are_told() -> None:
+    async def pick(ask: None) -> tuple[None, Reader]:
+        return None, engine
+
+    engine = Reader()
+    served = SimpleNamespace(
+        admission=Admission(1, 4),
+        pool=SimpleNamespace(pick=pick),
+        limits=Limits(8, 1, 16, 0.0),
+        release=SimpleNamespace(label="desk:v1"),
+    )
+    way = SimpleNamespace(adapter="legal", deployment="desk", target=served)
+
+    @asynccontextmanager
+    async def attend(model: str, caller: Any) -> AsyncIterator[tuple[Any, Measured]]:
+        yield way, Measured()
+
+    services = SimpleNamespace(settings=SimpleNamespace(deadline_s=5.0), pipeline=SimpleNamespace(attend=attend))
+    caller = SimpleNamespace(tenant="t", background=False)
+
+    async def borrow(turn: bool) -> str:
+        async with borrowed(cast(Any, services), cast(Any, caller), "desk:legal", turn) as found:
+            return found.release
+
+    assert asyncio.run(borrow(False)) == "desk:v1"
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(borrow(True))
+    assert (refused.value.status, refused.value.param) == (400, "model") and "'desk'" in refused.value.message

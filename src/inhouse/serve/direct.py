@@ -43,12 +43,17 @@ class Borrowed:
 async def borrowed(services: Services, caller: Caller, model: str, turn: bool) -> AsyncIterator[Borrowed]:
     """The engine of the release that answers for `model`; with a turn in its queue where it has to work.
 
+    Tokens and rendered prompts are the base's for an adapter too; what it would compute (with a turn) is not.
+
     Raises ApiError, also for what the engine raises inside.
     """
     seconds = services.settings.deadline_s
     admitted = False
     async with services.pipeline.attend(model, caller) as (way, seen):
         target = way.target
+        if turn and way.adapter is not None:
+            told = text("serve.adapter_writes", deployment=way.deployment)
+            raise ApiError(400, "unsupported_parameter", told, "model")
         try:
             async with asyncio.timeout(seconds), AsyncExitStack() as held:
                 mine = target.admission.turn(caller.tenant, caller.background) if turn else None
