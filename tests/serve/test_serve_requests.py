@@ -156,6 +156,13 @@ def test_prompt_far_beyond_the_context_is_refused_before_the_engine_sees_it() ->
     assert error.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("prompt", ["", [""], "word " * 512 * 20])
+def test_prompt_of_a_completion_that_is_empty_or_far_too_long_is_refused_under_its_name(prompt: Any) -> None:
+    with pytest.raises(ApiError) as refused:
+        complete(prompt=prompt)
+    assert (refused.value.status, refused.value.param) == (400, "prompt")
+
+
 def test_top_logprobs_without_logprobs_is_refused() -> None:
     assert refusal(with_field("top_logprobs", "2")).param == "top_logprobs"
 
@@ -164,6 +171,26 @@ def test_fields_that_nobody_knows_are_named() -> None:
     asked = chat(chat_template="{{ evil }}", chat_template_kwargs={}, n_discard=-1, user="ann", tools=[])
     assert asked.ignored == ("chat_template", "chat_template_kwargs", "n_discard")
     assert asked.user == "ann"
+
+
+@pytest.mark.parametrize(
+    ("field", "changes", "neutral"),
+    [
+        ("repetition_penalty", 1.2, 1.0), ("repetition_penalty", 0, 1), ("min_tokens", 5, 0), ("best_of", 2, 1),
+        ("stop_token_ids", [2], []), ("continue_final_message", True, False), ("modalities", ["audio"], ["text"]),
+        ("use_beam_search", True, False), ("allowed_token_ids", [1], None), ("echo", True, False),
+    ],
+)  # fmt: skip
+def test_field_that_would_change_the_answer_is_refused_unless_it_is_neutral(
+    field: str, changes: Any, neutral: Any
+) -> None:
+    error = refusal(with_field(field, json.dumps(changes)))
+    assert (error.code, error.param) == ("unsupported_parameter", field)
+    with pytest.raises(ApiError):
+        complete(**{field: changes})
+    assert chat(**{field: neutral}).ignored == complete(**{field: neutral}).ignored == (field,)
+    assert chat(**{field: None}).ask == chat().ask
+    assert chat(chat_template_kwargs={"enable_thinking": False}).ignored == ("chat_template_kwargs",)
 
 
 def test_request_that_says_nothing_gets_the_greedy_answer_of_the_release() -> None:

@@ -26,9 +26,15 @@ Numbers = Annotated[list[int], Field(max_length=NUMBERS, fail_fast=True)]
 BYTES_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 # Fields that OpenAI documents and that would change the answer. Left out silently they would make it wrong.
 UNSUPPORTED = {
-    *("audio", "prediction", "web_search_options", "echo", "suffix", "best_of", "grammar", "json_schema", "lora"),
+    *("audio", "prediction", "web_search_options", "echo", "suffix", "grammar", "json_schema", "lora"),
     *("guided_decoding_backend", "guided_whitespace_pattern"),
 }
+# Those of vLLM and llama.cpp likewise, and the values with which they change nothing; null never does.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1,), "repeat_penalty": (1,), "length_penalty": (1,), "typical_p": (1,), "min_tokens": (0,),
+    "stop_token_ids": ([],), "bad_words": ([],), "allowed_token_ids": (), "use_beam_search": (False,), "best_of": (1,),
+    "continue_final_message": (False,), "include_stop_str_in_output": (False,), "modalities": (["text"],),
+}  # fmt: skip
 TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 TURN_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call"}
 LIMIT_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
@@ -146,7 +152,7 @@ B = TypeVar("B", bound=Body)
 def read_chat(raw: bytes) -> ChatBody:
     """Check a chat body; raises ApiError 400 with the field at fault."""
     body = read_body(ChatBody, raw)
-    _refuse_unsupported(body)
+    refuse_unsupported(body)
     if body.top_logprobs and not body.logprobs:
         raise invalid(text("serve.needs_logprobs"), "top_logprobs")
     return body
@@ -155,7 +161,7 @@ def read_chat(raw: bytes) -> ChatBody:
 def read_completion(raw: bytes) -> CompletionBody:
     """Check a completion body; raises ApiError 400 with the field at fault."""
     body = read_body(CompletionBody, raw)
-    _refuse_unsupported(body)
+    refuse_unsupported(body)
     return body
 
 
@@ -180,7 +186,7 @@ async def prepare(body: ChatBody | CompletionBody, limits: Limits) -> Asked:
 
 async def _chat(body: ChatBody, limits: Limits) -> tuple[Ask, bool]:
     messages = _messages(body.messages)
-    _check_size(sum(len(m["content"].encode()) for m in messages), limits.context_length)
+    _check_size(sum(len(m["content"].encode()) for m in messages), limits.context_length, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     ask = Ask(sampling_of(body, limits, logprobs), messages=messages, whole=not body.stream)
     if constraint := await _held_to(body):
@@ -202,7 +208,9 @@ async def _completion(body: CompletionBody, limits: Limits) -> Ask:
             raise unsupported("prompt.1")
         prompt = prompt[0]
     size = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
-    _check_size(size, limits.context_length)
+    if not size:  # a model without a token of its own for the beginning has nothing to go on from
+        raise invalid(text("serve.empty_prompt"), "prompt")
+    _check_size(size, limits.context_length, "prompt")
     ask = Ask(sampling_of(body, limits, body.logprobs), prompt=prompt, whole=not body.stream)
     constraint = await _held_to(body)
     return ask if constraint is None else replace(ask, constraint=constraint)
@@ -248,9 +256,9 @@ def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
     )
 
 
-def _check_size(size: int, context: int) -> None:
+def _check_size(size: int, context: int, field: str) -> None:
     if size > context * BYTES_PER_TOKEN:
-        raise too_long(text("serve.bytes", count=size), context)
+        raise too_long(text("serve.bytes", count=size), context, field)
 
 
 def _messages(given: list[ChatMessage]) -> list[dict[str, Any]]:
@@ -283,7 +291,10 @@ def read_body(model: type[B], raw: bytes) -> B:
         raise invalid(str(first["msg"]), param[:200] or None) from None
 
 
-def _refuse_unsupported(body: Sampling) -> None:
+def refuse_unsupported(body: Body) -> None:
+    """Raise ApiError 400 for a field that would change the answer and that nobody here looks at."""
     for field, value in (body.model_extra or {}).items():
-        if field in UNSUPPORTED and value not in HARMLESS and not (field == "best_of" and value == 1):
+        if field in UNSUPPORTED and value not in HARMLESS:
+            raise unsupported(field)
+        if field in NEUTRAL and value is not None and value not in NEUTRAL[field]:
             raise unsupported(field)

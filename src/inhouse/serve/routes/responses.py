@@ -17,7 +17,17 @@ from inhouse.serve.errors import ApiError, invalid, unsupported
 from inhouse.serve.http import EVENTS, Call, Connection
 from inhouse.serve.kept_responses import OPEN
 from inhouse.serve.replies import Reply
-from inhouse.serve.requests import Asked, Body, ChatBody, Limits, Text, prepare, read_body, read_chat
+from inhouse.serve.requests import (
+    Asked,
+    Body,
+    ChatBody,
+    Limits,
+    Text,
+    prepare,
+    read_body,
+    read_chat,
+    refuse_unsupported,
+)
 from inhouse.serve.response_events import ResponseEvents, sse
 from inhouse.serve.response_items import choice_of, format_of, messages_of, renamed, tools_of
 from inhouse.serve.routes import Route, Services
@@ -108,7 +118,7 @@ async def create(services: Services, call: Call) -> None:
         await call.while_there(services.pipeline.run(body.model, asking.prepare, caller, face), caller.wanted)
     except ApiError as error:
         if not call.connection.status:
-            raise
+            raise renamed(error) from None
         await face.fail(error)
 
 
@@ -254,6 +264,7 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
 
 
 def _check(body: ResponseBody) -> None:
+    refuse_unsupported(body)
     for name in UNSUPPORTED:
         if (body.model_extra or {}).get(name) is not None:
             raise unsupported(name)
