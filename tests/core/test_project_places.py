@@ -19,7 +19,7 @@ def refused(folder: Path, data: str, *overrides: str) -> str:
     file.write_text(HEAD + data, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         load(file, overrides)
-    assert caught.value.code == "project.invalid"
+    assert caught.value.code.startswith("project.invalid")
     return str(caught.value).replace(str(folder), "")
 
 
@@ -49,7 +49,18 @@ def test_one_wrong_item_is_one_problem(tmp_path: Path) -> None:
 
 def test_override_of_a_section_that_the_file_lacks_is_named_whole(tmp_path: Path) -> None:
     said = refused(tmp_path, "data:\n  sources: [a.csv]\n", "data.split.test=1.2")
-    assert "inhouse.yaml:4: data.split.test: must be < 1" in said
+    assert said.startswith("On the command line: data.split.test: must be < 1")
+    said = refused(tmp_path, "data:\n  sources: [a.csv]\n  splitt: {}\n", "data.split={test: 1.2}", "data.x=1")
+    assert "On the command line: data.split.test: must be < 1" in said and "line: data.x: unknown key" in said
+    assert "inhouse.yaml:6: data.splitt: unknown key" in said
+
+
+def test_setting_of_another_operator_is_told_whose_it_is(tmp_path: Path) -> None:
+    data = "data: {sources: [a.csv]}\ntrain: {method: {use: lora, r: 4}}\n"
+    said = refused(tmp_path, data, "train.method.use=prompt")
+    assert "inhouse.yaml:5: train.method.r: prompt has no such setting; it is one of: lora, qlora" in said
+    said = refused(tmp_path, "data:\n  sources: [a.csv]\n  steps: [{use: length, actions: {}}]\n")
+    assert "length has no such setting; it is one of: pii" in said
 
 
 def test_tags_and_marks_of_the_checker_are_not_shown(tmp_path: Path) -> None:

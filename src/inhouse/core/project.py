@@ -50,7 +50,7 @@ def load_project(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise explain(error, Written(path, data, lines), model) from None
+        raise explain(error, Written(path, data, lines, tuple(overrides)), model) from None
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -178,6 +178,12 @@ class Written:
     path: Path
     data: dict[str, Any]
     lines: Lines
+    overrides: tuple[str, ...] = ()
+
+    def overridden(self, where: str) -> bool:
+        """Whether what stands at a dotted path was said on the command line."""
+        said = [override.partition("=")[0] for override in self.overrides]
+        return any(f"{where}.".startswith(f"{place}.") for place in said)
 
 
 def explain(error: ValidationError, written: Written, model: type[BaseModel]) -> UserError:
@@ -186,12 +192,18 @@ def explain(error: ValidationError, written: Written, model: type[BaseModel]) ->
     # An item that is wrong does not count as one of its list, which then seems to be too short.
     real = [e for e in found if e["type"] != "too_short" or not any(_is_below(o["loc"], e["loc"]) for o in found)]
     problems = [_problem(e, written, model) for e in real]
-    line, where, what = problems[0]
-    path = written.path
-    rest = "".join(
-        "\n  " + say("project.invalid", path=path, line=n, where=w, problem=t, rest="") for n, w, t in problems[1:6]
-    )
-    return UserError("project.invalid", path=path, line=line, where=where, problem=what, rest=rest)
+    told = [_told(problem, written) for problem in problems[:6]]
+    rest = "".join(f"\n  {say(code, **facts, rest='')}" for code, facts in told[1:])
+    code, facts = told[0]
+    return UserError(code, **facts, rest=rest)
+
+
+def _told(problem: tuple[int, str, str], written: Written) -> tuple[str, dict[str, Any]]:
+    """A problem as a code and its facts: with its line in the file, or as one of the command line."""
+    line, where, what = problem
+    if written.overridden(where):
+        return "project.invalid_override", {"where": where, "problem": what}
+    return "project.invalid", {"path": written.path, "line": line, "where": where, "problem": what}
 
 
 def _is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -205,9 +217,12 @@ def _problem(error: Any, written: Written, model: type[BaseModel]) -> tuple[int,
     near = (error.get("ctx") or {}).get("near")
     what = said(error)
     if error["type"] == "extra_forbidden":
-        here, elsewhere = places(model, error["loc"][:-1], str(at[-1]))
+        *above, key = error["loc"]
+        here, elsewhere = places(model, above, str(at[-1]))
         near = next(iter(get_close_matches(str(at[-1]), here, n=1)), None)
-        if not near and elsewhere:
+        if not near and (kinds := _kinds_with(model, above, str(key))):
+            what = say("problem.of_another", kinds=", ".join(kinds), kind=above[-1])
+        elif not near and elsewhere:
             what += say("problem.belongs", where=", ".join(elsewhere))
     return line, where, what + (say("problem.did_you_mean", near=near) if near else "")
 
@@ -256,6 +271,18 @@ def places(model: type[BaseModel], location: Sequence[Any], key: str) -> tuple[s
         found = [below for part in found for below in _below(part, step, schema)] or found
     here = {name for part in found for name in part.get("properties", {})}
     return here, sorted(set(_sections(schema, schema, key, "")), key=lambda w: (w.count("."), w))[:MOST_PLACES]
+
+
+def _kinds_with(model: type[BaseModel], location: Sequence[Any], key: str) -> list[str]:
+    """The operators that have `key`, where the one at the location, which names it last, is one of several."""
+    schema = model.model_json_schema()
+    found = _objects(schema, schema)
+    for step in location[:-1]:
+        found = [below for part in found for below in _below(part, step, schema)] or found
+    options = [part["properties"] for part in found if "use" in part.get("properties", {})]
+    kinds = {keys["use"].get("const"): keys for keys in options}
+    has = [kind for kind, keys in kinds.items() if key in keys]
+    return has[:MOST_PLACES] if location and location[-1] in kinds else []
 
 
 def _objects(part: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
