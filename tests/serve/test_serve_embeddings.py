@@ -99,6 +99,7 @@ def test_embedding_request_out_of_bounds_is_refused_with_its_field(
 def test_input_longer_than_the_context_is_refused_and_a_wrong_token_too(http: httpx.Client) -> None:
     long = http.post("/v1/embeddings", json={"model": "desk", "input": "word " * 700})
     assert long.status_code == 400 and long.json()["error"]["code"] == "context_length_exceeded"
+    assert long.json()["error"]["param"] == "input"
     wrong = http.post("/v1/embeddings", json={"model": "desk", "input": [10**9]})
     assert wrong.status_code == 400
     unknown = http.post("/v1/embeddings", json={"model": "nobody", "input": SEA})

@@ -129,6 +129,11 @@ def test_prompt_that_does_not_fit_is_named_so(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model="desk", messages=[{"role": "user", "content": "word " * 800}])
     assert error.value.code == "context_length_exceeded" and "512" in error.value.message
+    assert error.value.param == "messages"
+    for route, field in (("completions", "prompt"), ("responses", "input")):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.post(f"/{route}", body={"model": "desk", field: "word " * 700}, cast_to=httpx.Response)
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", field)
 
 
 @pytest.mark.parametrize("key", ["-", "ih-wrong", "x" * 5000, "ü"])

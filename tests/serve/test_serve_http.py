@@ -69,7 +69,8 @@ async def nothing_more() -> dict[str, Any]:
         (
             "anthropic",
             b"event: error\ndata: "
-            b'{"type": "error", "error": {"message": "no", "type": "overloaded_error", "param": null, "code": "c"}}\n\n',
+            b'{"type": "error", '
+            b'"error": {"message": "no", "type": "overloaded_error", "param": null, "code": "c"}}\n\n',
         ),
         ("ollama", b'{"error": "no"}\n'),
     ],

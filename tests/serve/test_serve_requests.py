@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from inhouse.core import messages
 from inhouse.core.serving import Sampling
 from inhouse.serve import constraints
 from inhouse.serve.constraints import ConstraintWorker
@@ -191,6 +192,45 @@ def test_field_that_would_change_the_answer_is_refused_unless_it_is_neutral(
     assert chat(**{field: neutral}).ignored == complete(**{field: neutral}).ignored == (field,)
     assert chat(**{field: None}).ask == chat().ask
     assert chat(chat_template_kwargs={"enable_thinking": False}).ignored == ("chat_template_kwargs",)
+
+
+HEAD: dict[str, Any] = {"model": "desk", "messages": HELLO}
+WRONG: dict[str, tuple[type[Body], dict[str, Any], str, str, str]] = {
+    "17 stops": (ChatBody, {**HEAD, "stop": ["a"] * 17}, "stop", "at most 16 entries, and there are 17", "17 项"),
+    "stop that is empty": (ChatBody, {**HEAD, "stop": ["a", ""]}, "stop.1", "at least 1 character", "1 个字符"),
+    "stop of no kind": (ChatBody, {**HEAD, "stop": 3}, "stop", "must be a text or a list", "文本或列表"),
+    "no messages": (ChatBody, {"model": "desk", "messages": []}, "messages", "at least 1 entry", "至少需要 1 项"),
+    "messages missing": (ChatBody, {"model": "desk"}, "messages", "is missing", "缺少该字段"),
+    "role": (ChatBody, {**HEAD, "messages": [{"role": "x"}]}, "messages.0.role", "one of: system, dev", "之一"),
+    "name": (ChatBody, {**HEAD, "messages": [{"role": "user", "content": "x", "name": "a b"}]}, "messages.0.name",
+             "spaces", "空格"),
+    "bias": (ChatBody, {**HEAD, "logit_bias": {"x": 1}}, "logit_bias.x", "token id: up to 9 digits", "token 编号"),
+    "temperature": (ChatBody, {**HEAD, "temperature": "1"}, "temperature", "must be a number", "应为数字"),
+    "top_k": (ChatBody, {**HEAD, "top_k": 1.5}, "top_k", "a whole number", "整数"),
+    "top_p": (ChatBody, {**HEAD, "top_p": 0}, "top_p", "more than 0", "大于 0"),
+    "stream": (ChatBody, {**HEAD, "stream": "yes"}, "stream", "true or false", "true 或 false"),
+    "n": (ChatBody, {**HEAD, "n": 99}, "n", "8 or less", "不得大于 8"),
+    "input that is empty": (EmbeddingBody, {"model": "desk", "input": []}, "input", "at least 1 entry", "1 项"),
+    "text among ids": (EmbeddingBody, {"model": "desk", "input": [3, "a"]}, "input.1", "a whole number", "整数"),
+    "number among texts": (EmbeddingBody, {"model": "desk", "input": ["a", 3]}, "input.1", "must be a text", "文本"),
+    "id below 0": (EmbeddingBody, {"model": "desk", "input": [[3, -1]]}, "input.0.1", "0 or more", "不得小于 0"),
+    "document": (RerankBody, {"model": "desk", "query": "a", "documents": [{"x": ""}]}, "documents.0.text", "missing",
+                 "缺少"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_is_wrong_with_a_body_is_told_in_our_words_and_the_callers_language(
+    name: str, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "_chosen", [language])
+    model, body, param, english, chinese = WRONG[name]
+    with pytest.raises(ApiError) as refused:
+        read_body(model, json.dumps(body).encode())
+    assert refused.value.param == param
+    assert (english if language == "en" else chinese) in refused.value.message
+    assert re.search(r"Input should|validation|\^", refused.value.message) is None
 
 
 def test_request_that_says_nothing_gets_the_greedy_answer_of_the_release() -> None:

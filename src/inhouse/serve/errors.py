@@ -95,6 +95,6 @@ def too_late(seconds: float) -> ApiError:
     return ApiError(504, "deadline_exceeded", text("serve.deadline", seconds=f"{seconds:g}"))
 
 
-def too_long(found: str, context: int) -> ApiError:
-    """The prompt does not fit the context."""
-    return ApiError(400, "context_length_exceeded", text("serve.too_long", found=found, context=context), "messages")
+def too_long(found: str, context: int, field: str = "messages") -> ApiError:
+    """The prompt does not fit the context. `field`: where it stood."""
+    return ApiError(400, "context_length_exceeded", text("serve.too_long", found=found, context=context), field)

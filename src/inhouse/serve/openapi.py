@@ -145,8 +145,9 @@ def document() -> Json:
 
 def _schemas() -> tuple[dict[type[BaseModel], Json], Json]:
     """Where each model's schema is found, and all of them by name."""
-    used = {model for each in OPERATIONS.values() for model in (each.body, each.answer) if model is not None}
-    models = sorted(used | {Error, *ERRORS.values()}, key=lambda model: model.__name__)
+    used: set[type[BaseModel]] = {Error, *ERRORS.values()}
+    used |= {model for each in OPERATIONS.values() for model in (each.body, each.answer) if model is not None}
+    models = sorted(used, key=lambda model: model.__name__)
     found, told = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     schemas: Json = told["$defs"]
     for name in ("ChatBody", "CompletionBody"):

@@ -400,9 +400,14 @@ class Pipeline:
 
 
 def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> ApiError:
-    """Our words for what an engine does not do, under the name of the field that asks for it."""
+    """Our words for what an engine does not do, under the name of the field that asks for it.
+
+    Without a request it was asked for vectors.
+    """
     if refused.reason == "context":
-        return too_long(text("serve.tokens", count="?" if refused.tokens is None else refused.tokens), context)
+        found = text("serve.tokens", count="?" if refused.tokens is None else refused.tokens)
+        field = "input" if ask is None else "prompt" if ask.messages is None else "messages"
+        return too_long(found, context, field)
     if refused.reason == "invalid":
         return invalid(text("serve.refused_by_engine"))
     if refused.reason == "unsupported":

@@ -11,6 +11,7 @@ from inhouse.core.messages import text
 from inhouse.core.serving import Ask, Constraint
 from inhouse.core.serving import Sampling as Chosen
 from inhouse.serve.body_counts import NUMBERS, TEXTS_OR_LISTS, check_counts
+from inhouse.serve.body_errors import refusal_of
 from inhouse.serve.constraints import check_constraint, find_constraint
 from inhouse.serve.errors import invalid, too_long, unsupported
 from inhouse.serve.media import join_parts
@@ -283,12 +284,7 @@ def read_body(model: type[B], raw: bytes) -> B:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise invalid(text("serve.bad_json"), "body") from None
-        # Union members add their own names to the place; the first keys are what the client wrote.
-        param = ".".join(str(key) for key in first["loc"] if isinstance(key, int) or key.isidentifier())
-        raise invalid(str(first["msg"]), param[:200] or None) from None
+        raise refusal_of(error) from None
 
 
 def refuse_unsupported(body: Body) -> None:

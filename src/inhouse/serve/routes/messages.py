@@ -53,15 +53,15 @@ async def create(services: Services, call: Call) -> None:
     chat = _as_chat(body, _sampling(body))
 
     async def prepared(limits: Limits) -> Asked:
-        try:
-            asked = await prepare(chat, limits)
-        except ApiError as error:
-            raise _renamed(error) from None
+        asked = await prepare(chat, limits)
         return replace(asked, ignored=tuple(sorted({*asked.ignored, *(body.model_extra or {})})))
 
     caller = services.caller(call, chat.user)
     face = MessageFace(call.connection)
-    await call.while_there(services.pipeline.run(body.model, prepared, caller, face), caller.wanted)
+    try:
+        await call.while_there(services.pipeline.run(body.model, prepared, caller, face), caller.wanted)
+    except ApiError as error:
+        raise _renamed(error) from None
 
 
 async def count(services: Services, call: Call) -> None:
