@@ -121,7 +121,7 @@ def test_stop_string_is_not_shown_and_ends_the_answer(engine: TorchServing, refe
     whole = generated(reference, TEXTS[0])
     stop = whole[4:7]
     out = ran(engine, prompt(TEXTS[0], stop=(stop,)))
-    assert out.text(0) == whole[: whole.index(stop)] and out.last(0).finish == "stop"
+    assert out.text(0) == whole[: whole.index(stop)] and (out.last(0).finish, out.last(0).stop) == ("stop", stop)
 
 
 def test_logprobs_are_those_of_the_model(engine: TorchServing, reference: tuple[Any, Any]) -> None:
@@ -190,6 +190,7 @@ def test_cancelled_requests_leave_the_batch_and_the_others_go_on(
         (Ask(Sampling(1), prompt=[999_999]), "invalid"),
         (Ask(Sampling(1), prompt=[]), "invalid"),
         (Ask(Sampling(1, logit_bias={-1: 1.0}), prompt="x"), "invalid"),
+        (Ask(Sampling(1, logit_bias={0: 1.0, 99_999_999: 1.0}), prompt="x"), "invalid"),
         (Ask(Sampling(1), messages=[{"role": "root", "content": "x"}]), "invalid"),
         (Ask(Sampling(1), prompt="x", adapter="law"), "unsupported"),
         (Ask(Sampling(1), prompt="x", constraint=Constraint("regex", "a")), "unsupported"),

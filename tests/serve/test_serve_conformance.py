@@ -122,6 +122,10 @@ def test_line_4_streams_are_whole_events_that_add_up(http: httpx.Client) -> None
             json.dumps({"model": "desk", "messages": [{"role": "user", "content": "sea " * 2000}]}).encode(),
             400, "messages", "context_length_exceeded",
         ),
+        (
+            b'{"model": "desk", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"9": 1, "49152": 1}}',
+            400, "logit_bias", None,
+        ),
     ],
 )  # fmt: skip
 def test_line_5_errors_name_the_field(

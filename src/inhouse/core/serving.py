@@ -84,6 +84,7 @@ class Delta:
     tool_calls: list[dict[str, Any]] | None = None
     reasoning: str | None = None
     usage: Usage | None = None  # once for each choice, with its last delta or after it
+    stop: str | None = None  # the stop string that ended it, where the engine tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +191,4 @@ class EngineRefused(Exception):
         super().__init__(reason)
         self.reason = reason
         self.tokens = tokens  # of the prompt, where it is too long
-        self.keyword = keyword  # of a JSON schema, where the engine cannot hold an answer to it
+        self.keyword = keyword  # of a JSON schema that it cannot hold an answer to; the field, where that is invalid

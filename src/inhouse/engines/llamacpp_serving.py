@@ -91,9 +91,12 @@ class LlamaCppServing:
         self._patience = Patience(silence_s=settings.silence_s, most_idle=settings.parallel)
         self._origin = Origin(server.url, server.headers, self._patience)
         self._embedding: tuple[RunningEngine, Origin] | None = None
+        self._vocabulary: int | None = None  # known from the first request on that needs it
 
     async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
         """The answer as it is made; closing the generator closes the connection, which frees the slot."""
+        if ask.sampling.logit_bias and max(ask.sampling.logit_bias) >= await self._tokens_known():
+            raise EngineRefused("invalid", keyword="logit_bias")  # llama.cpp passes over what it does not know
         # Always streamed: llama.cpp notices only in a stream that the client has gone.
         body = request_body(ask) | {"stream": True, "stream_options": {"include_usage": True}}
         if self.server.adapters:  # said of each, or a request reuses what an earlier one's adapter left in the cache
@@ -140,6 +143,18 @@ class LlamaCppServing:
         await self._origin.close()
         if self._embedding is not None:
             await self._embedding[1].close()
+
+    async def _tokens_known(self) -> int:
+        """How many tokens the model knows."""
+        if self._vocabulary is None:
+            status, said = await self._origin.call("/v1/models")
+            if status != 200:
+                raise refused(status, said)
+            try:
+                self._vocabulary = int(json.loads(said)["data"][0]["meta"]["n_vocab"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise EngineLost from error
+        return self._vocabulary
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         status, said = await self._origin.call(path, encoded(body))
@@ -192,7 +207,7 @@ def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:
     if asked.seed is not None:
         body["seed"] = asked.seed % SEEDS
     if asked.stop:
-        body["stop"] = list(asked.stop)
+        body |= {"stop": list(asked.stop), "verbose": True}  # the last chunk then names the one that was met
     if asked.n > 1:
         body["n"] = asked.n
     if asked.presence_penalty or asked.frequency_penalty:

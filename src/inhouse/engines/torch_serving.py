@@ -99,7 +99,9 @@ class TorchServing:
             raise EngineRefused("unsupported")
         ids = self._prompt_ids(ask)
         vocabulary = self.loaded.model.config.get_text_config().vocab_size
-        if not ids or any(not 0 <= token < vocabulary for token in (*ids, *ask.sampling.logit_bias)):
+        if any(not 0 <= token < vocabulary for token in ask.sampling.logit_bias):
+            raise EngineRefused("invalid", keyword="logit_bias")
+        if not ids or any(not 0 <= token < vocabulary for token in ids):
             raise EngineRefused("invalid")
         if len(ids) >= self._room():
             raise EngineRefused("context", len(ids))
@@ -208,7 +210,7 @@ class TorchServing:
         if asked.logprobs is not None and not ended:
             delta.logprobs = [told_logprobs(logits, token, asked.logprobs, self.loaded.tokenizer)]
         if ended or answer.text.stopped:
-            delta.finish = "stop"
+            delta.finish, delta.stop = "stop", answer.text.stop
         elif answer.made >= asked.max_tokens or len(answer.ids) >= self._room():
             delta.finish = "length"
         if delta.finish is not None:

@@ -408,6 +408,8 @@ def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> Api
         found = text("serve.tokens", count="?" if refused.tokens is None else refused.tokens)
         field = "input" if ask is None else "prompt" if ask.messages is None else "messages"
         return too_long(found, context, field)
+    if refused.reason == "invalid" and refused.keyword == "logit_bias":
+        return invalid(text("serve.bias_unknown"), "logit_bias")
     if refused.reason == "invalid":
         return invalid(text("serve.refused_by_engine"))
     if refused.reason == "unsupported":
