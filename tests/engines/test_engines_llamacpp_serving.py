@@ -130,6 +130,8 @@ def test_settings_that_are_left_out_are_neutral_and_not_the_engines_own() -> Non
 def test_every_setting_reaches_the_engine_under_its_name() -> None:
     sampling = Sampling(5, 1.0, 0.9, 5, 0.1, 3, ("x",), 2, 0.5, -0.5, {7: -100.0}, 3, True)
     body = request_body(Ask(sampling, messages=[], constraint=Constraint("regex", "a+", "start: /a+/")))
-    assert body["logit_bias"] == {"7": -100.0} and body["stop"] == ["x"] and body["ignore_eos"] is True
+    assert (
+        body["logit_bias"] == {"7": -100.0} and body["stop"] == ["x"] and body["verbose"] and body["ignore_eos"] is True
+    )
     assert (body["logprobs"], body["top_logprobs"], body["n"]) == (True, 3, 2)
     assert body["grammar"] == "start: /a+/" and "tools" not in body

@@ -552,3 +552,24 @@ def test_load_is_read_from_the_metrics_of_the_kind() -> None:
     assert run("vllm", use, {"/metrics": whole(text)}) == Stats(running=3, waiting=0, cache_used=0.25)
     assert run("vllm", use) == Stats()
     assert run("openai", use) == Stats()
+
+
+@pytest.mark.parametrize(
+    ("told", "stop"),
+    [
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "###"}]}, "###"),  # vLLM
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "matched_stop": "###"}]}, "###"),  # SGLang
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "matched_stop": 2}]}, None),  # a token
+        (
+            {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}], "__verbose": {"stopping_word": "###"}},
+            "###",
+        ),  # llama.cpp
+        (
+            {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}], "__verbose": {"stopping_word": ""}},
+            None,
+        ),
+    ],
+)
+def test_stop_string_that_was_met_is_read_from_every_dialect(told: dict[str, Any], stop: str | None) -> None:
+    [delta] = sse_deltas(json.dumps(told))
+    assert (delta.finish, delta.stop) == ("stop", stop)

@@ -97,7 +97,7 @@ def test_nothing_of_a_stop_string_is_shown(text: str, stops: list[str]) -> None:
     if first:
         whole = text[: first[0]]  # the answer ends with the token that completes a stop string
         assert shown == whole[: min(whole.find(stop) for stop in stops if stop in whole)]
-        assert stream.push(b"more") == ""
+        assert stream.push(b"more") == "" and stream.stop in stops and (shown + str(stream.stop)) in whole
     else:
         assert shown + stream.end() == text
 

@@ -162,6 +162,23 @@ def test_message_says_what_chat_says_whole_and_streamed(http: httpx.Client, endp
 
 
 @real
+def test_stop_sequence_that_was_met_is_told_whole_and_streamed(http: httpx.Client) -> None:
+    asked = {"model": "desk", "max_tokens": 24, "temperature": 0, "messages": SEA}
+    said = http.post("/v1/messages", json=asked).json()["content"][0]["text"]
+    stop = said.split()[1]
+    for sequences, told in ((["#never#", stop], ("stop_sequence", stop)), (["#never#"], ("max_tokens", None))):
+        for streamed in (False, True, False):  # the last one may come from memory
+            body = {**asked, "max_tokens": 4 if told[1] is None else 24, "stop_sequences": sequences}
+            reply = http.post("/v1/messages", json={**body, "stream": streamed})
+            if streamed:
+                lines = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+                found = next(line["delta"] for line in lines if line["type"] == "message_delta")
+            else:
+                found = reply.json()
+            assert (found["stop_reason"], found["stop_sequence"]) == told
+
+
+@real
 @pytest.mark.parametrize(
     ("change", "param"),
     [

@@ -43,6 +43,8 @@ def sse_deltas(data: str) -> list[Delta]:
         if "error" in chunk:
             raise refusal(500, chunk)
         found = [_piece(choice) for choice in chunk.get("choices") or ()]
+        if found and (verbose := chunk.get("__verbose")):
+            found[-1].stop = verbose.get("stopping_word") or None
         if usage := chunk.get("usage"):
             spent = _usage(usage, chunk.get("timings"))
             if found and found[-1].finish:
@@ -114,6 +116,8 @@ def _piece(choice: Mapping[str, Any]) -> Delta:
             found.tool_calls = gained.get("tool_calls") or None
             found.reasoning = gained.get("reasoning_content") or gained.get("reasoning") or None
             found.tokens = 1 if text or found.tool_calls or found.reasoning else 0
+    if ends:
+        found.stop = _stop(choice)
     if told := choice.get("logprobs"):
         found.logprobs = _logprobs(told)
         found.tokens = len(found.logprobs) if found.logprobs else found.tokens
@@ -133,7 +137,14 @@ def _whole(choice: Mapping[str, Any]) -> Delta:
         calls = said.get("tool_calls")
         found.tool_calls = [{"index": place, **call} for place, call in enumerate(calls)] if calls else None
     found.logprobs = _logprobs(told) if told else None
+    found.stop = _stop(choice)
     return found
+
+
+def _stop(choice: Mapping[str, Any]) -> str | None:
+    """The stop string that ended a choice, as vLLM and SGLang tell it; a number is a token."""
+    told = choice.get("stop_reason") or choice.get("matched_stop")
+    return told if isinstance(told, str) else None
 
 
 def _finish(ends: str) -> Finish:

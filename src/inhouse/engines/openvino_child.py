@@ -256,7 +256,7 @@ class OpenVinoEngine:
         elif reason != genai.GenerationFinishReason.NONE:
             text += run.text.end()
             finish = "length" if reason == genai.GenerationFinishReason.LENGTH else "stop"
-        self._send(run, out, Delta(text, tokens=tokens, finish=finish), now)
+        self._send(run, out, Delta(text, tokens=tokens, finish=finish, stop=run.text.stop), now)
 
     def _send(self, run: _Run, out: Outbox, delta: Delta, now: float) -> None:
         if run.whole or run.call:

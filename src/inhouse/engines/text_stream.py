@@ -13,10 +13,10 @@ class TextStream:
     the answer ends is dropped; bytes that are no UTF-8 become U+FFFD.
     """
 
-    __slots__ = ("_decode", "_held", "_stops", "stopped")
+    __slots__ = ("_decode", "_held", "_stops", "stop")
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        self.stopped = False
+        self.stop: str | None = None  # the stop string that has come
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._stops = tuple(stops)
         self._held = ""
@@ -27,13 +27,19 @@ class TextStream:
         if not self._stops or self.stopped:
             return "" if self.stopped else text
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stop = min(found)
+            self._held = ""
+            return text[:at]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.stop is not None
 
     def end(self) -> str:
         """What was held back, once nothing more comes."""

@@ -344,6 +344,7 @@ def _add_extra(delta: Delta, extra: dict[str, Any]) -> None:
     delta.logprobs = extra.get("logprobs")
     delta.tool_calls = extra.get("tool_calls")
     delta.reasoning = extra.get("reasoning")
+    delta.stop = extra.get("stop")
     if (usage := extra.get("usage")) is not None:
         delta.usage = Usage(*usage)
 
@@ -357,6 +358,8 @@ def from_delta(id: int, delta: Delta) -> list[Any]:
         extra["tool_calls"] = delta.tool_calls
     if delta.reasoning is not None:
         extra["reasoning"] = delta.reasoning
+    if delta.stop is not None:
+        extra["stop"] = delta.stop
     if (usage := delta.usage) is not None:
         extra["usage"] = [usage.prompt, usage.answer, usage.cached, usage.prefill_s, usage.decode_s]
     return [id, delta.index, delta.text, delta.tokens, delta.finish, extra or None]

@@ -140,6 +140,7 @@ class Whole:
             last = self.last.setdefault(delta.index, Delta(tokens=0, index=delta.index))
             last.tokens += delta.tokens
             last.finish = delta.finish or last.finish
+            last.stop = delta.stop or last.stop
             if delta.logprobs:
                 last.logprobs = [*(last.logprobs or ()), *delta.logprobs]
 

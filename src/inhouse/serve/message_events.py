@@ -25,8 +25,15 @@ def message_of(own: str, model: str, gathered: Gathered, usage: Usage) -> Json:
         for call in choice.tool_calls:
             named = call["function"]
             content.append({"type": "tool_use", "id": call["id"], "name": named["name"], "input": _arguments(named)})
-    reason = REASONS[(choice.finish if choice is not None else None) or "stop"]
-    return {**_head(own, model), "content": content, "stop_reason": reason, "usage": usage_of(usage)}
+    ended = _ended("stop", None) if choice is None else _ended(choice.finish or "stop", choice.stop)
+    return {**_head(own, model), "content": content, **ended, "usage": usage_of(usage)}
+
+
+def _ended(finish: str, stop: str | None) -> Json:
+    """Why it ended, and the stop sequence where that was one."""
+    if finish == "stop" and stop is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    return {"stop_reason": REASONS[finish], "stop_sequence": None}
 
 
 def _arguments(named: Json) -> Any:
@@ -68,6 +75,7 @@ class MessageEvents:
         self._kind: str | None = None
         self._call = -1
         self._finish = "stop"
+        self._stop: str | None = None
 
     def begin(self) -> list[Json]:
         """Before the first piece; the tokens of the prompt are told at the end."""
@@ -86,12 +94,13 @@ class MessageEvents:
             for raw in delta.tool_calls or ():
                 events += self._tool_call(raw)
             self._finish = delta.finish or self._finish
+            self._stop = delta.stop or self._stop
         return events
 
     def end(self, usage: Usage) -> list[Json]:
         """After the last piece."""
-        delta = {"stop_reason": REASONS[self._finish], "stop_sequence": None}
-        last = {"type": "message_delta", "delta": delta, "usage": usage_of(usage)}
+        ended = _ended(self._finish, self._stop)
+        last = {"type": "message_delta", "delta": ended, "usage": usage_of(usage)}
         return [*self._close(), last, {"type": "message_stop"}]
 
     def _tool_call(self, raw: Json) -> list[Json]:

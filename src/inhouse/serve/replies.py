@@ -202,6 +202,7 @@ class Choice:
         self.logprobs: list[Json] = []
         self.calls: dict[int, Json] = {}
         self.finish: str | None = None
+        self.stop: str | None = None
 
     @property
     def text(self) -> str:
@@ -224,6 +225,7 @@ class Choice:
         for raw in delta.tool_calls or ():
             self._call(raw)
         self.finish = delta.finish or self.finish
+        self.stop = delta.stop or self.stop
 
     def message(self) -> Json:
         """As the message of a chat answer."""
