@@ -461,6 +461,7 @@ def test_body_fields_name_one_constraint() -> None:
         ({"type": "yaml"}, {}, "response_format.type"),
         ("json", {}, "response_format"),
         ({"type": "json_schema", "json_schema": 3}, {}, "response_format.json_schema"),
+        ({"type": "json_schema"}, {}, "response_format.json_schema"),
         (None, {"structured_outputs": 3}, "structured_outputs"),
         (None, {"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
     ],

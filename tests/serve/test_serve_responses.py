@@ -309,6 +309,12 @@ def test_background_response_is_done_later_or_cancelled(client: openai.OpenAI) -
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "include": ["file_search_call.results"]}, "include.0"),
         ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        (
+            {"input": "x", "tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function"}},
+            "tool_choice.name",
+        ),
+        ({"input": "x", "repetition_penalty": 1.3}, "repetition_penalty"),
         ({"input": "x", "previous_response_id": "resp_none"}, "previous_response_id"),
         ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "background": True, "stream": True}, "stream"),
@@ -321,3 +327,9 @@ def test_response_request_out_of_bounds_is_refused_with_its_field(
     reply = http.post("/v1/responses", json={"model": "desk", **body})
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param or reply.json()["error"]["param"].startswith(param)
+
+
+@real
+def test_response_names_ignored_fields_as_its_client_wrote_them(http: httpx.Client) -> None:
+    body = {"model": "desk", "input": "x", "max_output_tokens": 1, "reasoning": {"effort": "low"}, "colour": "blue"}
+    assert http.post("/v1/responses", json=body).headers["x-inhouse-ignored-fields"] == "colour,reasoning"

@@ -129,6 +129,13 @@ def test_tools_that_are_wrong_are_refused_with_their_field(
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+def test_choice_of_tools_that_is_not_served_is_told_with_those_that_are(runner: asyncio.Runner) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(runner, tools=[WEATHER], tool_choice={"type": "allowed_tools"})
+    assert "'allowed_tools'" in caught.value.message and "required" in caught.value.message
+    assert caught.value.code == "unsupported_parameter" and "Leave it out" not in caught.value.message
+
+
 def call(name: str = "call_1", function: str = "f", arguments: Any = "{}") -> dict[str, Any]:
     return {"id": name, "type": "function", "function": {"name": function, "arguments": arguments}}
 

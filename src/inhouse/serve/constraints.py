@@ -84,6 +84,8 @@ def _response_format(asked: Any) -> Wanted | None:
         return Wanted("json_object", None, "response_format")
     if kind != "json_schema":
         raise invalid(text("serve.constraint_kind", kind=str(kind)[:64]), "response_format.type")
+    if "json_schema" not in asked and "schema" not in asked:
+        raise invalid(text("serve.schema_missing"), "response_format.json_schema")
     # The Responses API has the same fields one level up.
     place, inner = ("response_format.json_schema", asked["json_schema"]) if "json_schema" in asked else (
         "response_format", asked)  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from inhouse.core.messages import text
 from inhouse.serve.errors import ApiError, invalid, unsupported
+from inhouse.serve.tools import choice_unknown
 
 Json = dict[str, Any]
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -108,8 +109,10 @@ def choice_of(choice: Any) -> Any:
     """The choice of a tool in chat's shape."""
     if isinstance(choice, str):
         return choice
-    if not isinstance(choice, dict) or choice.get("type") != "function" or not isinstance(choice.get("name"), str):
-        raise unsupported("tool_choice")
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        raise choice_unknown(choice.get("type") if isinstance(choice, dict) else choice, "tool_choice")
+    if not isinstance(choice.get("name"), str):
+        raise invalid(text("serve.body_missing"), "tool_choice.name")
     return {"type": "function", "function": {"name": choice["name"]}}
 
 
@@ -131,5 +134,5 @@ def renamed(error: ApiError) -> ApiError:
     """The same refusal, its field under the name that it has in a response request."""
     if error.param is not None:
         first, dot, rest = error.param.partition(".")
-        error.param = NAMES.get(first, first) + dot + rest
+        error.param = (NAMES.get(first, first) + dot + rest).replace("text.format.json_schema", "text.format")
     return error

@@ -12,7 +12,7 @@ from inhouse.core.messages import text
 from inhouse.core.serving import Constraint
 from inhouse.serve.constraint_schema import SCHEMA_DEPTH, check_schema
 from inhouse.serve.constraints import check_constraint
-from inhouse.serve.errors import invalid, unsupported
+from inhouse.serve.errors import ApiError, invalid, unsupported
 from inhouse.serve.tool_text import calls_schema
 
 TOOLS = 128
@@ -115,12 +115,18 @@ def _choice(asked: Any, names: Sequence[str], old: bool) -> str | dict[str, Any]
         return str(asked) if names else "none"
     named = asked if old else asked.get("function") if isinstance(asked, Mapping) else None
     if isinstance(asked, Mapping) and not old and asked.get("type") != "function":
-        raise unsupported(f"{field}.type")
+        raise choice_unknown(asked.get("type"), f"{field}.type")
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
         raise invalid(text("serve.tool_choice"), field)
     if named["name"] not in names:
         raise invalid(text("serve.tool_unknown", name=named["name"][:64]), field)
     return {"type": "function", "function": {"name": named["name"]}}
+
+
+def choice_unknown(kind: Any, param: str) -> ApiError:
+    """A choice of tools that is not served, `allowed_tools` for one."""
+    told = text("serve.tool_choice_kind", kind=str(kind)[:64])
+    return ApiError(400, "unsupported_parameter", told, param)
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

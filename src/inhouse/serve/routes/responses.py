@@ -94,7 +94,8 @@ class Asking:
         except ApiError as error:
             raise renamed(error) from None
         self.shown["temperature"] = asked.ask.sampling.temperature
-        ignored = sorted({*asked.ignored, *(self.body.model_extra or {})})
+        here = ("reasoning" if name == "reasoning_effort" else name for name in asked.ignored)  # as the client wrote it
+        ignored = sorted({*here, *(self.body.model_extra or {})})
         return replace(asked, ignored=tuple(ignored))
 
 
