@@ -119,6 +119,11 @@ def test_every_text_has_both_languages_with_equal_placeholders() -> None:
         assert re.search(r"[\u4e00-\u9fff]", texts["zh"]) or not re.search(r"[a-z]{2}", words), f"{code}: not Chinese"
 
 
+def test_chinese_texts_have_a_space_beside_the_word_token() -> None:
+    close = [code for code, texts in catalogue().items() if re.search(r"[一-龥]tokens?|tokens?[一-龥]", texts["zh"])]
+    assert not close, close
+
+
 def raised() -> Iterator[tuple[str, int, ast.Call]]:
     for path, tree in trees():
         for node in ast.walk(tree):

@@ -192,6 +192,7 @@ def test_refusals_have_grpcs_status_and_details(endpoint: Endpoint, client: Clie
     with pytest.raises(grpc.RpcError) as unknown:
         client.call("Chat", message("ChatRequest")(model="gpt-4", messages=[{"role": "user", "content": "x"}]))
     assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "ListModels" in unknown.value.details() and "GET" not in unknown.value.details()
     with pytest.raises(grpc.RpcError) as wrong:
         client.call("Chat", chat(temperature=9.0))
     assert wrong.value.code() == grpc.StatusCode.INVALID_ARGUMENT

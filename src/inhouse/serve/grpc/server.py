@@ -182,6 +182,8 @@ class Calls:
             )
         except ApiError as error:
             refused = error
+            if error.code == "model_not_found":  # told in the words of this face: it has no GET
+                error.message = text("serve.model_unknown_call", model=request.model[:100])
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
             log.exception("request %s failed", request_id)
             refused = ApiError(500, "internal_error", text("serve.internal"))
