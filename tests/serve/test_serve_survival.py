@@ -39,6 +39,7 @@ from inhouse.core.serving import Delta
 from inhouse.core.store import Store
 from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.registry import open_registry
+from inhouse.release.request_records import FILES, FOLDER
 from inhouse.release.settings import ServeParams
 from inhouse.serve import key_ring
 from inhouse.serve.errors import ApiError
@@ -240,6 +241,31 @@ def test_sigterm_lets_a_stream_finish_and_takes_nobody_new(server: Endpoint, htt
     assert lines[-1] == "data: [DONE]" and sum('"content"' in line for line in lines) > 50
     assert server.process.wait(30) == 0
     assert not any(child.is_running() for child in children)
+
+
+@real
+def test_stream_that_is_not_done_in_time_is_told_that_the_server_stops(tmp_path: Path, smollm2_gguf: Path) -> None:
+    registry = workspace_with_two_releases(tmp_path / "served", smollm2_gguf)
+    token, _ = create_key(registry.engine, "test")
+    with (tmp_path / "stderr").open("w+") as complaints:
+        process, ready = start(registry, ServeParams(port=0, drain_s=0.1), complaints)
+        body = asked(messages=STORY, max_tokens=450, stream=True, ignore_eos=True)
+        lines = []
+        with (
+            httpx.Client(base_url=str(ready["url"]), trust_env=False, timeout=60) as http,
+            http.stream("POST", CHAT, json=body, headers={"Authorization": f"Bearer {token}"}) as answer,
+        ):
+            for line in filter(None, answer.iter_lines()):
+                if not lines:
+                    process.terminate()
+                lines.append(line)
+        assert process.wait(30) == 0
+        complaints.seek(0)
+        assert "Cancel" not in complaints.read()
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "stopping"
+    [file] = (registry.store.root / FOLDER).glob(FILES)
+    record = json.loads(file.read_text().splitlines()[-1])
+    assert (record["status"], record["error"]) == (503, "stopping")
 
 
 # A clock that jumps may not end, prolong or reorder anything: `time.time` is for records, what a certificate says, and

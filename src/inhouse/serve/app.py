@@ -7,6 +7,7 @@ import gc
 import importlib
 import ipaddress
 import logging
+import math
 import signal
 import socket
 import threading
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from inhouse.serve.gateway import Gateway
 
 BACKLOG = 2048
+END_S = 2  # for requests that are not done after drain_s to be told so, and for clients to read it
 FIRST_KEY = "first"
 WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway", "inhouse.serve.door")
 log = logging.getLogger("inhouse.serve")
@@ -190,9 +192,9 @@ def _config(gateway: Gateway, settings: ServeParams, tls: Secured | None) -> Con
         access_log=False,
         lifespan="on",
         server_header=False,
-        http=guarded(most, None if tls is None else tls.context),
+        http=guarded(most, None if tls is None else tls.context, settings.drain_s),
         ws="none",
         timeout_keep_alive=KEEP_S,
         proxy_headers=False,  # nothing here asks where a request came from
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + END_S,
     )

@@ -20,6 +20,7 @@ from httptools import parse_url
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # what its create_server(ssl=…) uses; untyped
 
+from inhouse.serve.errors import STOPPING
 from inhouse.serve.exchange import UNREAD_BODY, Exchange
 
 KEEP_S = 30  # without a request; longer than the clients' own pools keep one (httpx: 5 s), or they meet a closed one
@@ -40,8 +41,9 @@ HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-lengt
 class Door:
     """The connections that wait for a request or for the rest of its head, each kind longest first."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, drain_s: float) -> None:
         self.most = most
+        self.drain_s = drain_s
         self.idle: dict[Guarded | Handshake, float] = {}
         self.heads: dict[Guarded | Handshake, float] = {}
         self._sweeping = False
@@ -102,6 +104,7 @@ class Guarded(HttpToolsProtocol):
         self._head_bytes = 0
         self._unread = 0  # bytes behind a head that were no part of a body
         self._answering: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None  # that answers it
         self._unsent: Unsent | None = None
         self._has_read = False
         transport.set_write_buffer_limits(high=UNSENT_BYTES)
@@ -119,7 +122,7 @@ class Guarded(HttpToolsProtocol):
                 cycle.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
-        self.cycle = self._answering = self._unsent = None  # type: ignore[assignment]  # they hold this object
+        self.cycle = self._answering = self._unsent = self._task = None  # type: ignore[assignment]  # they hold this object
 
     def data_received(self, data: bytes) -> None:
         """Read on, within bounds."""
@@ -208,9 +211,11 @@ class Guarded(HttpToolsProtocol):
         self._has_read = True
 
     def shutdown(self) -> None:
-        """The server stops: answer what is being answered, and close."""
+        """The server stops: answer what is being answered, and close; what takes too long is told so."""
         super().shutdown()
         self._look_after()
+        if self._task is not None and not self._task.done():
+            self.loop.call_later(self.door.drain_s, self._task.cancel, STOPPING)
 
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
@@ -246,7 +251,7 @@ class Guarded(HttpToolsProtocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self._answering = exchange
-        task = self.loop.create_task(exchange.run_asgi(self.app))
+        self._task = task = self.loop.create_task(exchange.run_asgi(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -345,14 +350,14 @@ class Handshake(asyncio.Protocol):
         self._http.door.forget(self)
 
 
-def guarded(most: int, tls: ssl.SSLContext | None = None) -> Any:
+def guarded(most: int, tls: ssl.SSLContext | None = None, drain_s: float = 30.0) -> Any:
     """What uvicorn makes a protocol with, for a server that keeps so many connections at most.
 
     TLS is begun here: given to uvicorn, a connection would be known only when its handshake is done.
     """
 
     class Bounded(Guarded):
-        door = Door(most)
+        door = Door(most, drain_s)
 
     return Bounded if tls is None else _securing(Bounded, tls)
 

@@ -10,6 +10,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 # Anthropic's names where they are others, https://docs.anthropic.com/en/api/errors
 MESSAGE_KINDS = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 RETRY_AFTER_S = 1
+STOPPING = "stopping"  # with this word a request is cancelled that is not done when the server has to end
 
 
 class ApiError(Exception):
@@ -88,6 +89,11 @@ def overloaded(status: int = 429) -> ApiError:
     """More requests than the queue holds, or no turn before the deadline."""
     code = "rate_limit_exceeded" if status == 429 else "overloaded"
     return ApiError(status, code, text("serve.overloaded"))
+
+
+def stopping() -> ApiError:
+    """The server ends, and this request has had its time."""
+    return ApiError(503, STOPPING, text("serve.stopping"))
 
 
 def too_late(seconds: float) -> ApiError:

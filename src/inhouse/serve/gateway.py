@@ -6,6 +6,7 @@ Plain ASGI and not a framework: at 2 tokens per 10 ms and 64 streams a framework
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from inhouse.core.messages import text
 from inhouse.release.keys import Key
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.deployments import Deployments
-from inhouse.serve.errors import ApiError
+from inhouse.serve.errors import STOPPING, ApiError, stopping
 from inhouse.serve.exchange import WHOLE_ANSWER
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.ids import new_request_id
@@ -93,6 +94,10 @@ class Gateway:
             await connection.refuse(error)
         except Gone:
             return
+        except asyncio.CancelledError as cancelled:
+            if STOPPING not in cancelled.args:
+                raise
+            await connection.refuse(stopping())
         except (InhouseError, DBAPIError) as error:  # the registry is locked, away or full; an engine does not load
             log.error("request %s: %s", connection.request_id, error)
             await connection.refuse(ApiError(503, "temporarily_unavailable", text("serve.not_now")))

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
-from inhouse.serve.errors import ApiError
+from inhouse.serve.errors import STOPPING, ApiError, stopping
 from inhouse.serve.exchange import WHOLE_BODY
 from inhouse.serve.later import Later
 
@@ -171,9 +171,11 @@ class Call:
         watch = Watch(asyncio.current_task(), self.receive, wanted)
         try:
             await work
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if watch.gone:
                 raise Gone from None
+            if STOPPING in cancelled.args:
+                raise stopping() from None
             raise
         finally:
             watch.end()

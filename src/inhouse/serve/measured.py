@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from inhouse.core.serving import Ask, Delta, Usage
 from inhouse.release.arms import Arm
-from inhouse.serve.errors import ApiError
+from inhouse.serve.errors import STOPPING, ApiError
 
 if TYPE_CHECKING:
     from inhouse.serve.guards import Overheard
@@ -82,7 +82,9 @@ class Measured:
 
     def fail(self, error: ApiError | asyncio.CancelledError) -> None:
         """It was refused, failed, or its client has gone."""
-        if isinstance(error, ApiError):
+        if STOPPING in error.args:
+            self.status, self.error = 503, STOPPING
+        elif isinstance(error, ApiError):
             self.status, self.error = error.status, error.code or "invalid_request"
         else:
             self.status, self.error = CLIENT_LEFT, "client_closed"

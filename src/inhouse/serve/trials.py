@@ -11,6 +11,7 @@ from inhouse.release.arms import Arm, Deployment
 from inhouse.release.canary import judge_canary
 from inhouse.release.registry import Registry
 from inhouse.release.results import Counters, add_results
+from inhouse.serve.errors import STOPPING
 from inhouse.serve.measured import Measured
 
 OURS = 500  # from this status on, a failure is ours and not the client's
@@ -39,7 +40,12 @@ class Trials:
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
         """One finished request, or copy of one. A client's mistake is not the release's."""
-        if seen.elsewhere or seen.cache in ("hit", "shared", "semantic") or 400 <= seen.status < OURS:
+        if (
+            seen.elsewhere
+            or seen.error == STOPPING
+            or seen.cache in ("hit", "shared", "semantic")
+            or 400 <= seen.status < OURS
+        ):
             return
         failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
         alarm = None if seen.alarms is None else bool(seen.alarms)
