@@ -198,6 +198,9 @@ def test_key_that_makes_no_sense_is_refused(
     assert (code, told["code"]) == (2, problem)
     assert said(capsys, "keys", "list")[1]["keys"] == []
     assert main(["keys", "create", "ann", "--scopes", "root"]) == 2
+    capsys.readouterr()
+    assert main(["keys", "create", "ann", "--scopes", "chat, embed"]) == 2
+    assert "--scopes chat --scopes embed" in capsys.readouterr().err
     assert main(["keys", "create", "x" * 65]) == 2
 
 

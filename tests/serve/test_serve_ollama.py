@@ -13,8 +13,8 @@ from serve_endpoint import Endpoint
 
 from inhouse.core.model import ModelFacts
 from inhouse.core.serving import Delta, Usage
-from inhouse.serve.errors import ApiError
-from inhouse.serve.ollama_replies import calls_of
+from inhouse.serve.errors import ApiError, invalid, unsupported
+from inhouse.serve.ollama_replies import Clock, calls_of
 from inhouse.serve.ollama_requests import OllamaChat, OllamaGenerate, OllamaMessage, chat_of, generation_of, messages_of
 from inhouse.serve.replies import Choice
 from inhouse.serve.requests import Limits
@@ -224,3 +224,20 @@ def test_sizes_and_types_are_named_as_people_know_them() -> None:
     facts = ModelFacts(format="gguf", main="m.gguf", name="m", architecture="llama", parameters=134_515_008)
     assert _details(facts)["family"] == "llama" and _details(facts)["parameter_size"] == "134.5M"
     assert (_precision({"F32": 3}), _precision({})) == ("F32", "unknown")
+
+
+def test_answer_from_memory_tells_no_part_that_took_longer_than_all_of_it() -> None:
+    clock = Clock()
+    clock.tick()
+    told = clock.told(Usage(5, 7, prefill_s=3.0, decode_s=4.0), "stop")
+    assert 0 <= told["prompt_eval_duration"] + told["eval_duration"] <= told["total_duration"]
+    clock.began -= 10
+    told = clock.told(Usage(5, 7, prefill_s=3.0, decode_s=4.0), "stop")  # the engine's own figures where they can be
+    assert (told["prompt_eval_duration"], told["eval_duration"]) == (3 * 10**9, 4 * 10**9)
+
+
+def test_error_names_its_field_once() -> None:
+    assert json.loads(unsupported("options.x").plain_body())["error"].startswith("'options.x' is not")
+    assert json.loads(invalid("Too large.", "options.num_predict").plain_body())["error"] == (
+        "options.num_predict: Too large."
+    )

@@ -85,7 +85,11 @@ def problem(error: click.ClickException) -> str:
 def _bad_value(error: click.BadParameter, parameter: click.Parameter) -> str:
     name = _name(parameter, error.ctx)
     if isinstance(parameter.type, click.Choice):
-        return text("cli.choice", name=name, allowed=", ".join(map(str, parameter.type.choices)))
+        allowed = [str(choice) for choice in parameter.type.choices]
+        told = text("cli.choice", name=name, allowed=", ".join(allowed))
+        example = " ".join(f"{name} {choice}" for choice in allowed[:2])
+        several = isinstance(parameter, click.Option) and parameter.multiple  # a list with commas is not taken
+        return told + (text("cli.repeat", example=example) if several else "")
     kinds = {"integer": "problem.type_int", "float": "problem.type_float", "boolean": "problem.type_bool"}
     if parameter.type.name in kinds:
         return text("cli.value", name=name, wanted=text(kinds[parameter.type.name]))

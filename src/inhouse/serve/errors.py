@@ -46,7 +46,8 @@ class ApiError(Exception):
 
     def plain_body(self) -> bytes:
         """`{"error": text}`, as Ollama's clients read it; they are not told of the field otherwise."""
-        told = self.message if self.param is None else f"{self.param}: {self.message}"
+        named = self.param is None or f"'{self.param}'" in self.message
+        told = self.message if named else f"{self.param}: {self.message}"
         return _encoded({"error": told})
 
     def _facts(self, ours: str) -> dict[str, str | None]:

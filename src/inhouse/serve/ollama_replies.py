@@ -63,10 +63,13 @@ class Clock:
         first = self.first or self.last
         prefill = first - self.began if usage.prefill_s is None else usage.prefill_s
         decode = self.last - first if usage.decode_s is None else usage.decode_s
+        total = time.monotonic() - self.began
+        if prefill + decode > total:  # from memory: the engine's are those of the answer that was kept
+            prefill, decode = first - self.began, self.last - first
         return {
             "done": True,
             "done_reason": "length" if finish == "length" else "stop",
-            "total_duration": round((time.monotonic() - self.began) * NS),
+            "total_duration": round(total * NS),
             "load_duration": 0,
             "prompt_eval_count": usage.prompt,
             "prompt_eval_duration": round(prefill * NS),
