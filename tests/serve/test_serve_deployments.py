@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -24,6 +25,7 @@ from inhouse.serve import deployments
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
 from inhouse.serve.router import Way, choose, point_of
+from inhouse.serve.routes.status import ready
 
 V1, V2, V3 = (Release(id=n, name="r", version=n, artifact="a", passed=True, created="") for n in (1, 2, 3))
 
@@ -66,6 +68,7 @@ class Fake:
             release=release,
             inside=0,
             adapters=("legal",),
+            told=lambda: {"state": "ready"},
             retire=lambda wait_s: self.retired.append(release.label),
             pool=SimpleNamespace(close=lambda: self.retired.append(release.label), ready=True),
         )
@@ -250,11 +253,36 @@ def test_shadow_gets_copies_and_no_requests(fake: Fake, served: Deployments) -> 
     assert way.target.release is V1 and [t.release for t in way.shadows()] == [V2]
     with pytest.raises(ApiError):
         served.enter("r:v2", nobody)
+    with_adapter = [replace(way, adapter=name).shadows() for name in ("legal", "other")]
+    assert [[t.release for t in targets] for targets in with_adapter] == [[V2], []]
     shadow = way.shadows()[0]
     assert served.copy_to(shadow) and shadow.inside == 1
     fake.promote(V1)
     wait_for(lambda: len(served.targets()) == 1)
     assert not served.copy_to(shadow)
+
+
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [
+        (Limits(), ["desk"]),
+        (Limits(models=("desk",)), ["desk"]),
+        (Limits(models=("other",)), []),
+        (Limits(models=("other",), scopes=("admin",)), ["desk"]),
+    ],
+)
+def test_ready_tells_a_key_of_what_it_may_use(served: Deployments, limits: Limits, names: list[str]) -> None:
+    told: list[dict[str, Any]] = []
+
+    async def reply(value: dict[str, Any]) -> None:
+        told.append(value)
+
+    call: Any = SimpleNamespace(key=Key("ann", "", "", None, None, 1, limits), reply=reply)
+    services: Any = SimpleNamespace(deployments=served)
+    asyncio.run(ready(services, call))
+    [found] = told
+    assert [each["name"] for each in found["deployments"]] == names
+    assert found["release"] == ("r:v1" if names else None)
 
 
 def test_shadow_that_does_not_load_keeps_nothing_back(fake: Fake, served: Deployments) -> None:

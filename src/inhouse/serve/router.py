@@ -52,12 +52,12 @@ class Way:
         return self.serving.deployment.name
 
     def shadows(self) -> list[Target]:
-        """Releases that get a copy of this request, each by its own chance."""
-        return [
-            self.serving.targets[arm.release.id]
-            for arm in self.serving.deployment.arms
-            if arm.role == "shadow" and arm.release.id in self.serving.targets and random.random() * WHOLE < arm.weight
+        """Releases that get a copy of this request, each by its own chance; not those without its adapter."""
+        lots = [
+            arm for arm in self.serving.deployment.arms if arm.role == "shadow" and random.random() * WHOLE < arm.weight
         ]
+        targets = [self.serving.targets[arm.release.id] for arm in lots if arm.release.id in self.serving.targets]
+        return [target for target in targets if self.adapter is None or self.adapter in target.adapters]
 
 
 def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way:

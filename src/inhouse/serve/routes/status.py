@@ -20,11 +20,15 @@ async def health(services: Services, call: Call) -> None:
 
 
 async def ready(services: Services, call: Call) -> None:
-    """Whether the engine can answer now."""
-    if not services.deployments.ready:
+    """Whether the engines can answer now, of the deployments that this key may use."""
+    key = call.key
+    assert key is not None
+    every = services.deployments.serving.items()
+    seen = [serving for name, serving in every if key.may_use(name) or key.allows("admin")]
+    if not all(serving.main.pool.ready for serving in seen):
         raise unavailable()
-    found = [_told(serving) for serving in services.deployments.serving.values()]
-    await call.reply({"status": "ready", "release": found[0]["release"], "deployments": found})
+    found = [_told(serving) for serving in seen]
+    await call.reply({"status": "ready", "release": found[0]["release"] if found else None, "deployments": found})
 
 
 def _told(serving: Serving) -> dict[str, Any]:
