@@ -22,6 +22,7 @@ from inhouse.api.chat import stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.release.keys import create_key, revoke_key
+from inhouse.release.request_records import FILES, FOLDER
 
 pytestmark = pytest.mark.real
 FRESH = {"Cache-Control": "no-store"}  # the engine answers, not the cache
@@ -378,6 +379,28 @@ def test_stages_of_a_request_are_found_by_its_id(http: httpx.Client) -> None:
     found = http.get(f"/inhouse/requests/{said.headers['x-request-id']}").json()
     assert found["release"] == "routing:v1" and found["arm"] == "live" and found["answer_tokens"] == 3
     assert 0 <= found["queue_s"] <= found["first_token_s"] <= found["total_s"] and found["decode_s"] >= 0
+
+
+def test_request_that_is_refused_at_once_is_found_by_its_id_without_its_words(
+    http: httpx.Client, endpoint: Endpoint
+) -> None:
+    secret = "unspoken" * 3
+    wrong = {"messages": [{"role": "root", "content": secret}], "model": "desk"}
+    unknown = {"messages": [{"role": "user", "content": secret}], "model": secret}
+    found = {}
+    for body, status, error in ((wrong, 400, "invalid_request"), (unknown, 404, "model_not_found")):
+        reply = http.post("/v1/chat/completions", json=body)
+        id = reply.headers["x-request-id"]
+        stages = http.get(f"/inhouse/requests/{id}").json()
+        assert (reply.status_code, stages["status"], stages["error"]) == (status, status, error)
+        assert stages["route"] == "/v1/chat/completions" and stages["prompt_tokens"] == 0
+        found[id] = secret not in json.dumps(stages)
+    logged = ""
+    until = time.monotonic() + 10
+    while not all(id in logged for id in found) and time.monotonic() < until:
+        time.sleep(0.05)
+        logged = "".join(file.read_text() for file in (endpoint.registry.store.root / FOLDER).glob(FILES))
+    assert all(found.values()) and [logged.count(id) for id in found] == [1, 1] and secret not in logged
 
 
 def test_key_without_the_scope_is_refused(endpoint: Endpoint) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from inhouse.serve.errors import STOPPING, ApiError, stopping
 from inhouse.serve.exchange import WHOLE_ANSWER
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.ids import new_request_id
+from inhouse.serve.measured import Measured
 from inhouse.serve.routes import Routes, Services
 
 ANTHROPIC = "/v1/messages"
@@ -113,7 +115,22 @@ class Gateway:
         route, call.parts = self.routes.find(call.scope["method"], call.path)
         if call.key is not None and not call.key.allows(route.scope):
             raise ApiError(403, "insufficient_scope", text("serve.scope", scope=route.scope))
-        await route.handle(self.services, call)
+        began = time.monotonic()
+        try:
+            await route.handle(self.services, call)
+        except ApiError as error:
+            if call.key is not None and route.verb == "POST":
+                id, key = call.connection.request_id, call.key
+                self._note(Measured(id, key.name, str(key.id), began=began, route=route.path), error)
+            raise
+
+    def _note(self, seen: Measured, error: ApiError) -> None:
+        """Tell who watches of a request that was refused before it had a release, so that it can be found."""
+        watchers = self.services.watchers
+        known = watchers.recent(seen.request_id, seen.tenant)
+        if known is None or known.began < seen.began:  # else it came further, and was told
+            seen.fail(error)
+            watchers.refused(seen)
 
     async def _authorise(self, call: Call) -> Key:
         kind, _, token = call.header("authorization").partition(" ")

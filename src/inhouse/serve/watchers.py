@@ -35,12 +35,14 @@ class Watchers:
         self.remember(seen)
         if self.trace is not None:
             self.trace(seen)
-        if self.log is not None and self.log.wants(seen.status != 200):
-            record: dict[str, Any] = seen.facts()
-            if seen.ask is not None:
-                record["content"] = {"prompt": _prompt(seen.ask)[:CONTENT_CHARS], "answer": seen.said[:CONTENT_CHARS]}
-            self.log.add(record)
+        self._log(seen)
         seen.ask, seen.said = None, ""  # recent requests are kept, but not what was said
+
+    def refused(self, seen: Measured) -> None:
+        """One request was refused before it had a release: it can be found, and is in no figure of a release."""
+        seen.end()
+        self.remember(seen)
+        self._log(seen)
 
     def remember(self, seen: Measured) -> None:
         """Keep it among the recent ones of its key."""
@@ -54,6 +56,13 @@ class Watchers:
         mine[seen.request_id] = seen
         if len(mine) > RECENT:
             mine.popitem(last=False)
+
+    def _log(self, seen: Measured) -> None:
+        if self.log is not None and self.log.wants(seen.status != 200):
+            record: dict[str, Any] = seen.facts()
+            if seen.ask is not None:
+                record["content"] = {"prompt": _prompt(seen.ask)[:CONTENT_CHARS], "answer": seen.said[:CONTENT_CHARS]}
+            self.log.add(record)
 
     @property
     def keeps_content(self) -> bool:
