@@ -295,10 +295,24 @@ def legacy_logprobs(entries: list[Json], begin: int) -> Json:
         offsets.append(begin)
         begin += len(entry["token"])
     return {
-        "tokens": [entry["token"] for entry in entries],
+        "tokens": [legacy_token(entry) for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": [
-            {top["token"]: top["logprob"] for top in entry.get("top_logprobs", ())} or None for entry in entries
+            {legacy_token(top): top["logprob"] for top in entry.get("top_logprobs", ())} or None for entry in entries
         ],
         "text_offset": offsets,
     }
+
+
+def legacy_token(entry: Json) -> str:
+    """A token's text; one that is a part of a character as OpenAI's completions write it, `bytes:\\xe6\\xb1`.
+
+    By its text alone, which is a replacement character, different tokens would have one name.
+    """
+    raw = entry.get("bytes")
+    if "\ufffd" not in entry["token"] or not raw:
+        return str(entry["token"])
+    try:
+        return bytes(raw).decode()
+    except ValueError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
