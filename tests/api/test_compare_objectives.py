@@ -128,6 +128,11 @@ def test_rows_that_the_teacher_answered_keep_their_names(
     class Teacher:
         """Ends every answer but those to the first rows."""
 
+        ends: frozenset[int] = frozenset()
+
+        def __init__(self, source: Any) -> None:
+            self.tokenizer = transformers.load_tokenizer(source)
+
         def generate(self, prompts: Sequence[Any], *_: Any) -> list[Generation]:
             ends = ["length", "length", *["stop"] * len(prompts)]
             return [Generation("tons", 1, end, 0.0, 0.0) for end in ends[: len(prompts)]]
@@ -135,7 +140,7 @@ def test_rows_that_the_teacher_answered_keep_their_names(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(transformers, "open_model", lambda *_: Teacher())
+    monkeypatch.setattr(transformers, "open_model", Teacher)
     rows = rows_for("sft", TRAIN + HELD)
     objective = {"use": "distill", "signal": "text", "teacher": {"base": "teacher"}}
     found = measured(given(tiny_llama, tmp_path, rows), objective=objective)

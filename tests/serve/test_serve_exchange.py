@@ -62,6 +62,8 @@ class App:
         more = body is None
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return  # raised, it would be logged, and the log holds what was being done
             body = (body or b"") + message["body"]
             more = message["more_body"]
         self.headers = list(scope["headers"])

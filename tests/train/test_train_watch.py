@@ -423,6 +423,7 @@ def scaler_beyond_float32(backoff_factor: float) -> Any:
 def scaled_run(scaler: Any, model: Path, dataset: Path, work: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Any:
     """A run whose gradients a scaler holds, as fp16 has it; on the CPU, in float32."""
     from inhouse.train import loop
+    from inhouse.train.arguments import optimizer_of
     from inhouse.train.setup import Place, job_for, prepare
 
     real = loop.build_trainer
@@ -430,6 +431,7 @@ def scaled_run(scaler: Any, model: Path, dataset: Path, work: Path, monkeypatch:
     def build(*given: Any) -> Any:
         trainer = real(*given)
         trainer.accelerator.scaler = scaler
+        trainer.args.optim = optimizer_of("fp16")
         return trainer
 
     monkeypatch.setattr(loop, "build_trainer", build)

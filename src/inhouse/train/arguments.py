@@ -6,10 +6,15 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inhouse.train.params import TrainParams
+from inhouse.train.params import Precision, TrainParams
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+
+def optimizer_of(precision: Precision) -> str:
+    """The trainer's name for AdamW: in one pass, but not where gradients are scaled: it skips steps without a word."""
+    return "adamw_torch" if precision == "fp16" else "adamw_torch_fused"
 
 
 def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> TrainingArguments:
@@ -39,7 +44,7 @@ def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> Train
         report_to="none",  # what is asked for is added by train.watch, so that it can be closed
         disable_tqdm=True,
         seed=seed,
-        optim="adamw_torch_fused",
+        optim=optimizer_of(params.precision),
         gradient_checkpointing=params.gradient_checkpointing is True,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of the inputs
         fp16=params.precision == "fp16",
