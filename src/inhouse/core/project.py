@@ -266,23 +266,26 @@ def _in_file(error: Any, data: Any) -> Key:
 def places(model: type[BaseModel], location: Sequence[Any], key: str) -> tuple[set[str], list[str]]:
     """The keys that may stand at a location of a project file, and the sections elsewhere that have `key`."""
     schema = model.model_json_schema()
-    found = _objects(schema, schema)
-    for step in location:
-        found = [below for part in found for below in _below(part, step, schema)] or found
+    found = _standing_at(location, schema)
     here = {name for part in found for name in part.get("properties", {})}
     return here, sorted(set(_sections(schema, schema, key, "")), key=lambda w: (w.count("."), w))[:MOST_PLACES]
 
 
 def _kinds_with(model: type[BaseModel], location: Sequence[Any], key: str) -> list[str]:
     """The operators that have `key`, where the one at the location, which names it last, is one of several."""
-    schema = model.model_json_schema()
-    found = _objects(schema, schema)
-    for step in location[:-1]:
-        found = [below for part in found for below in _below(part, step, schema)] or found
+    found = _standing_at(location[:-1], model.model_json_schema())
     options = [part["properties"] for part in found if "use" in part.get("properties", {})]
     kinds = {keys["use"].get("const"): keys for keys in options}
     has = [kind for kind, keys in kinds.items() if key in keys]
     return has[:MOST_PLACES] if location and location[-1] in kinds else []
+
+
+def _standing_at(location: Sequence[Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What may stand at a location of a project file; past a step that no schema has, what stood before it."""
+    found = _objects(schema, schema)
+    for step in location:
+        found = [below for part in found for below in _below(part, step, schema)] or found
+    return found
 
 
 def _objects(part: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:

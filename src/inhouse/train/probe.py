@@ -121,9 +121,8 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Pat
     if on_gpu():
         model.to("cuda")
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=0.0, weight_decay=0.0, fused=True
-    )  # no rate: the step is real, weights stay
+    # At a rate of 0 the step is real, and weights stay.
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=ready.loaded.compute != torch.float16)
     one, two = probe_samples(samples, ready.learning.unit)
     width = ready.loaded.compute.itemsize
     from inhouse.train.step import reading, reading_of
