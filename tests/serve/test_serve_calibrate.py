@@ -146,6 +146,21 @@ def test_engine_that_scales_better_wins_from_a_crossover_on() -> None:
     assert few.running == many.running == 0
 
 
+def test_engine_that_only_reads_faster_is_kept_for_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(engine: Engine) -> float:
+        return {"writer": 400.0, "reader": 1400.0}[engine.name]
+
+    monkeypatch.setattr(calibrate, "reading", read)
+    writer, reader = Engine("writer", 0.004), Engine("reader", 0.01)
+    found = asyncio.run(calibrate.calibrate(writer, reader, 8, lambda: False))
+    assert (found.few, found.many, found.crossover) == ("writer", "reader", None)
+    other = asyncio.run(calibrate.calibrate(reader, writer, 8, lambda: False))
+    assert (other.few, other.many) == (
+        "writer",
+        "writer",
+    )  # the other way round one is better at everything but reading
+
+
 def test_agreement_counts_tokens_behind_the_same_beginning() -> None:
     right, odd = Engine("right"), Engine("odd", odd="~")
     assert asyncio.run(agreement(right, Engine("same"))) == 1.0

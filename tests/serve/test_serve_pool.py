@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -362,6 +363,18 @@ def test_long_prompt_goes_to_the_engine_that_is_done_sooner() -> None:
     assert rule.choose(0, chat(100, 8)) == "openvino" and rule.choose(0) == "llamacpp"
     assert rule.choose(0, Ask(Sampling(128), prompt=[1] * 300)) == "openvino"
     assert rule.choose(9, chat(20, 500)) == "openvino"
+
+
+def test_engine_that_only_reads_faster_gets_long_prompts_alone() -> None:
+    (a, _), (b, _) = replica("a", "llamacpp"), replica("b", "openvino")
+    pool = Pool("r", [a, b])
+    read, written = {"llamacpp": 350.0, "openvino": 1140.0}, {"llamacpp": 112.0, "openvino": 60.0}
+    rule = pool.crossover = Crossover("llamacpp", "openvino", math.inf, read=read, written=written)
+    a.running = 50
+    began = time.monotonic()
+    kinds = [asyncio.run(pool.pick(Ask(Sampling(8), prompt=[1] * length)))[0].kind for length in (5, 1500)]
+    assert kinds == ["llamacpp", "openvino"] and rule.loaded == "llamacpp"
+    assert time.monotonic() - began < 0.5
 
 
 def test_pool_with_crossover_sends_few_here_and_many_there_and_stays_where_one_is_gone() -> None:

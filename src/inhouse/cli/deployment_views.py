@@ -77,7 +77,8 @@ def calibrated(result: Calibrations, console: Console) -> None:
 def _calibrated(found: Calibrated) -> tuple[str, ...]:
     if found.few is None or found.many is None:
         return found.release, found.detail or text("cell.calibrated.one"), "-", "-"
-    chosen = found.few if found.few == found.many else f"{found.few}, {found.many} ≥ {found.crossover}"
+    from_when = text("cell.calibrated.long") if found.crossover is None else f"≥ {found.crossover}"
+    chosen = found.few if found.few == found.many else f"{found.few}, {found.many} {from_when}"
     rates = "; ".join(
         f"{name} " + ", ".join(f"{rate:g} @{load}" for load, rate in own.items())
         for name, own in found.tokens_per_s.items()

@@ -153,7 +153,7 @@ class AutoChoice:
 
     def _use(self, replica: Replica, found: Calibration) -> None:
         if found.many == replica.kind:
-            at = 1 if found.few == found.many else found.crossover or 1
+            at = 1 if found.few == found.many else found.crossover or math.inf
             alone = {name: own[min(own)] for name, own in found.tokens_per_s.items()}
             read = found.prompt_tokens_per_s
             self._pool.crossover = Crossover(self._first, replica.kind, at, read=read, written=alone)
@@ -190,6 +190,7 @@ def _sentence(found: Calibration) -> str:
         f"{name} " + ", ".join(f"{rate:g} tokens/s at {load}" for load, rate in own.items())
         for name, own in found.tokens_per_s.items()
     )
-    chosen = found.few if found.few == found.many else f"{found.few}, {found.many} from {found.crossover} requests on"
+    from_when = "for long prompts" if found.crossover is None else f"from {found.crossover} requests on"
+    chosen = found.few if found.few == found.many else f"{found.few}, {found.many} {from_when}"
     busy = f"; other programs used {found.others_cpu:.0%} of the machine" if found.beside_others else ""
     return f"{chosen} (greedy tokens agree by {found.agreement:.0%}; {rates or 'not compared'}{busy})"

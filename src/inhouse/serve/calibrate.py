@@ -28,6 +28,7 @@ LONG_WORDS = 150  # pairs of numbers, about four tokens each
 AGREE = 0.8  # of the compared tokens; a wrong reader gets almost none, one that quantises again 0.7, rounding 0.9
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 GAIN = 1.05  # less is noise: one engine is simpler than two
+READS = 1.5  # as fast a reader of prompts is worth a second engine that writes no faster
 PROMPTS = (
     "Name the largest planet of the solar system and say one thing about it.",
     "List three colours of the rainbow.",
@@ -43,11 +44,14 @@ class Disturbed(Exception):
 
 
 class Calibration(Frozen):
-    """What was measured, and what follows: `few` answers below `crossover` running requests, `many` from it on."""
+    """What was measured, and what follows: `few` answers below `crossover` running requests, `many` from it on.
+
+    Whatever runs, a prompt that the other engine is done with sooner goes there.
+    """
 
     few: str
     many: str
-    crossover: int | None = Field(None, description="running requests; absent: `few` is faster for any number")
+    crossover: int | None = Field(None, description="running requests; absent: `few` writes faster for any number")
     agreement: float = Field(
         description="part of the first engine's greedy tokens that the second would have written next too"
     )
@@ -100,11 +104,14 @@ async def calibrate(
         for engine in (first, second):
             rates[engine.name][clients] = round(await undisturbed(rate(engine, clients, window_s), busy), 1)
     read = {engine.name: round(await undisturbed(reading(engine), busy), 1) for engine in (first, second)}
-    return concluded(first.name, second.name, rates, share).model_copy(update={"prompt_tokens_per_s": read})
+    found = concluded(first.name, second.name, rates, share).model_copy(update={"prompt_tokens_per_s": read})
+    if found.few == found.many == first.name and read[second.name] >= READS * read[first.name]:
+        found = found.model_copy(update={"many": second.name})
+    return found
 
 
 def concluded(first: str, second: str, rates: Mapping[str, Mapping[int, float]], share: float) -> Calibration:
-    """What the rates say. Between two loads, the ratio of the engines is taken as linear in the logarithms."""
+    """What the rates of writing say. Between two loads, the engines' ratio is taken as linear in the logarithms."""
     ratios = {load: rates[second][load] / max(rates[first][load], 1e-9) for load in sorted(rates[first])}
     told = {name: dict(own) for name, own in rates.items()}
     low, high = min(ratios), max(ratios)

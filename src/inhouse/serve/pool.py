@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
@@ -54,12 +55,13 @@ class Crossover:
     """Two engines on the same cores: one is faster for few requests, the other from `at` running requests on.
 
     They would take the cores from each other. So new requests go to one kind at a time, and it changes back only when
-    half of the crossover is left: the other one drains meanwhile.
+    half of the crossover is left: the other one drains meanwhile. Without a crossover (`at` is infinite) the second
+    one only reads long prompts faster.
     """
 
     few: str
     many: str
-    at: int
+    at: float
     now: str = ""
     read: Mapping[str, float] = field(default_factory=dict)  # engine -> prompt tokens a second
     written: Mapping[str, float] = field(default_factory=dict)  # engine -> tokens a second, alone
@@ -68,11 +70,16 @@ class Crossover:
         """The kind for a request that comes while so many run; a long prompt goes to the one that is done sooner."""
         if running + 1 >= self.at:
             self.now = self.many
-        elif running + 1 <= max(1, self.at // 2) or not self.now:
+        elif running + 1 <= max(1, self.at / 2) or not self.now:
             self.now = self.few
         if ask is None or self.now == self.many or not self.read or not self.written:
             return self.now
         return min((self.few, self.many), key=lambda kind: self._seconds(kind, ask))
+
+    @property
+    def loaded(self) -> str:
+        """The kind that answers most under load."""
+        return self.few if self.at == math.inf else self.many
 
     def _seconds(self, kind: str, ask: Ask) -> float:
         """How long a request takes, as far as one can tell: its answer is rarely as long as it may be."""
@@ -222,7 +229,9 @@ class Pool:
     def _more_may_change(self, ask: Ask) -> bool:
         """Whether this request would go elsewhere with others beside it: a long prompt goes there anyway."""
         rule = self.crossover
-        return rule is not None and self.running + 1 < rule.at and rule.choose(self.running, ask) != rule.many
+        if rule is None or rule.at == math.inf:
+            return False
+        return self.running + 1 < rule.at and rule.choose(self.running, ask) != rule.many
 
     async def _see_who_comes(self) -> None:
         """Let requests that come together be counted together: one by one, the first few would go to the engine that

@@ -66,7 +66,7 @@ class Scaler:
     @property
     def kind(self) -> str:
         """The engine that answers under load: of it there are more, or fewer."""
-        return self._kind if self._pool.crossover is None else self._pool.crossover.many
+        return self._kind if self._pool.crossover is None else self._pool.crossover.loaded
 
     def close(self) -> None:
         """Start and stop nothing any more."""
