@@ -79,7 +79,14 @@ def test_row_in_bf16_is_as_near_to_exact_attention_as_products_of_torch(
         usual = _found(packed, window)
     finally:
         torch.set_num_threads(before)
+    filling = packed.groups[-1]
+    assert filling.filling and filling.stop == len(packed.ids) and not any(one.filling for one in packed.groups[:-1])
     for exact, plain, own in zip(_exact(packed, window), usual, found, strict=True):
+        exact, plain, own = (
+            one if one.shape[1] == len(packed.ids) else one.transpose(1, 2) for one in (exact, plain, own)
+        )
+        assert not own[:, filling.start :].any()  # nobody reads it
+        exact, plain, own = (one[:, : filling.start] for one in (exact, plain, own))
         scale = exact.abs().mean()
         assert (own - exact).abs().mean() <= 1.05 * (plain - exact).abs().mean()
         assert (own - exact).abs().mean() < 0.005 * scale

@@ -9,10 +9,10 @@ as if it stood alone, and the gradient of a shared segment is the sum over the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class Group:
     start: int
     lengths: tuple[int, ...]
     context: tuple[tuple[int, int], ...]  # the ancestors' ranges in the packed row, first to last
+    filling: bool = False  # it only makes the row longer: nobody reads what is computed for it
 
     @property
     def stop(self) -> int:
@@ -121,7 +122,7 @@ def _fill_up(row: _Row) -> None:
     """
     missing = -len(row.ids) % ROUND
     if missing:
-        row.groups.append(Group(len(row.ids), (missing,), ()))
+        row.groups.append(Group(len(row.ids), (missing,), (), filling=True))
         row.ids += [row.ids[-1]] * missing
         row.positions += range(missing)
 
@@ -201,7 +202,7 @@ def by_length(group: Group) -> list[Group]:
         ends.append(starts[ends[-1]])
     parts, place = [], group.start
     for start, stop in pairwise(reversed(ends)):
-        parts.append(Group(place, group.lengths[start:stop], group.context))
+        parts.append(replace(group, start=place, lengths=group.lengths[start:stop]))
         place = parts[-1].stop
     return parts
 
@@ -212,6 +213,7 @@ class Layout:
 
     length: int
     groups: tuple[Places, ...]
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False)  # kept by those who read it otherwise
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ C1, C2, C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float3
 C4, C5, C6 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 ZERO, ONE = np.float32(0), np.float32(1)
 ROWS, FIRST = 2, 3  # places in the numbers that a function is given
+GROUP = 5  # numbers of each group in the table of a softmax
 
 
 @njit(inline="always", error_model="numpy")
@@ -57,13 +58,18 @@ def exponential(x: Any) -> Any:
 
 
 @njit(inline="always", error_model="numpy")
-def share_of(data: Any) -> Any:
-    """The first of this thread's rows, and the one behind its last."""
-    rows = long_at(data, ROWS)
+def part_of(data: Any, rows: Any) -> Any:
+    """The first of this thread's part of so many rows, and the one behind its last."""
     if long_at(data, 0) == 0:
         return 0, rows
     number, count = called(long_at(data, 0)), called(long_at(data, 1))
     return rows * number // count, rows * (number + 1) // count
+
+
+@njit(inline="always", error_model="numpy")
+def share_of(data: Any) -> Any:
+    """The same, of all rows."""
+    return part_of(data, long_at(data, ROWS))
 
 
 def swiglu(given: Any) -> None:
@@ -137,56 +143,63 @@ def norm_back(given: Any) -> None:
 
 
 def softmax(given: Any) -> None:
-    """Rows of scores become weights. width W, before P, hidden, window, scores (rows, P + W), scale, room.
+    """Rows of scores become weights. groups, their table, scores, window, scale, room, its size.
 
-    Row r of a segment's W sees the places from `hidden` up to its own, `window` of them at most; the others get 0.
-    `room` is for P + W float32 of each thread. Loops run over sixteens, which are vectors: one left over costs as much.
+    Of each group the table has: rows, width W, before P, hidden, where its scores (rows, P + W) begin. Row r of a
+    segment's W sees the places from `hidden` up to its own, `window` of them at most; the others get 0. `room` is for
+    so many float32 of each thread. Loops run over sixteens, which are vectors: one left over costs as much.
     """
     data = address_of(given)
-    start, stop = share_of(data)
-    width, before, hidden = long_at(data, FIRST), long_at(data, FIRST + 1), long_at(data, FIRST + 2)
-    scale, size = single_of(long_at(data, FIRST + 5)), before + width
-    room = long_at(data, FIRST + 6)
+    table, window = long_at(data, FIRST + 1), long_at(data, FIRST + 3)
+    scale = single_of(long_at(data, FIRST + 4))
+    room = long_at(data, FIRST + 5)
     if long_at(data, 0):
-        room += 4 * size * called(long_at(data, 0))
-    for row in range(start, stop):
-        scores = long_at(data, FIRST + 4) + 2 * row * size
-        end = before + row % width + 1
-        first = max(hidden, end - long_at(data, FIRST + 3))
-        past = min(size, (end + 15) // 16 * 16)
-        highest = half_at(scores, first)
-        for i in range(first, end):
-            highest = larger(highest, half_at(scores, i))
-        total = ZERO
-        for i in range(past):
-            weight = exponential((half_at(scores, i) - highest) * scale)
-            weight = weight if first <= i and i < end else ZERO
-            put_single(room, i, weight)
-            total = plus(total, weight)
-        total = ONE / total
-        for i in range(past):
-            put_half(scores, i, single_at(room, i) * total)
-        for i in range(past, size):
-            put_half(scores, i, ZERO)
+        room += 4 * long_at(data, FIRST + 6) * called(long_at(data, 0))
+    for group in range(long_at(data, FIRST)):
+        start, stop = part_of(data, long_at(table, GROUP * group))
+        width, before = long_at(table, GROUP * group + 1), long_at(table, GROUP * group + 2)
+        hidden, size = long_at(table, GROUP * group + 3), before + width
+        base = long_at(data, FIRST + 2) + 2 * long_at(table, GROUP * group + 4)
+        for row in range(start, stop):
+            scores = base + 2 * row * size
+            end = before + row % width + 1
+            first = max(hidden, end - window)
+            past = min(size, (end + 15) // 16 * 16)
+            highest = half_at(scores, first)
+            for i in range(first, end):
+                highest = larger(highest, half_at(scores, i))
+            total = ZERO
+            for i in range(past):
+                weight = exponential((half_at(scores, i) - highest) * scale)
+                weight = weight if first <= i and i < end else ZERO
+                put_single(room, i, weight)
+                total = plus(total, weight)
+            total = ONE / total
+            for i in range(past):
+                put_half(scores, i, single_at(room, i) * total)
+            for i in range(past, size):
+                put_half(scores, i, ZERO)
 
 
 def softmax_back(given: Any) -> None:
-    """As `softmax`: width, before, hidden, window, weights, scale, and their gradients, which become the scores'."""
+    """groups and their table as `softmax`, weights, scale, and the weights' gradients, which become the scores'."""
     data = address_of(given)
-    start, stop = share_of(data)
-    width, before = long_at(data, FIRST), long_at(data, FIRST + 1)
-    scale, size = single_of(long_at(data, FIRST + 5)), before + width
-    for row in range(start, stop):
-        weights = long_at(data, FIRST + 4) + 2 * row * size
-        above = long_at(data, FIRST + 6) + 2 * row * size
-        past = min(size, (before + row % width + 16) // 16 * 16)
-        total = ZERO
-        for i in range(past):
-            total = plus(total, half_at(weights, i) * half_at(above, i))
-        for i in range(past):
-            put_half(above, i, half_at(weights, i) * (half_at(above, i) - total) * scale)
-        for i in range(past, size):
-            put_half(above, i, ZERO)
+    table, scale = long_at(data, FIRST + 1), single_of(long_at(data, FIRST + 3))
+    for group in range(long_at(data, FIRST)):
+        start, stop = part_of(data, long_at(table, GROUP * group))
+        width, before = long_at(table, GROUP * group + 1), long_at(table, GROUP * group + 2)
+        size, base = before + width, 2 * long_at(table, GROUP * group + 4)
+        for row in range(start, stop):
+            weights = long_at(data, FIRST + 2) + base + 2 * row * size
+            above = long_at(data, FIRST + 4) + base + 2 * row * size
+            past = min(size, (before + row % width + 16) // 16 * 16)
+            total = ZERO
+            for i in range(past):
+                total = plus(total, half_at(weights, i) * half_at(above, i))
+            for i in range(past):
+                put_half(above, i, half_at(weights, i) * (half_at(above, i) - total) * scale)
+            for i in range(past, size):
+                put_half(above, i, ZERO)
 
 
 def rotate(given: Any) -> None:
@@ -212,74 +225,57 @@ def rotate(given: Any) -> None:
 
 
 def spread(given: Any) -> None:
-    """Rows are samples x slots. slots, heads, size, in, its strides of a token and a head, places, their stride, out.
+    """Rows are slots. heads, size, in, its strides of a token and a head, table, out.
 
-    out (samples, heads, slots, size): the token at each slot's place, zeros where that is negative.
+    Of each slot the table has: the place of its token, where its first head begins in `out`, and the stride of heads
+    there. A negative place gives zeros.
     """
     data = address_of(given)
     start, stop = share_of(data)
-    slots, heads, size = long_at(data, FIRST), long_at(data, FIRST + 1), long_at(data, FIRST + 2)
+    heads, size, table = long_at(data, FIRST), long_at(data, FIRST + 1), long_at(data, FIRST + 5)
     for row in range(start, stop):
-        sample, slot = row // slots, row % slots
-        place = long_at(long_at(data, FIRST + 6), sample * long_at(data, FIRST + 7) + slot)
+        place, out = long_at(table, 3 * row), long_at(data, FIRST + 6) + 2 * long_at(table, 3 * row + 1)
         for head in range(heads):
-            out = long_at(data, FIRST + 8) + 2 * size * ((sample * heads + head) * slots + slot)
+            here = out + 2 * head * long_at(table, 3 * row + 2)
             if place < 0:
                 for i in range(size):
-                    put_half(out, i, ZERO)
+                    put_half(here, i, ZERO)
             else:
-                offset = place * long_at(data, FIRST + 4) + head * long_at(data, FIRST + 5)
-                copy_halves(out, long_at(data, FIRST + 3) + 2 * offset, size)
+                offset = place * long_at(data, FIRST + 3) + head * long_at(data, FIRST + 4)
+                copy_halves(here, long_at(data, FIRST + 2) + 2 * offset, size)
 
 
 def collect(given: Any) -> None:
-    """Rows are slots. samples, slots, shared, heads, size, in, places, their stride, out (tokens, heads, size).
+    """Rows are tokens. heads, size, in, starts, slots, out (tokens, heads, size), room: `spread` the other way round.
 
-    Adds in (samples, heads, slots, size) to the tokens at the slots' places. The first `shared` slots of all samples
-    have one place, and are summed first; negative places are left out.
+    The slots of token t are those from starts[t] to starts[t + 1]: of each where its first head begins in `in`, and the
+    stride of heads there. They are summed; a token without any gets zeros. `room` is for `size` float32 of each thread.
     """
     data = address_of(given)
-    start, stop = share_of(data)
-    samples, slots, shared = long_at(data, FIRST), long_at(data, FIRST + 1), long_at(data, FIRST + 2)
-    heads, size = long_at(data, FIRST + 3), long_at(data, FIRST + 4)
-    for slot in range(start, stop):
-        together = samples if slot < shared else 1
-        for sample in range(0, samples, together):
-            place = long_at(long_at(data, FIRST + 6), sample * long_at(data, FIRST + 7) + slot)
-            if place < 0:
+    heads, size = long_at(data, FIRST), long_at(data, FIRST + 1)
+    starts, slots = long_at(data, FIRST + 3), long_at(data, FIRST + 4)
+    number, count = (called(long_at(data, 0)), called(long_at(data, 1))) if long_at(data, 0) else (0, 1)
+    room = long_at(data, FIRST + 6) + 4 * size * number
+    for token in range(number, long_at(data, ROWS), count):  # what many share stands at the beginning
+        first, last = long_at(starts, token), long_at(starts, token + 1)
+        for head in range(heads):
+            out = long_at(data, FIRST + 5) + 2 * size * (token * heads + head)
+            if last == first + 1:
+                offset = long_at(slots, 2 * first) + head * long_at(slots, 2 * first + 1)
+                copy_halves(out, long_at(data, FIRST + 2) + 2 * offset, size)
                 continue
-            for head in range(heads):
-                one = long_at(data, FIRST + 5) + 2 * size * ((sample * heads + head) * slots + slot)
-                out = long_at(data, FIRST + 8) + 2 * size * (place * heads + head)
-                if together == 1:
-                    for i in range(size):
-                        put_half(out, i, half_at(out, i) + half_at(one, i))
-                    continue
+            for i in range(size):
+                put_single(room, i, ZERO)
+            for slot in range(first, last):
+                one = long_at(data, FIRST + 2) + 2 * (long_at(slots, 2 * slot) + head * long_at(slots, 2 * slot + 1))
                 for i in range(size):
-                    total = ZERO
-                    for other in range(samples):
-                        total += half_at(one, other * heads * slots * size + i)
-                    put_half(out, i, half_at(out, i) + halved(total))
-
-
-def put_back(given: Any) -> None:
-    """As `collect` without anything shared: samples, slots, heads, size, in, places, their stride, out; not added."""
-    data = address_of(given)
-    start, stop = share_of(data)
-    slots, heads, size = long_at(data, FIRST + 1), long_at(data, FIRST + 2), long_at(data, FIRST + 3)
-    for slot in range(start, stop):
-        for sample in range(long_at(data, FIRST)):
-            place = long_at(long_at(data, FIRST + 5), sample * long_at(data, FIRST + 6) + slot)
-            if place < 0:
-                continue
-            for head in range(heads):
-                one = long_at(data, FIRST + 4) + 2 * size * ((sample * heads + head) * slots + slot)
-                copy_halves(long_at(data, FIRST + 7) + 2 * size * (place * heads + head), one, size)
+                    put_single(room, i, single_at(room, i) + half_at(one, i))
+            for i in range(size):
+                put_half(out, i, single_at(room, i))
 
 
 LOOPS: dict[str, Callable[[Any], None]] = {
-    one.__name__: one
-    for one in (swiglu, swiglu_back, norm, norm_back, softmax, softmax_back, rotate, spread, collect, put_back)
+    one.__name__: one for one in (swiglu, swiglu_back, norm, norm_back, softmax, softmax_back, rotate, spread, collect)
 }
 
 
