@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops import Counter, share_of_peak
+from flops import Counter, Peak
 from side import ALPHA, LONGEST, RANK, RATE, SEED, Clock, Settings, read, settings, token_rows, useful
 
 SETTINGS: dict[str, dict] = {
@@ -56,11 +56,13 @@ def train(asked: Settings, clock: Clock, folder: Path) -> dict:
     if asked.variant != "dpo":
         same_tokens(job.samples, asked)
     model = ready.loaded.model
+    counted = params.packing and asked.variant != "dpo"
+    peak = Peak(clock) if counted else None
     loop.train(model, params, job)
-    if params.packing and asked.variant != "dpo":
+    if peak is not None:
         counter = Counter(model)
         rows = [pack([job.samples[i] for i in batch], params.share_prefix) for batch in loop.plan_steps(params, job)]
-        facts = share_of_peak(clock, [counter.packed(row) for row in rows])
+        facts = peak.share([counter.packed(row) for row in rows])
     types = {
         wanted: {str(p.dtype) for p in model.parameters() if p.requires_grad is wanted} for wanted in (True, False)
     }

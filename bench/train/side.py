@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,14 +93,21 @@ class Clock:
     first_step_s: float = 0.0
     peak: float = 0.0
     each: tuple[float, float] = (0.0, 0.0)  # CPU and wall seconds that every unit took before the first step
+    between: Callable[[], None] | None = None  # run behind every step, and not counted
+    apart: tuple[float, float] = (0.0, 0.0)  # CPU and wall seconds that it took so far
 
     def step(self, done: int) -> None:
         """Say that step number `done` (from 1) has ended."""
         if done == 1:
             self.first_step_s = time.time() - self.asked.started
-        self.marks[done] = (time.process_time(), time.perf_counter())
+        before = (time.process_time(), time.perf_counter())
+        self.marks[done] = (before[0] - self.apart[0], before[1] - self.apart[1])
         if done == self.asked.steps:
             self.peak = peak_mb()
+        if self.between is not None:
+            self.between()
+            after = (time.process_time(), time.perf_counter())
+            self.apart = (self.apart[0] + after[0] - before[0], self.apart[1] + after[1] - before[1])
 
     def write(self, side: str, **facts: object) -> None:
         """Write the figures of the run."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
 
-from flops import Counter, causal_pairs, share_of_peak
+from flops import Counter, Peak, causal_pairs
 from plain import padded
 from side import ALPHA, IGNORED, RANK, RATE, SEED, Clock, Settings, settings, token_rows, useful
 
@@ -30,7 +30,7 @@ def main() -> None:
     counter = Counter(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    half = asked.variant != "fp32-padded"
+    peak, half = Peak(clock), asked.variant != "fp32-padded"
     needed = []
     with ExitStack() as stack:
         if asked.variant not in (*PADDED, "masked"):
@@ -48,7 +48,7 @@ def main() -> None:
             clock.losses[number + 1] = float(loss.detach())
             needed.append(flop)
             clock.step(number + 1)
-    clock.write("steps", **share_of_peak(clock, needed))
+    clock.write("steps", **peak.share(needed))
 
 
 def load(asked: Settings):

@@ -1,4 +1,4 @@
-"""SwiGLU, RMSNorm, rotary embedding and the softmax of attention: each a C function over rows that threads share.
+"""SwiGLU, RMSNorm, rotary embedding, softmax and likelihoods: each a C function over rows that threads share.
 
 Every function is given the address of int64: those of `omp_get_thread_num` and `omp_get_num_threads` (0 when alone),
 the number of rows, and what the function names. Strides count numbers, not bytes.
@@ -7,7 +7,7 @@ the number of rows, and what the function names. Strides count numbers, not byte
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from inhouse.train.kernels.numbers import (
     long_at,
     plus,
     put_half,
+    put_long,
     put_single,
     single_at,
     single_of,
@@ -202,6 +203,47 @@ def softmax_back(given: Any) -> None:
                 put_half(above, i, ZERO)
 
 
+def likelihood(given: Any) -> None:
+    """width, logits and their stride, targets, -log p(target) (float32), log of exp's sum (float32), whether right.
+
+    Right is a target that no other logit is above, and none before it as high as.
+    """
+    data = address_of(given)
+    start, stop = share_of(data)
+    width = long_at(data, FIRST)
+    for row in range(start, stop):
+        logits = long_at(data, FIRST + 1) + 2 * row * long_at(data, FIRST + 2)
+        target = long_at(long_at(data, FIRST + 3), row)
+        highest = half_at(logits, 0)
+        for i in range(1, width):
+            highest = larger(highest, half_at(logits, i))
+        total = ZERO
+        for i in range(width):
+            total = plus(total, exponential(half_at(logits, i) - highest))
+        whole = highest + np.float32(log(total))
+        put_single(long_at(data, FIRST + 5), row, whole)
+        put_single(long_at(data, FIRST + 4), row, whole - half_at(logits, target))
+        before = 0
+        for i in range(target):
+            before += half_at(logits, i) == highest
+        put_long(long_at(data, FIRST + 6), row, half_at(logits, target) == highest and before == 0)
+
+
+def likelihood_back(given: Any) -> None:
+    """width, logits and their stride, targets, log of exp's sum (float32), the gradient above (float32), out."""
+    data = address_of(given)
+    start, stop = share_of(data)
+    width = long_at(data, FIRST)
+    for row in range(start, stop):
+        logits = long_at(data, FIRST + 1) + 2 * row * long_at(data, FIRST + 2)
+        target = long_at(long_at(data, FIRST + 3), row)
+        whole, above = single_at(long_at(data, FIRST + 4), row), single_at(long_at(data, FIRST + 5), row)
+        out = long_at(data, FIRST + 6) + 2 * row * width
+        for i in range(width):
+            put_half(out, i, exponential(half_at(logits, i) - whole) * above)
+        put_half(out, target, (exponential(half_at(logits, target) - whole) - ONE) * above)
+
+
 def rotate(given: Any) -> None:
     """Rows are tokens. heads, half a head's size, in, its strides of a token and a head, out, cos and sin, sign (bits).
 
@@ -275,7 +317,20 @@ def collect(given: Any) -> None:
 
 
 LOOPS: dict[str, Callable[[Any], None]] = {
-    one.__name__: one for one in (swiglu, swiglu_back, norm, norm_back, softmax, softmax_back, rotate, spread, collect)
+    one.__name__: one
+    for one in (
+        swiglu,
+        swiglu_back,
+        norm,
+        norm_back,
+        softmax,
+        softmax_back,
+        likelihood,
+        likelihood_back,
+        rotate,
+        spread,
+        collect,
+    )
 }
 
 

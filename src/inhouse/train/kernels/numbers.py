@@ -46,6 +46,16 @@ def long_at(_: Any, address: Any, index: Any) -> Any:
 
 
 @intrinsic
+def put_long(_: Any, address: Any, index: Any, value: Any) -> Any:
+    """Write an int64 into an array."""
+
+    def build(__: Any, builder: Any, ___: Any, values: Any) -> Any:
+        builder.store(values[2], _pointer(builder, LONG, *values[:2]))
+
+    return types.void(types.int64, types.int64, types.int64), build
+
+
+@intrinsic
 def single_at(_: Any, address: Any, index: Any) -> Any:
     """A float32 out of an array."""
 
