@@ -244,6 +244,23 @@ def test_log_begins_another_file_when_one_is_full_and_removes_the_oldest(tmp_pat
     assert sorted(tmp_path.iterdir()) == files[2:]
 
 
+def test_log_goes_on_behind_its_newest_file_when_the_first_ones_of_the_day_are_removed(tmp_path: Path) -> None:
+    params = LogParams(file_mb=1e-6)
+    for number in range(5):
+        log = RequestLog(tmp_path, params)
+        log.add(answered().facts() | {"request_id": str(number)})
+        log.close()
+        if number == 2:
+            for file in sorted(tmp_path.iterdir())[:2]:
+                file.unlink()
+    files = sorted(tmp_path.iterdir())
+    assert [f.name[-10:-6] for f in files] == ["0003", "0004", "0005"]
+    assert [json.loads(f.read_text())["request_id"] for f in files] == ["2", "3", "4"]
+    newest = files[-1].rename(files[-1].with_name(files[-1].name.replace("0005", "10000")))
+    remove_old(tmp_path, LogParams(keep_mb=1e-6))
+    assert list(tmp_path.iterdir()) == [newest]  # though by its name it would come first
+
+
 def test_log_survives_a_cut_line_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "requests-20260101-0001.jsonl").write_text('{"request_id": "a"}\n{"reque')

@@ -729,6 +729,27 @@ def test_search_tries_the_projects_own_settings_first_and_goes_on_where_it_stopp
     assert second.steps <= second.whole
 
 
+def test_projects_own_settings_are_tried_whatever_an_earlier_search_did(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget
+) -> None:
+    from dataclasses import replace
+
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    stops = Events(tmp_path / "job" / "events.jsonl")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "cancel").touch()
+    once = replace(budget, trials=1)
+    with pytest.raises(Cancelled):  # ended within the first trial, as by kill -9
+        search.search(train_params(**SHORT), inputs, once, stops)
+    found = search.search(train_params(**SHORT), inputs, once, Events())
+    assert [(line.learning_rate, line.r) for line in found.trials] == [(2e-3, 8)]
+    other = search.search(train_params(**SHORT | {"learning_rate": 5e-4}), inputs, once, Events())
+    assert other.resumed == 1 and {line.learning_rate for line in other.trials} == {2e-3, 5e-4}
+    method = train_params(**SHORT).method.model_dump() | {"lora_alpha": 1}
+    scaled = search.search(train_params(**SHORT, method=method), inputs, once, Events())
+    assert scaled.resumed == 0  # what was measured with another lora_alpha says nothing of this one
+
+
 def test_search_measures_on_the_valid_part_and_never_reads_test(
     tiny_llama: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

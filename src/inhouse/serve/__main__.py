@@ -29,6 +29,7 @@ def main(words: list[str]) -> int:
     if attached:
         die_with_parent(arguments.parent)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every health check
     store = Store(arguments.workspace)
     try:
         registry = open_registry(store)

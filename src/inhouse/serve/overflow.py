@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from inhouse.core.serving import Ask
 from inhouse.release.rules import Overflow
@@ -32,7 +35,7 @@ class Overflows:
         if background or way.adapter is not None or way.target.admission.waiting < rule.queue:
             return None
         pool = self._pool(rule)
-        if not pool.ready or not self._can_search() or await asyncio.to_thread(holds_personal_data, ask):
+        if not pool.could_answer(ask) or not self._can_search() or await asyncio.to_thread(holds_personal_data, ask):
             return None
         return pool
 
@@ -57,11 +60,32 @@ class Overflows:
 
 
 def holds_personal_data(ask: Ask) -> bool:
-    """Whether anything in the request's text is personal data; token ids cannot be read, and count as such."""
+    """Whether any text of the request is personal data, wherever it stands; token ids cannot be read, and count."""
     from inhouse.guard.pii import find
 
-    if ask.messages is None:
-        return not isinstance(ask.prompt, str) or bool(find(ask.prompt))
-    said = [str(message.get("content") or "") for message in ask.messages]
-    said += [str(call) for message in ask.messages for call in message.get("tool_calls") or ()]
-    return any(find(words) for words in said)
+    if ask.messages is None and not isinstance(ask.prompt, str):
+        return True
+    limits = [limit.value for limit in (ask.constraint, ask.forced) if limit is not None]
+    sent = [ask.prompt, ask.messages, ask.tools, ask.tool_choice, ask.sampling.stop, limits]
+    return any(find(words) for words in _texts(sent))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside of JSON values; what is encoded as JSON once more, as the arguments of a call are, as it is."""
+    if isinstance(value, str):
+        yield value
+        if value[:1] in ("{", "["):
+            try:
+                inside = json.loads(value)
+            except (ValueError, RecursionError):
+                return
+            yield from _texts(inside)  # there `\n` stands before a number, and hides it
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _texts(name)
+            yield from _texts(one)
+    elif isinstance(value, Iterable):
+        for one in value:
+            yield from _texts(one)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)

@@ -367,17 +367,14 @@ class Pipeline:
         return False
 
     async def _within(self, ask: Ask, reply: Reply, going: Going, flight: Flight | None) -> None:
-        """Within the deadline and with a turn, or at once elsewhere where too many wait here."""
+        """Within the deadline: at once elsewhere where too many wait here, else with a turn."""
         target, seen, caller = going.target, going.seen, going.caller
         admitted = False
         try:
             with Deadline(self._deadlines):
                 rule = going.way.serving.deployment.rules.overflow
-                if rule and (pool := await self.overflows.beyond(rule, going.way, ask, caller.background)):
-                    caller.notes.append((b"x-inhouse-overflow", b"remote"))
-                    admitted = seen.elsewhere = True
-                    await self._relay(pool, ask, reply, seen)
-                else:
+                pool = rule and await self.overflows.beyond(rule, going.way, ask, caller.background)
+                if not pool or not await self._elsewhere(pool, ask, reply, going):
                     async with target.admission.turn(caller.tenant, caller.background):
                         admitted = True
                         seen.turn()
@@ -389,6 +386,23 @@ class Pipeline:
             raise too_late(self.settings.deadline_s) if admitted else overloaded(503) from None
         except EngineRefused as refused:
             raise refusal(refused, target.limits.context_length, ask) from None
+
+    async def _elsewhere(self, pool: Pool, ask: Ask, reply: Reply, going: Going) -> bool:
+        """By the overflow's endpoint. False where it cannot, and nothing was sent: then the request waits here."""
+        note, seen = (b"x-inhouse-overflow", b"remote"), going.seen
+        going.caller.notes.append(note)
+        seen.elsewhere = True
+        try:
+            await self._relay(pool, ask, reply, seen)
+        except (ApiError, EngineRefused):
+            if reply.sent:
+                raise
+            going.caller.notes.remove(note)
+            seen.elsewhere = False
+            seen.reset()
+            reply.reset()
+            return False
+        return True
 
     async def _relay(self, pool: Pool, ask: Ask, reply: Reply, seen: Measured) -> None:
         """Pass the engine's pieces on."""

@@ -178,6 +178,10 @@ class Pool:
                 await replica.lost()
                 tried.clear()
 
+    def could_answer(self, ask: Ask) -> bool:
+        """Whether somebody here takes this request now, as far as is known before it is sent."""
+        return self._untried((), ask)
+
     async def pick(
         self, ask: Ask | None, tried: Collection[Replica] = (), need: Need | None = None
     ) -> tuple[Replica, ServingEngine]:

@@ -109,11 +109,18 @@ class RequestLog:
     def _file(self) -> Path:
         """Today's file, the next one when it has its full size."""
         day = datetime.now(UTC).strftime("%Y%m%d")
-        number = len(list(self.folder.glob(f"requests-{day}-*.jsonl")))
-        last = self.folder / f"requests-{day}-{max(1, number):04d}.jsonl"
+        numbers = [_number(file) for file in self.folder.glob(f"requests-{day}-*.jsonl")]
+        number = max(numbers, default=1)  # the first ones may have been removed
+        last = self.folder / f"requests-{day}-{number:04d}.jsonl"
         if last.exists() and last.stat().st_size >= self.params.file_mb * 2**20:
             return self.folder / f"requests-{day}-{number + 1:04d}.jsonl"
         return last
+
+
+def _number(file: Path) -> int:
+    """Which of its day's files it is; 0 for one of another name."""
+    _, _, number = file.stem.rpartition("-")
+    return int(number) if number.isdecimal() else 0
 
 
 def _line(record: Record) -> bytes:
@@ -134,7 +141,7 @@ def redacted(words: str) -> str:
 
 def remove_old(folder: Path, params: LogParams) -> None:
     """Remove files beyond the age and the size that are kept, oldest first."""
-    files = sorted(folder.glob(FILES))
+    files = sorted(folder.glob(FILES), key=lambda file: (file.stem.rpartition("-")[0], _number(file)))
     oldest = time.time() - params.keep_days * 86_400
     kept = sum(file.stat().st_size for file in files)
     for file in files[:-1]:

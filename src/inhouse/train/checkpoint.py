@@ -30,7 +30,10 @@ MARK = "complete"
 STATE = "trainer_state.json"
 ASIDE = "set-aside"
 NAME = re.compile(r"checkpoint-(\d+)$")
-DISK_FULL = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed")
+DISK_FULL = (  # what torch and safetensors say of it
+    *("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "file write failed"),
+    *("iostream error", "unexpected pos"),
+)
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 Recipe = Mapping[str, str]  # what a run is made of -> its digest or id; names are told when they differ

@@ -8,6 +8,7 @@ checks after training.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from inhouse.train.params import TrainParams
 if TYPE_CHECKING:
     import torch
 
+LEAST_FREE = 2**16  # bytes: where there are fewer, a worker could not even say what ended it
 TOKENWISE = ("sft", "pretrain")  # objectives whose loss is that of each learned token
 
 
@@ -61,6 +63,8 @@ def check(params: TrainParams) -> None:
         refused["train.eval_steps"] = params.eval_steps is not None
         refused["train.report_to"] = bool(params.report_to)
         refused["train.precision: fp16"] = params.precision == "fp16"
+    if kind == "tp":
+        refused["train.method: qlora"] = params.method.use == "qlora"  # type: ignore[attr-defined]
     if kind == "pp":
         refused["train.changes"] = bool(params.changes)
         use: str = params.objective.use  # type: ignore[attr-defined]
@@ -98,4 +102,7 @@ def start_ranks(folders: list[Path], processes: int) -> None:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         told = next(filter(None, map(error_of, folders)), None)
+        free = shutil.disk_usage(logs).free
+        if told is None and free < LEAST_FREE:
+            told = UserError("store.no_space", path=folders[0], free_mb=free // 2**20)
         raise told or UserError("train.worker_failed", log=logs) from error

@@ -106,7 +106,7 @@ def search(params: TrainParams, inputs: Mapping[str, Input], budget: Budget, eve
     params = params.model_copy(update={"objective": ready.learning.params})  # a classifier's labels are known now
     study, bench, whole = _open(ready, params, budget, deadline)
     steps, before, longest = int(study.user_attrs["steps"]), len(_finished(study)), 0.0
-    while len(_finished(study)) < budget.trials and time.monotonic() + longest < deadline:
+    while _more(study, budget.trials) and time.monotonic() + longest < deadline:
         started = time.monotonic()
         _try(bench, study, steps, events)
         longest = max(longest, WORTH_STARTING * (time.monotonic() - started))
@@ -135,8 +135,17 @@ def overrides(params: TrainParams, best: TrialLine) -> tuple[str, ...]:
 
 
 def _ranked(params: TrainParams, r: int) -> dict[str, float]:
-    own = params.method.model_dump()
+    own = _method(params)
     return {"r": r, "lora_alpha": own["lora_alpha"] * r / own["r"]}
+
+
+def _method(params: TrainParams) -> dict[str, Any]:
+    found: dict[str, Any] = params.method.model_dump()
+    return found
+
+
+def _ranks(params: TrainParams) -> list[int]:
+    return sorted({*RANKS, int(_method(params)["r"])})
 
 
 def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float) -> tuple[Study, Bench, int]:
@@ -158,8 +167,9 @@ def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float)
     steps = steps_of(ready, params, budget.seed)
     if "steps" not in study.user_attrs:
         study.set_user_attr("steps", _length(ready, steps, budget, deadline))
-        rank = {"r": params.method.r} if _has_rank(params) else {}  # type: ignore[attr-defined]
-        study.enqueue_trial({"learning_rate": params.learning_rate, **rank})
+    own = {"learning_rate": params.learning_rate, **({"r": _method(params)["r"]} if _has_rank(params) else {})}
+    if own not in [trial.params for trial in _finished(study)] + [_fixed(trial) for trial in _waiting(study)]:
+        study.enqueue_trial(own)  # also where an earlier search was killed in it, or began from another rate
     return (
         study,
         Bench(ready.base, ready.texts, brief_job(ready, params, budget.seed), params, budget, deadline),
@@ -168,10 +178,11 @@ def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float)
 
 
 def _name(ready: Prepared, params: TrainParams, budget: Budget) -> str:
-    """What tells searches apart: everything but what is searched."""
+    """What tells searches apart: everything but what is searched; of lora_alpha its ratio to r, which trials keep."""
     settings = params.model_dump(mode="json", exclude={"learning_rate": True, "method": {"r", "lora_alpha"}})
+    ranks = [_ranked(params, 1), _ranks(params)] if _has_rank(params) else []
     samples = [sample.ids for sample in ready.texts.samples.kept]
-    return hash_json([ready.base.record.id, settings, samples, budget.seed])[:16]
+    return hash_json([ready.base.record.id, settings, ranks, samples, budget.seed])[:16]
 
 
 def _length(ready: Prepared, steps: Sequence[Sequence[Sample]], budget: Budget, deadline: float) -> int:
@@ -204,8 +215,7 @@ def _try(bench: Bench, study: Study, steps: int, events: Events) -> None:
     rate = asked.suggest_float("learning_rate", low, high, log=True)
     changed: dict[str, Any] = {"learning_rate": rate, "max_steps": steps, "eval_steps": max(1, steps // LOOKS)}
     if _has_rank(bench.params):
-        own: int = bench.params.method.r  # type: ignore[attr-defined]
-        r = asked.suggest_categorical("r", sorted({*RANKS, own}))
+        r = asked.suggest_categorical("r", _ranks(bench.params))
         changed["method"] = bench.params.method.model_copy(update=_ranked(bench.params, int(r)))
     params = bench.params.model_copy(update=changed)
     state, found = _train(bench, params, asked, events)
@@ -273,6 +283,23 @@ def _finished(study: Study) -> list[Any]:
     from optuna.trial import TrialState
 
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+
+
+def _waiting(study: Study) -> list[Any]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+
+
+def _fixed(trial: Any) -> dict[str, Any]:
+    """What a trial that waits shall try."""
+    found: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return found
+
+
+def _more(study: Study, trials: int) -> bool:
+    """Whether a trial is left: of so many, or the project's own, which is tried whatever was."""
+    return len(_finished(study)) < trials or bool(_waiting(study))
 
 
 def _line(trial: Any) -> TrialLine:

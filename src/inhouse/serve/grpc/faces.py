@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+import grpc.aio
+
 from inhouse.core.messages import text
 from inhouse.core.serving import Delta, Usage
 from inhouse.serve.errors import ApiError
@@ -80,6 +82,7 @@ class StreamFace:
         self.sent = False
         self._head: Any = None
         self._chat = True
+        self._gone = False
 
     def begin(self, asked: Asked, release: str) -> Reply:
         """Note which release answers."""
@@ -110,13 +113,15 @@ class StreamFace:
 
     async def _write(self, made: Any) -> None:
         made.MergeFrom(self._head)
-        if self.context.done():  # the client has gone, and the answer goes on for those who read along
+        if self._gone or self.context.done():  # the answer goes on for those who read along
             return
-        if not self.sent:
-            self.sent = True
-            await tell(self.context, self.caller)
         try:
+            if not self.sent:
+                self.sent = True
+                await tell(self.context, self.caller)
             async with asyncio.timeout(STALLED_S):
                 await self.context.write(made)
+        except (grpc.aio.InternalError, grpc.aio.UsageError):  # its client has gone meanwhile
+            self._gone = True
         except TimeoutError:
             raise ApiError(408, "request_timeout", text("serve_faces.unread", seconds=int(STALLED_S))) from None

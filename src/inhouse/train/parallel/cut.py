@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inhouse.train.checkpoint import find_complete, settle
-from inhouse.train.divergence import diverged
+from inhouse.train.divergence import Divergence, diverged, loss_rose
 from inhouse.train.loop import Job, Trained, plan_steps
 from inhouse.train.parallel.group import clip, device, local, tell
 from inhouse.train.params import TrainParams
@@ -45,6 +45,12 @@ class Course:
     since: float = 0.0  # losses summed since the last log
     logged: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
+
+    def judge(self, params: TrainParams, folder: Path) -> None:
+        """Raises train.loss_rose where the curve so far has left for good."""
+        found = Divergence(params.divergence_factor, params.divergence_patience)
+        if [found.add(int(point["step"]), point["loss"]) for point in self.losses][-1]:
+            raise loss_rose(found, self.losses[-1], folder)
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ def _hands(model: torch.nn.Module, params: TrainParams, steps: int) -> Hands:
 
 
 def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[TrainParams, Job, Course, Pace]) -> None:
+    import torch.distributed as dist
+
     params, job, course, pace = run
     steps = len(pace.tokens)
     loss = side.backward(batches)
@@ -128,12 +136,14 @@ def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[Trai
     hands.optimizer.zero_grad()
     course.step, course.since = course.step + 1, course.since + loss
     job.events.progress(course.step, steps, "steps", tokens_per_s=pace.step(course.step))
-    if course.step % params.logging_steps == 0:
+    if course.step % params.logging_steps == 0 or course.step == steps:
         facts = {"loss": course.since / (course.step - course.logged), "learning_rate": rate, "grad_norm": length}
         course.losses.append({"step": course.step, **facts})
         course.since, course.logged = 0.0, course.step
         told = pace.log(course.step, steps) | memory_now()
         job.events.emit("train.step", step=course.step, steps=steps, **facts, **told)
+        if dist.get_rank() == 0:  # it alone removes checkpoints; the others are ended when it has ended
+            course.judge(params, job.scratch / "checkpoints")
 
 
 def _save(folder: Path, hands: Hands, course: Course, kept: tuple[Job, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.plugins import require
 from inhouse.core.run import Events, die_with_parent
 from inhouse.core.settings import usable_cores
+from inhouse.core.store import disk_errors
+from inhouse.train.checkpoint import saving
 from inhouse.train.parallel.order import Order, leave, leave_error, read_order
 from inhouse.train.parallel.settings import Kind
 
@@ -32,10 +35,12 @@ def main(folders: list[Path]) -> int:
     open_group()
     for order in orders:
         try:
-            carry_out(order)
+            with disk_errors(order.folder), saving(order.folder):
+                carry_out(order)
         except InhouseError as error:
             traceback.print_exc()
-            leave_error(order.folder, dist.get_rank(), error)
+            with suppress(OSError):  # a full disk may not hold this either: then the launcher tells of it
+                leave_error(order.folder, dist.get_rank(), error)
             # The others wait for this rank inside a library: the launcher ends them when this process has ended.
             sys.stderr.flush()
             os._exit(error.exit_code)
