@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import FileHashes, hash_file, hash_json, identity, list_files
-from inhouse.core.store import PENDING, Store, disk_errors, read_json, write_durably
+from inhouse.core.store import PENDING, Store, disk_errors, full_disk, read_json, write_durably
 
 
 @pytest.fixture
@@ -197,3 +198,10 @@ def test_list_files_skips_symbolic_links(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").symlink_to("/etc/hostname")
     assert [f.path for f in list_files(tmp_path)] == ["a"]
+
+
+def test_disk_that_holds_nothing_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert full_disk(tmp_path) is None
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    found = full_disk(tmp_path)
+    assert found is not None and (found.code, found.facts["free_mb"]) == ("store.no_space", 0)

@@ -13,6 +13,7 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError, from_dict
 from inhouse.core.run import Events
+from inhouse.core.store import full_disk
 from inhouse.flow import jobs
 from inhouse.flow.jobs import Job
 
@@ -62,7 +63,7 @@ def outcome(folder: Path, kind: type[R]) -> R:
     """The result of an ended job, or its error raised here."""
     ended = jobs.result(folder)
     if ended is None:
-        raise UserError("job.lost", id=folder.name, log=folder / "output.log")
+        raise full_disk(folder) or UserError("job.lost", id=folder.name, log=folder / "output.log")
     if "error" in ended:
         raise from_dict(ended["error"])
     return kind.model_validate(ended["value"])

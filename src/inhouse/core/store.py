@@ -17,6 +17,7 @@ from inhouse.core.errors import UserError
 
 RECORD = "record.json"
 PENDING = "pending.json"
+LEAST_FREE = 2**16  # bytes that a disk must have for a process to say what ended it
 
 
 class Store:
@@ -167,11 +168,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(path)).free
-            raise UserError("store.no_space", path=path, free_mb=free // 2**20) from error
+            raise _no_space(path) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
             raise UserError("store.read_only", path=path) from error
         raise
+
+
+def full_disk(path: Path) -> UserError | None:
+    """The error of a disk that holds nothing more, as for a process that could not even say what ended it; else None.
+
+    `path` exists.
+    """
+    return _no_space(path) if shutil.disk_usage(path).free < LEAST_FREE else None
+
+
+def _no_space(path: Path) -> UserError:
+    return UserError("store.no_space", path=path, free_mb=shutil.disk_usage(_existing(path)).free // 2**20)
 
 
 def _existing(path: Path) -> Path:

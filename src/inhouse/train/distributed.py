@@ -8,13 +8,13 @@ checks after training.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context
+from inhouse.core.store import full_disk
 from inhouse.train.checkpoint import Recipe
 from inhouse.train.parallel.order import error_of, outcome_of, put_weights, read_order, write_order
 from inhouse.train.params import TrainParams
@@ -22,7 +22,6 @@ from inhouse.train.params import TrainParams
 if TYPE_CHECKING:
     import torch
 
-LEAST_FREE = 2**16  # bytes: where there are fewer, a worker could not even say what ended it
 TOKENWISE = ("sft", "pretrain")  # objectives whose loss is that of each learned token
 
 
@@ -102,7 +101,4 @@ def start_ranks(folders: list[Path], processes: int) -> None:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         told = next(filter(None, map(error_of, folders)), None)
-        free = shutil.disk_usage(logs).free
-        if told is None and free < LEAST_FREE:
-            told = UserError("store.no_space", path=folders[0], free_mb=free // 2**20)
-        raise told or UserError("train.worker_failed", log=logs) from error
+        raise told or full_disk(logs) or UserError("train.worker_failed", log=logs) from error
