@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from inhouse.api.chat import Endpoint, stream_chat
+from inhouse.api.chat import Endpoint, authorization, stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 
@@ -91,3 +91,15 @@ def test_broken_answer_says_what_came(answering, kind: str, body: str, reason: s
 def test_nobody_there_says_how_to_start_one(url: str) -> None:
     with pytest.raises(UserError, match="inhouse serve"):
         list(stream_chat(Endpoint(url, None), "m", QUESTION, 7))
+
+
+@pytest.mark.parametrize("key", ["“ih-key”", "ключ", "ih-\x00key", "ih-one\nih-two"])
+def test_key_that_cannot_be_sent_is_told_and_not_shown(key: str) -> None:
+    with pytest.raises(UserError) as error:
+        list(stream_chat(Endpoint("http://127.0.0.1:9", key), "x", QUESTION))
+    assert error.value.code == "chat.bad_key" and key not in str(error.value)
+
+
+def test_line_break_behind_a_key_is_left_out() -> None:
+    assert authorization("ih-key\n") == {"Authorization": "Bearer ih-key"}
+    assert authorization(None) == authorization("") == {}

@@ -44,6 +44,16 @@ def test_job_that_hits_a_bug_logs_the_traceback_and_tells_none(store: Store) -> 
     assert "Traceback" not in result["error"]["message"] and "Traceback" in (folder / "output.log").read_text()
 
 
+def test_key_of_a_request_reaches_the_job_and_no_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, str]] = []
+    real = jobs.subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *a, **k: started.append(k["env"]) or real(*a, **k))
+    folder = ended(store, key="ih-secret-of-mine")
+    assert started[0]["INHOUSE_API_KEY"] == "ih-secret-of-mine"
+    written = [path.read_bytes() for path in folder.iterdir()]
+    assert len(written) > 3 and not any(b"secret-of-mine" in content for content in written)
+
+
 def test_job_without_result_or_process_is_lost(store: Store) -> None:
     store.create()
     folder = store.jobs / "20260101-000000-aaaa"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from inhouse.api.chat import authorization
 from inhouse.api.machine_bounds import Bounds, Decode, measure_bounds
 from inhouse.api.request import Request
 from inhouse.api.serving import choose_deployment, local_key, running_server, temporary_server
@@ -94,7 +95,8 @@ class Seen:
 def bench_serve(request: BenchServeRequest, events: Events) -> BenchServe:
     """Measure tokens a second, the first token and the pauses between tokens at several numbers of clients.
 
-    Raises serve.no_deployment, chat.which_model, bench_serve.clients, bench_serve.no_answer.
+    Raises serve.no_deployment, chat.which_model, chat.bad_key, chat.unreachable, bench_serve.clients and
+    bench_serve.no_answer.
     """
     require("serve", "httptools", "uvicorn")
     if not request.clients or not all(1 <= count <= 512 for count in request.clients):
@@ -204,10 +206,11 @@ class Level:
         self.clients = clients
         self.deadline = deadline
         self.seen = Seen()
-        headers = {"Cache-Control": "no-store"}
-        if endpoint.key:
-            headers["Authorization"] = f"Bearer {endpoint.key}"
-        self._http = Origin(endpoint.url, headers, Patience(5.0, SILENCE_S, most_idle=clients))
+        headers = {"Cache-Control": "no-store", **authorization(endpoint.key)}
+        try:
+            self._http = Origin(endpoint.url, headers, Patience(5.0, SILENCE_S, most_idle=clients))
+        except ValueError as error:  # no address
+            raise UserError("chat.unreachable", url=endpoint.url, reason=str(error)) from None
         self._done = 0
 
     async def run(self, tick: Any) -> Seen:

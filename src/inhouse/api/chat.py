@@ -31,7 +31,7 @@ def stream_chat(
 ) -> Iterator[str]:
     """Ask, and yield the answer's text as it comes. The endpoint's address may end in `/v1` or not.
 
-    Raises chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
+    Raises chat.bad_key, chat.unreachable, chat.refused (with the server's reason), chat.broken_answer.
     """
     import httpx
     from httpx_sse import SSEError, connect_sse
@@ -42,7 +42,7 @@ def stream_chat(
     body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = authorization(key)
     try:
         with (
             httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S), verify=_trust(endpoint)) as client,
@@ -57,6 +57,14 @@ def stream_chat(
         raise UserError("chat.broken_answer", url=url, reason=str(error)) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError("chat.unreachable", url=url, reason=str(error) or type(error).__name__) from None
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that carries a key, where there is one. Raises chat.bad_key, which does not show it."""
+    sent = (key or "").strip()
+    if not (sent.isascii() and sent.isprintable()):
+        raise UserError("chat.bad_key")
+    return {"Authorization": f"Bearer {sent}"} if sent else {}
 
 
 def _trust(endpoint: Endpoint) -> SSLContext | bool:

@@ -27,6 +27,7 @@ KEEP = 50  # finished jobs kept in a workspace
 POLL_S = 0.05
 SPINS = 10_000  # tens of microseconds
 CANCELLED = 130
+SECRETS = {"key": "INHOUSE_API_KEY"}  # fields of requests, and the variables that carry them
 
 
 class Job(Frozen):
@@ -44,8 +45,10 @@ class Job(Frozen):
 def submit(store: Store, function: str, request: dict[str, Any], *, attached: bool, offline: bool) -> Path:
     """Start `function` ('module:name' below inhouse.api) in a child process; returns the job's folder.
 
-    An attached job ends with the process that submitted it; a detached one lives on.
+    An attached job ends with the process that submitted it; a detached one lives on. Secrets of the request reach it in
+    its environment and are written nowhere.
     """
+    hidden = {variable: request[name] for name, variable in SECRETS.items() if request.get(name)}
     store.create()
     prune(store)
     job_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -53,7 +56,7 @@ def submit(store: Store, function: str, request: dict[str, Any], *, attached: bo
     folder.mkdir()
     command = {
         "function": function,
-        "request": request,
+        "request": {name: value for name, value in request.items() if name not in SECRETS},
         "parent": os.getpid() if attached else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -63,7 +66,8 @@ def submit(store: Store, function: str, request: dict[str, Any], *, attached: bo
         child = subprocess.Popen(
             [sys.executable, "-m", "inhouse.api.worker", str(folder)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=child_environment(offline) | threads() | {"INHOUSE_LANG": language()}, start_new_session=True,
+            env=child_environment(offline) | threads() | {"INHOUSE_LANG": language()} | hidden,
+            start_new_session=True,
         )  # fmt: skip
     write_durably(folder / "pid", f"{child.pid} {process_mark(child.pid)}")
     _children[folder] = child
