@@ -119,6 +119,9 @@ def test_tensorboard_files_hold_the_curves_and_no_local_path(measured: tuple[Mad
     evaluated = {point["step"]: point["loss"] for point in measured[0].facts["evaluations"]}
     assert {point.step: point.value for point in board.Scalars("eval/loss")} == pytest.approx(evaluated)
     assert board.Tags()["tensors"] == []
+    epochs = {point.step: point.value for point in board.Scalars("train/epoch")}
+    assert epochs == pytest.approx({step: step / 4 for step in epochs}) and max(epochs.values()) == 4
+    assert not any("per_second" in name or "train_loss" in name for name in board.Tags()["scalars"])
     assert not any(str(measured[1]).encode() in path.read_bytes() for path in folder.iterdir())
     note = next(event for event in events_of(measured[1]) if event.get("code") == "train.tensorboard")
     assert note["facts"]["folder"] == str(measured[1] / "scratch" / "tensorboard")

@@ -89,7 +89,9 @@ def train(model: PeftModel, params: TrainParams, job: Job) -> Trained:
         sum(len(s.ids) for batch in batches[at : at + size] for s in batch) for at in range(0, len(batches), size)
     ]
     torch.manual_seed(job.seed)  # dropout; a checkpoint restores the generator's state itself
-    with watching(trainer, params, Watched(job.events, folder, job.recipe, tokens, step_of(resume), job.offline)):
+    epochs = sum(map(len, batches)) / len(job.samples)
+    watched = Watched(job.events, folder, job.recipe, tokens, step_of(resume), job.offline, epochs)
+    with watching(trainer, params, watched):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     state = trainer.state
     done = batches[: state.global_step * size]

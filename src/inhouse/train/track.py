@@ -16,21 +16,40 @@ from inhouse.core.run import Events
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from inhouse.train.watch import Watched
+
 Tracker = Literal["tensorboard", "mlflow"]
 BOARD = "tensorboard"
+UNTRUE = ("_per_second", "train_loss")  # speeds in batches for samples; a mean over what came after a resume
 
 
 @contextmanager
-def tracking(
-    to: Sequence[Tracker], folder: Path, resumed: int, events: Events, offline: bool
-) -> Iterator[list[TrainerCallback]]:
+def tracking(to: Sequence[Tracker], folder: Path, run: Watched) -> Iterator[list[TrainerCallback]]:
     """Callbacks that report to what is asked for; closed at the end, however it comes.
 
-    TensorBoard's files go to `folder`; points after the step `resumed` from an earlier, cut off run no longer count.
+    TensorBoard's files go to `folder`; points after the step that is resumed from, of a run cut off, no longer count.
     """
     with ExitStack() as stack:
-        openers = {"tensorboard": lambda: _tensorboard(folder, resumed, events), "mlflow": lambda: _mlflow(offline)}
-        yield [stack.enter_context(openers[name]()) for name in dict.fromkeys(to)]
+        openers = {
+            "tensorboard": lambda: _tensorboard(folder, run.resumed, run.events),
+            "mlflow": lambda: _mlflow(run.offline),
+        }
+        yield [_told(stack.enter_context(openers[name]()), run.epochs) for name in dict.fromkeys(to)]
+
+
+def _told(callback: Any, epochs: float) -> TrainerCallback:
+    """The callback with what the trainer cannot know: to it all the run is one epoch, and a batch is a sample."""
+    usual = callback.on_log
+
+    def on_log(args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:
+        told = {name: value for name, value in (logs or {}).items() if not name.endswith(UNTRUE)}
+        if "epoch" in told:
+            told["epoch"] = epochs * state.global_step / state.max_steps
+        usual(args, state, control, logs=told, **more)
+
+    callback.on_log = on_log
+    found: TrainerCallback = callback
+    return found
 
 
 def check_trackers(to: Sequence[Tracker], offline: bool) -> None:

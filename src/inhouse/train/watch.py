@@ -91,6 +91,7 @@ class Watched:
     tokens: Sequence[int]
     resumed: int = 0
     offline: bool = False
+    epochs: float = 1.0  # of the whole run
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def watching(trainer: Trainer, params: WatchParams, run: Watched) -> Iterator[No
             EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold or 0.0)
         )
     with (
-        tracking(params.report_to, run.folder.parent / BOARD, run.resumed, run.events, run.offline) as trackers,
+        tracking(params.report_to, run.folder.parent / BOARD, run) as trackers,
         stall_watch(run.events, params.stall_seconds) as pulse,
         saving(run.folder),
     ):

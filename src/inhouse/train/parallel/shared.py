@@ -48,7 +48,8 @@ def train_shared(model: torch.nn.Module, params: TrainParams, job: Job) -> Train
         sum(len(job.samples[i].ids) for batch in plan[at : at + size] for i in batch)
         for at in range(0, len(plan), size)
     ]
-    watched = Watched(job.events, folder, job.recipe, tokens, step_of(resume), job.offline)
+    epochs = sum(map(len, plan)) / len(job.samples)
+    watched = Watched(job.events, folder, job.recipe, tokens, step_of(resume), job.offline, epochs)
     torch.manual_seed(job.seed + rank)  # dropout; a checkpoint restores each rank's generator itself
     with watching(trainer, params if rank == 0 else params.model_copy(update={"report_to": ()}), watched):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
