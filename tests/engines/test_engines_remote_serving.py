@@ -30,7 +30,7 @@ from inhouse.core.serving import (
     Stats,
     Usage,
 )
-from inhouse.engines.openai_deltas import sse_deltas
+from inhouse.engines.openai_deltas import sse_deltas, whole_deltas
 from inhouse.engines.remote_serving import RemoteServing, RemoteSettings, start
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -573,3 +573,19 @@ def test_load_is_read_from_the_metrics_of_the_kind() -> None:
 def test_stop_string_that_was_met_is_read_from_every_dialect(told: dict[str, Any], stop: str | None) -> None:
     [delta] = sse_deltas(json.dumps(told))
     assert (delta.finish, delta.stop) == ("stop", stop)
+
+
+@pytest.mark.parametrize("content", [5, ["part"], {"text": "x"}])
+def test_answer_whose_text_is_no_text_is_no_answer(content: Any) -> None:
+    piece = {"choices": [{"index": 0, "delta": {"content": content}}]}
+    whole = {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]}
+    plain = {"choices": [{"index": 0, "text": content}]}
+    for read, told in ((sse_deltas, piece), (sse_deltas, plain), (whole_deltas, whole), (whole_deltas, plain)):
+        with pytest.raises(EngineLost):
+            read(json.dumps(told).encode() if read is whole_deltas else json.dumps(told))
+
+
+def test_usage_below_nothing_is_nothing() -> None:
+    told = {"choices": [{"text": "a"}], "usage": {"prompt_tokens": -5, "completion_tokens": -1}}
+    (found,) = whole_deltas(json.dumps(told).encode())
+    assert found.usage == Usage(0, 0)

@@ -12,16 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
-from inhouse.core.serving import Ask, Delta, EngineLost, Sampling, Usage
+from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, Sampling, Usage
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Deployment, Release
 from inhouse.release.keys import Key, Used, create_key, usage_on
 from inhouse.release.keys import Limits as KeyLimits
 from inhouse.release.registry import open_registry
-from inhouse.release.rules import Rules
+from inhouse.release.rules import Overflow, Rules
 from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
 from inhouse.serve.cache import AnswerCache, Kept, request_name
@@ -175,6 +176,42 @@ def test_equal_request_is_answered_from_memory_for_the_same_key_only(tmp_path: P
         await house.ask(other, tenant="b")
         assert [s.text for s in (first, again, other)] == ["run 1 ends", "run 1 ends", "run 2 ends"]
         assert again.usage == Usage(3, 2) and again.gathered.choices[0].finish == "stop"
+
+    run(scene())
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_answer_of_the_overflow_is_not_kept_as_the_releases(
+    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        house = House(tmp_path, rules=Rules(overflow=Overflow(url="http://127.0.0.1:9/v1", model="m", queue=1)))
+        there = FakeEngine()
+
+        async def relay(ask: Ask, reply: Reply, seen: Measured) -> None:
+            if not answers:
+                raise EngineRefused("unsupported")
+            async for deltas in there.submit(ask):
+                await reply.add(deltas)
+
+        async def beyond(*_: Any) -> Any:
+            return SimpleNamespace(relay=relay)
+
+        monkeypatch.setattr(house.pipeline.overflows, "beyond", beyond)
+        first, beside, again = Seat(), Seat(), Seat()
+        leading = asyncio.create_task(house.ask(first))
+        await settle()
+        following = asyncio.create_task(house.ask(beside))
+        await settle()
+        house.engine.go.set()
+        there.go.set()
+        notes = [(await task).notes for task in (leading, following)]
+        assert [(b"x-inhouse-overflow", b"remote") in note for note in notes] == [answers, answers]
+        assert (b"x-cache", b"shared") in notes[1]
+        monkeypatch.setattr(house.pipeline.overflows, "beyond", AsyncMock(return_value=None))
+        kept = (b"x-cache", b"miss" if answers else b"hit")
+        assert kept in (await house.ask(again)).notes
+        assert (there.runs, house.engine.runs) == ((1, 1) if answers else (0, 1))
 
     run(scene())
 

@@ -26,18 +26,21 @@ from serve_endpoint import Endpoint, workspace_with_two_releases
 from inhouse.api.chat import Endpoint as Asked
 from inhouse.api.chat import stream_chat
 from inhouse.core.rows import Message
-from inhouse.core.serving import Delta
+from inhouse.core.serving import Delta, Usage
 from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import Flight
 from inhouse.serve.errors import ApiError, invalid, overloaded, unavailable
 from inhouse.serve.grpc.compile import DESCRIPTION, compiled
+from inhouse.serve.grpc.faces import StreamFace
 from inhouse.serve.grpc.messages import chat_body, chat_choice, chat_delta, completion_body, embedding_body, message
 from inhouse.serve.grpc.refusals import code_of, details_of
 from inhouse.serve.grpc.server import while_wanted
 from inhouse.serve.pipeline import Caller
 from inhouse.serve.replies import Choice
+from inhouse.serve.requests import Limits as RequestLimits
+from inhouse.serve.requests import prepare, read_chat
 
 real = pytest.mark.real
 QUESTION = "Write one short sentence about the sea.<|im_end|>"  # its last characters are text, on every way
@@ -396,3 +399,34 @@ def test_work_that_others_read_along_with_goes_on_when_the_call_is_cancelled() -
         return done.is_set()
 
     assert asyncio.run(tried(followed=True)) and not asyncio.run(tried(followed=False))
+
+
+@pytest.mark.parametrize("broken", ["write", "send_initial_metadata"])
+@pytest.mark.parametrize("error", [grpc.aio.UsageError, grpc.aio.InternalError])
+def test_client_that_leaves_while_a_piece_is_written_is_no_fault(broken: str, error: type[Exception]) -> None:
+    written: list[Any] = []
+
+    class Context:
+        def done(self) -> bool:
+            return False  # it is known a moment later
+
+        async def write(self, made: Any) -> None:
+            written.append(made)
+            raise error("RPC already finished.")
+
+        async def send_initial_metadata(self, _: Any) -> None:
+            if broken == "send_initial_metadata":
+                raise error("RPC already finished.")
+
+    body = read_chat(b'{"model": "desk", "messages": [{"role": "user", "content": "hi"}], "stream": true}')
+    asked = asyncio.run(prepare(body, RequestLimits(512, 2, 16, 0.0)))
+    face = StreamFace(Context(), Caller(Key("k", "p", "2026", None, None), "r"))
+    reply = face.begin(asked, "desk:v1")
+
+    async def answer() -> None:
+        for _ in range(3):
+            await reply.add([Delta("a")])
+        await reply.finish(Usage(1, 3))
+
+    asyncio.run(answer())
+    assert len(written) == (1 if broken == "write" else 0)

@@ -423,6 +423,18 @@ def test_a_long_prompt_that_goes_to_the_faster_reader_anyway_waits_for_nobody(mo
     assert (chosen.kind, waited) == ("llamacpp", [True])
 
 
+def test_replicas_that_nobody_else_uses_take_turns_by_their_weights() -> None:
+    (a, _), (b, _) = replica("a"), replica("b", "remote")
+    b.weight = 3.0
+    pool = Pool("r", [a, b])
+    kinds = [asyncio.run(pool.pick(Ask(Sampling(8), prompt=f"question {n}")))[0].name for n in range(40)]
+    assert 9 <= kinds.count("a") <= 11
+    (late, _) = replica("late")
+    pool.add(late)
+    kinds = [asyncio.run(pool.pick(Ask(Sampling(8), prompt=f"later {n}")))[0].name for n in range(40)]
+    assert 7 <= kinds.count("late") <= 9  # its share of all 5, not all until it has had as many as the others
+
+
 def test_pool_parallel_counts_engines_of_two_kinds_on_one_machine_once() -> None:
     made = [
         replica("a", "llamacpp", parallel=2),

@@ -107,10 +107,10 @@ def _piece(choice: Mapping[str, Any]) -> Delta:
     ends = choice.get("finish_reason")
     finish = _finish(ends) if ends else None
     if gained is None:  # text completion
-        text = choice.get("text") or ""
+        text = _text(choice.get("text"))
         found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
     else:
-        text = gained.get("content") or ""
+        text = _text(gained.get("content"))
         found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
         if len(gained) > 1 or not text:
             found.tool_calls = gained.get("tool_calls") or None
@@ -130,15 +130,22 @@ def _whole(choice: Mapping[str, Any]) -> Delta:
     said = choice.get("message")
     found = Delta(index=choice.get("index", 0), finish=_finish(ends) if ends else "stop")
     if said is None:
-        found.text = choice.get("text") or ""
+        found.text = _text(choice.get("text"))
     else:
-        found.text = said.get("content") or ""
+        found.text = _text(said.get("content"))
         found.reasoning = said.get("reasoning_content") or said.get("reasoning") or None
         calls = said.get("tool_calls")
         found.tool_calls = [{"index": place, **call} for place, call in enumerate(calls)] if calls else None
     found.logprobs = _logprobs(told) if told else None
     found.stop = _stop(choice)
     return found
+
+
+def _text(said: Any) -> str:
+    """A text or nothing. Raises TypeError for anything else, which would break what puts answers together."""
+    if said is None or isinstance(said, str):
+        return said or ""
+    raise TypeError(type(said).__name__)
 
 
 def _stop(choice: Mapping[str, Any]) -> str | None:
@@ -179,9 +186,9 @@ def _usage(told: Mapping[str, Any], timings: Mapping[str, Any] | None) -> Usage:
     timed = timings or {}
     cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or timed.get("cache_n") or 0
     return Usage(
-        prompt=int(told["prompt_tokens"]),
-        answer=int(told.get("completion_tokens") or 0),
-        cached=int(cached),
+        prompt=max(0, int(told["prompt_tokens"])),
+        answer=max(0, int(told.get("completion_tokens") or 0)),
+        cached=max(0, int(cached)),
         prefill_s=_seconds(timed.get("prompt_ms")),
         decode_s=_seconds(timed.get("predicted_ms")),
     )

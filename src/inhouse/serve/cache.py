@@ -45,6 +45,7 @@ class Flight:
         self.pieces: list[list[Delta]] = []
         self.usage: Usage | None = None  # set when it is whole
         self.failed = False
+        self.elsewhere = False  # answered by the overflow, not by a release
         self._changed: asyncio.Event | None = None  # made for the first who reads along
         self.followers = 0
 

@@ -285,6 +285,7 @@ class FeedbackKept(Answer):
     object: Literal["feedback"]
     request_id: str
     score: float
+    counted: bool  # false where the overflow's endpoint gave the answer, and no release
 
 
 class Status(Answer):

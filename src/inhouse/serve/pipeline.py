@@ -32,6 +32,7 @@ from inhouse.serve.semantic import SemanticIndex
 from inhouse.serve.target import Target
 from inhouse.serve.watchers import Watchers
 
+ELSEWHERE = (b"x-inhouse-overflow", b"remote")
 MOST_COPIES = 64  # requests that shadows answer at the same time
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
@@ -343,7 +344,8 @@ class Pipeline:
         going.caller.flights.append(flight)
         try:
             await self._within(asked.ask, shared, going, flight)
-            if (kept := shared.whole.kept(going.seen.usage, self.settings.cache.ttl_s)) is not None:
+            kept = None if flight.elsewhere else shared.whole.kept(going.seen.usage, self.settings.cache.ttl_s)
+            if kept is not None:
                 self.cache.keep(name, kept)
         finally:
             if flight.usage is None:
@@ -354,6 +356,9 @@ class Pipeline:
         """Read along with an equal request. False when that one failed before anything was sent here."""
         async with aclosing(flight.follow()) as pieces:
             async for deltas in pieces:
+                if flight.elsewhere and not going.seen.elsewhere:
+                    going.caller.notes.append(ELSEWHERE)
+                    going.seen.elsewhere = True
                 going.seen.add(deltas)
                 await reply.add(deltas)
         if flight.usage is not None:
@@ -389,16 +394,19 @@ class Pipeline:
 
     async def _elsewhere(self, pool: Pool, ask: Ask, reply: Reply, going: Going) -> bool:
         """By the overflow's endpoint. False where it cannot, and nothing was sent: then the request waits here."""
-        note, seen = (b"x-inhouse-overflow", b"remote"), going.seen
-        going.caller.notes.append(note)
-        seen.elsewhere = True
+        seen, caller = going.seen, going.caller
+        told: list[Measured | Flight] = [seen, *caller.flights]
+        caller.notes.append(ELSEWHERE)
+        for one in told:
+            one.elsewhere = True
         try:
             await self._relay(pool, ask, reply, seen)
         except (ApiError, EngineRefused):
             if reply.sent:
                 raise
-            going.caller.notes.remove(note)
-            seen.elsewhere = False
+            caller.notes.remove(ELSEWHERE)
+            for one in told:
+                one.elsewhere = False
             seen.reset()
             reply.reset()
             return False

@@ -204,7 +204,8 @@ class Pool:
                 return found
 
     def add(self, replica: Replica) -> None:
-        """One more."""
+        """One more; it has not to make up for what the others have had before."""
+        replica.taken = max((other.taken for other in self.replicas), default=0.0)
         self.replicas = [*self.replicas, replica]
         self.on_change()
 
@@ -259,6 +260,7 @@ class Pool:
         chosen = free[0]  # for a question without a request, the engine that came first: it can do the most
         if ask is not None and len(free) > 1:
             chosen = self._by_prefix(ask, self._of_kind(free, ask))
+        chosen.taken += 1 / chosen.weight
         engine = chosen.engine()
         return None if engine is None else (chosen, engine)
 
@@ -297,7 +299,7 @@ class Pool:
 
     def _by_prefix(self, ask: Ask, free: Sequence[Replica]) -> Replica:
         """The one that has read the prompt's beginning, unless it is much busier than the least loaded."""
-        least = min(free, key=lambda r: r.load)
+        least = min(free, key=lambda r: (r.load, r.taken))
         if len(free) < 2:
             return least
         chain = blocks(ask)

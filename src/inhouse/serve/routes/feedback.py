@@ -37,8 +37,10 @@ async def feedback(services: Services, call: Call) -> None:
     said = Feedback(
         body.request_id, seen.deployment, seen.arm.release.id, seen.arm.role, call.key.id, score, body.comment
     )
-    await written(add_feedback, services.deployments.registry.engine, said)
-    await call.reply({"object": "feedback", "request_id": body.request_id, "score": score})
+    if not seen.elsewhere:  # else another model gave the answer
+        await written(add_feedback, services.deployments.registry.engine, said)
+    told = {"object": "feedback", "request_id": body.request_id, "score": score, "counted": not seen.elsewhere}
+    await call.reply(told)
 
 
 ROUTES = (Route("POST", "/v1/feedback", feedback),)
