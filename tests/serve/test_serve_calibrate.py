@@ -378,7 +378,7 @@ def test_engines_of_one_machine_share_its_threads_and_need_weights_and_cache(tmp
 
 
 def test_remote_replica_is_looked_for_and_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = remote(1, RemoteParams(url="http://127.0.0.1:9/v1", model="m", weight=2.0, parallel=3))
+    made = remote(1, RemoteParams(url="http://127.0.0.1:9/v1", model="m", weight=2.0, parallel=3), 9.0)
     assert (made.kind, made.parallel, made.weight, made.ready) == ("remote", 3, 2.0, False)
     made.close()
 

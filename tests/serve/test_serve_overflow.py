@@ -43,7 +43,7 @@ def way(waiting: int, rule: Overflow | None = RULE, adapter: str | None = None) 
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Overflows:
     """An overflow whose endpoint answers."""
-    made = Overflows()
+    made = Overflows(300.0)
     pool = cast(Pool, SimpleNamespace(could_answer=lambda ask: True))
     monkeypatch.setattr(made, "_pool", lambda rule: pool)
     return made
@@ -97,7 +97,7 @@ def test_nothing_leaves_where_personal_data_cannot_be_found(
 
 def test_endpoint_that_is_not_there_gets_nothing() -> None:
     async def scene() -> None:
-        overflows = Overflows()
+        overflows = Overflows(300.0)
         asked = way(9)
         rule = asked.serving.deployment.rules.overflow
         assert rule is not None and await overflows.beyond(rule, asked, chat(CLEAN), False) is None

@@ -513,11 +513,34 @@ def test_pool_without_a_trusted_replica_for_long_says_so_at_once() -> None:
     pool = Pool("r", [a])
     answered(pool)
     for _ in range(FAILURES + 3):
+        a.breaker.begin()
         a.breaker.failed()
     began = time.monotonic()
     with pytest.raises(ApiError) as error:
         answered(pool)
     assert error.value.status == 503 and time.monotonic() - began < 0.5
+
+
+def test_engine_whose_answers_begin_and_break_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    (a, one), (b, _) = replica("a"), replica("b")
+
+    async def breaks(asked: Ask) -> AsyncGenerator[list[Delta], None]:
+        yield [Delta("", tokens=0)]  # who speaks
+        yield [Delta("half")]
+        raise EngineLost
+
+    async def says_nothing(asked: Ask) -> AsyncGenerator[list[Delta], None]:
+        yield [Delta("", tokens=0)]
+        raise EngineLost
+
+    monkeypatch.setattr(one, "submit", says_nothing)
+    assert answered(Pool("r", [a, b])).text == "b"  # nobody has seen anything of it
+    monkeypatch.setattr(one, "submit", breaks)
+    for _ in range(2):
+        a.taken = -1.0
+        with pytest.raises(ApiError):
+            answered(Pool("r", [a, b]), streams=True)
+    assert a.breaker.state == "open" and answered(Pool("r", [a, b])).text == "b"
 
 
 def test_breaker_opens_after_failures_in_a_row_lets_one_try_and_waits_longer_each_time() -> None:

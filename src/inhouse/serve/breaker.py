@@ -21,6 +21,7 @@ class Breaker:
         self._failed = 0  # in a row
         self._pause_s = FIRST_S
         self._shut_until: float | None = None
+        self._tried = False  # somebody is through a half-open circuit
 
     @property
     def state(self) -> str:
@@ -37,16 +38,22 @@ class Breaker:
     def begin(self) -> None:
         """A request goes through. In a half-open circuit, the others wait for what becomes of it."""
         if self._shut_until is not None:
+            self._tried = True
             self._shut_until = self._clock() + self._pause_s
 
+    def heard(self) -> None:
+        """Something came back: others may try too. What failed before counts until an answer is whole."""
+        self._shut_until = None
+
     def succeeded(self) -> None:
-        """Something came back."""
-        self._failed, self._pause_s, self._shut_until = 0, FIRST_S, None
+        """An answer came back."""
+        self._failed, self._pause_s, self._shut_until, self._tried = 0, FIRST_S, None, False
 
     def failed(self) -> None:
         """Nothing came back, or the connection broke."""
         self._failed += 1
-        if self._shut_until is not None:
+        if self._tried:
+            self._tried = False
             self._pause_s = min(self._pause_s * 2, MOST_S)
         if self._failed >= FAILURES:
             self._shut_until = self._clock() + self._pause_s

@@ -23,7 +23,8 @@ log = logging.getLogger("inhouse.serve")
 class Overflows:
     """The endpoints that the rules of deployments name."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
         self._pools: dict[tuple[str, str], Pool] = {}
         self._told = False
 
@@ -48,7 +49,8 @@ class Overflows:
     def _pool(self, rule: Overflow) -> Pool:
         name = (rule.url, rule.model)
         if name not in self._pools:
-            self._pools[name] = Pool(f"overflow {rule.url}", [remote(0, RemoteParams(url=rule.url, model=rule.model))])
+            asked = RemoteParams(url=rule.url, model=rule.model)
+            self._pools[name] = Pool(f"overflow {rule.url}", [remote(0, asked, self._silence_s)])
         return self._pools[name]
 
     def _can_search(self) -> bool:

@@ -171,7 +171,7 @@ class Pipeline:
         self.watchers = watchers
         self.quotas = Quotas(deployments.registry.engine)
         deployments.saved.append(self.quotas.daily.save)
-        self.overflows = Overflows()
+        self.overflows = Overflows(settings.first_token_s)
         self.guards = Guards()
         self._copies: set[asyncio.Task[None]] = set()
         self._deadlines = Later(settings.deadline_s)
@@ -396,6 +396,8 @@ class Pipeline:
         """By the overflow's endpoint. False where it cannot, and nothing was sent: then the request waits here."""
         seen, caller = going.seen, going.caller
         told: list[Measured | Flight] = [seen, *caller.flights]
+        seen.turn()
+        seen.prompt_guess = round(prompt_tokens(ask))
         caller.notes.append(ELSEWHERE)
         for one in told:
             one.elsewhere = True
@@ -408,6 +410,7 @@ class Pipeline:
             for one in told:
                 one.elsewhere = False
             seen.reset()
+            seen.admitted = None
             reply.reset()
             return False
         return True

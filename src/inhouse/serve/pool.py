@@ -318,10 +318,13 @@ async def _through(replica: Replica, answer: AsyncGenerator[list[Delta], None], 
         async with aclosing(answer) as pieces:
             async for deltas in pieces:
                 if not heard:
+                    if not any(map(_says, deltas)):  # who speaks, and not a word yet: the client has seen nothing
+                        continue
                     heard = True
-                    replica.breaker.succeeded()
+                    replica.breaker.heard()
                 seen.add(deltas)
                 await reply.add(deltas)
+        replica.breaker.succeeded()
     except (EngineLost, EngineSilent):
         replica.breaker.failed()
         raise
@@ -333,6 +336,10 @@ async def _through(replica: Replica, answer: AsyncGenerator[list[Delta], None], 
         raise
     finally:
         replica.running -= 1
+
+
+def _says(delta: Delta) -> bool:
+    return bool(delta.text or delta.finish or delta.tool_calls or delta.reasoning or delta.logprobs or delta.usage)
 
 
 def _lacks(able: Capabilities | None, ask: Ask | None, need: Need | None) -> str | None:

@@ -75,12 +75,12 @@ def starter(kind: str, source: Path, settings: EngineSettings, name: str) -> Cal
     return lambda: start(source, settings, name)
 
 
-def remote(number: int, asked: RemoteParams) -> Replica:
-    """An endpoint that others run; it is looked for until it is there."""
+def remote(number: int, asked: RemoteParams, silence_s: float) -> Replica:
+    """An endpoint that others run, given up when it is silent for so long; it is looked for until it is there."""
     from inhouse.core.settings import settings
     from inhouse.engines.remote_serving import RemoteSettings, start
 
-    told = RemoteSettings(**asked.model_dump(exclude={"weight"}))
+    told = RemoteSettings(**asked.model_dump(exclude={"weight"}), silence_s=silence_s)
 
     def find() -> Reached:
         return start(told, settings().offline)

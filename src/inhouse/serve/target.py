@@ -98,7 +98,7 @@ class Target:
             for each in made:
                 each.close()
             raise
-        return made + [remote(number, asked) for number, asked in enumerate(params.remotes, 1)]
+        return made + [remote(number, asked, params.first_token_s) for number, asked in enumerate(params.remotes, 1)]
 
     def _make(self, kind: str) -> Replica:
         return replica(kind, f"{self.release.label}#{next(self._numbers)}", self.model.path, self.model.engine)
