@@ -216,6 +216,24 @@ def test_answer_of_the_overflow_is_not_kept_as_the_releases(
     run(scene())
 
 
+def test_request_that_a_canary_could_not_take_counts_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        house = House(tmp_path)
+        house.engine.go.set()
+        canary = Arm(Release(2, "r", 2, "a", True, ""), 100, "canary", "")
+        counted: list[tuple[Arm, int]] = []
+        follow: Any = house.pipeline.deployments
+        way = replace(follow.enter("desk", None, None), failed=canary)
+        monkeypatch.setattr(follow, "enter", lambda *_: way)
+        monkeypatch.setattr(follow.trials, "count", lambda _, arm, seen: counted.append((arm, seen.status)))
+        await house.ask(Seat())
+        assert counted == [(canary, 503), (way.arm, 200)]
+
+    run(scene())
+
+
 def test_refused_requests_are_no_requests_of_the_day(tmp_path: Path) -> None:
     async def scene() -> None:
         house = House(tmp_path)

@@ -246,6 +246,21 @@ def test_rules_are_asked_who_stays(fake: Fake, served: Deployments) -> None:
     assert len(ways) == 1 and asked == ["user"] * 50
 
 
+def test_nobody_waits_for_a_canary_whose_engine_is_away(fake: Fake, served: Deployments) -> None:
+    fake.arrange(arm(V1, 500), arm(V2, 500, "canary"))
+    wait_for(lambda: len(served.targets()) == 2)
+    live, canary = (next(t for t in served.targets() if t.release is release) for release in (V1, V2))
+    canary.pool.ready = False
+    ways = [served.enter("desk", nobody) for _ in range(200)]
+    assert {way.target.release.id for way in ways} == {V1.id} == {way.arm.release.id for way in ways}
+    failed = [way.failed for way in ways if way.failed is not None]
+    assert 60 < len(failed) < 140 and {one.release.id for one in failed} == {V2.id}
+    live.pool.ready = False  # nobody is better off then
+    assert any(served.enter("desk", nobody).target.release is V2 for _ in range(50))
+    canary.pool.ready = live.pool.ready = True
+    assert not any(served.enter("desk", nobody).failed for _ in range(50))
+
+
 def test_shadow_gets_copies_and_no_requests(fake: Fake, served: Deployments) -> None:
     fake.arrange(arm(V1), arm(V2, 1000, "shadow"))
     wait_for(lambda: len(served.targets()) == 2)

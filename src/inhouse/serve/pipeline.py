@@ -224,6 +224,9 @@ class Pipeline:
         label = way.target.release.label
         seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
         seen.route, seen.arm = caller.route, way.arm
+        if way.failed is not None:
+            lost = replace(seen, status=503, error="engine_unavailable")
+            self.deployments.trials.count(way.deployment, way.failed, lost)
         self.watchers.metrics.enter()
         return way, seen
 

@@ -45,6 +45,7 @@ class Way:
     arm: Arm
     target: Target
     adapter: str | None = None
+    failed: Arm | None = None  # the canary that it was dealt to, whose engine is not there
 
     @property
     def deployment(self) -> str:
@@ -61,10 +62,17 @@ class Way:
 
 
 def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way:
-    """The arm for this request. `who` stays with one arm as long as the weights stay; None is dealt at random."""
+    """The arm for this request. `who` stays with one arm as long as the weights stay; None is dealt at random.
+
+    Nobody waits for a canary whose engine is being started again: the live release answers.
+    """
     arms = serving.answering
     arm = arms[0] if len(arms) == 1 else choose(arms, point_of(serving.deployment.name, who))
-    return Way(serving, arm, serving.targets[arm.release.id], adapter)
+    target = serving.targets[arm.release.id]
+    if arm.role == "canary" and not target.pool.ready and serving.main.pool.ready:
+        live = next(one for one in arms if one.release.id == serving.deployment.release.id)
+        return Way(serving, live, serving.main, adapter, failed=arm)
+    return Way(serving, arm, target, adapter)
 
 
 def point_of(deployment: str, who: str | None) -> float:
