@@ -85,6 +85,8 @@ def test_request_with_personal_data_stays(there: Overflows, ask: Ask) -> None:
 def test_what_can_wait_or_only_this_release_can_answer_stays(there: Overflows) -> None:
     assert not goes(there, way(9), chat(CLEAN), background=True)
     assert not goes(there, way(9, adapter="legal"), chat(CLEAN))
+    biased = Ask(Sampling(4, logit_bias={5: 1.0}), messages=HELLO)  # token 5 of another model is another one
+    assert not goes(there, way(9), biased) and goes(there, way(9), Ask(Sampling(4), messages=HELLO))
 
 
 def test_nothing_leaves_where_personal_data_cannot_be_found(

@@ -249,7 +249,7 @@ def test_log_that_is_not_finite_stops_before_anything_is_saved(logs: dict[str, f
     with pytest.raises(UserError) as error:
         watch.on_log(None, TrainerState(global_step=4), TrainerControl(), logs={"learning_rate": 0.1, **logs})
     assert error.value.code == "train.diverged"
-    assert error.value.facts == {"step": 4, "learning_rate": 0.1, "checkpoint": "-"}
+    assert error.value.facts == {"step": 4, "learning_rate": 0.1, "checkpoint": "none was saved before"}
     (event,) = events_of_file(tmp_path / "e.jsonl")
     assert event["event"] == "train.step" and None in (event["loss"], event["grad_norm"])
 

@@ -58,12 +58,16 @@ class Training:
 def plan_train(request: TrainingRequest, events: Events) -> Plan:
     """Memory, time and batch of a training on this machine, from two real steps. Nothing is trained.
 
-    The base is fetched and the dataset built where they are not made yet. Raises train.does_not_fit.
+    The base is fetched and the dataset built where they are not made yet. Raises train.does_not_fit and
+    train.parallel_method.
     """
+    from inhouse.train.distributed import check
     from inhouse.train.setup import prepare
 
     found = open_training(request, events)
     refuse_base(found.inputs["base"], found.params)
+    if found.params.parallel is not None:
+        check(found.params)
     ready = prepare(found.params, found.inputs, found.seed, events)
     return plan_training(ready, found.params, found.seed, request.store.root)
 

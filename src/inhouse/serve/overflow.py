@@ -31,9 +31,11 @@ class Overflows:
     async def beyond(self, rule: Overflow, way: Way, ask: Ask, background: bool) -> Pool | None:
         """Where this request goes because too many wait here; None: it stays.
 
-        What holds personal data stays, always; so does what only this release can answer, and work that can wait.
+        What holds personal data stays, always; so does what only this release can answer (an adapter, numbers of its
+        tokens), and work that can wait.
         """
-        if background or way.adapter is not None or way.target.admission.waiting < rule.queue:
+        own = way.adapter is not None or bool(ask.sampling.logit_bias)
+        if background or own or way.target.admission.waiting < rule.queue:
             return None
         pool = self._pool(rule)
         if not pool.could_answer(ask) or not self._can_search() or await asyncio.to_thread(holds_personal_data, ask):

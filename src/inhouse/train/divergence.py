@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text
 from inhouse.train.checkpoint import drop_since, newest_of
 
 SMOOTHING = 0.3  # weight of the newest loss in the smoothed one
@@ -62,4 +63,4 @@ def _short(rate: float) -> float:
 def _last_good(folder: Path, since: int | None) -> str:
     if since is not None:
         drop_since(folder, since)
-    return str(newest_of(folder) or "-")
+    return str(newest_of(folder) or text("train.none_saved"))

@@ -165,7 +165,7 @@ def _open(ready: Prepared, params: TrainParams, budget: Budget, deadline: float)
     for left in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(left.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
     steps = steps_of(ready, params, budget.seed)
-    if "steps" not in study.user_attrs:
+    if "steps" not in study.user_attrs or not _finished(study):  # a search that was too short has more time now
         study.set_user_attr("steps", _length(ready, steps, budget, deadline))
     own = {"learning_rate": params.learning_rate, **({"r": _method(params)["r"]} if _has_rank(params) else {})}
     if own not in [trial.params for trial in _finished(study)] + [_fixed(trial) for trial in _waiting(study)]:
