@@ -102,6 +102,12 @@ def chosen_waiting() -> bool:
     return "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
 
 
+def spinning() -> bool:
+    """Whether the environment lets OpenMP's threads spin while they wait, and does not say on which cores they run."""
+    spins = os.environ.get("GOMP_SPINCOUNT", "0") != "0"
+    return spins and not {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"} & os.environ.keys()
+
+
 def leave_parallelism_to_processes() -> None:
     """Let polars use one thread in this process; call it before polars is imported."""
     os.environ["POLARS_MAX_THREADS"] = "1"

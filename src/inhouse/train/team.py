@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+
+from inhouse.core.settings import own_cores, spinning
 
 
 @cache
@@ -39,6 +43,37 @@ def run(name: str, rows: int, *numbers: int) -> None:
         return
     data = (ctypes.c_int64 * (len(numbers) + 3))(*team[1], rows, *numbers)
     team[0](loop, data, threads, 0)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let each thread of the team but the first stay on a core of its own, where they spin and have a core each.
+
+    A thread that has slept may be woken on the core of the one that waits for it. The first thread is left alone:
+    processes that it starts inherit where it may run.
+    """
+    cores, threads = own_cores(), torch.get_num_threads()
+    placed = spinning() and 1 < threads == len(cores) and _openmp() is not None
+    if placed:
+        _place([{core} for core in cores])
+    try:
+        yield
+    finally:
+        if placed:
+            _place([set(cores)] * threads)
+
+
+def _place(where: Sequence[set[int]]) -> None:
+    team = _openmp()
+    assert team is not None
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(team[1][0])
+
+    def move(_: int | None) -> None:
+        with suppress(OSError):  # where it is not allowed they stay where they are
+            if own := number():
+                os.sched_setaffinity(0, where[own])
+
+    team[0](ctypes.CFUNCTYPE(None, ctypes.c_void_p)(move), None, len(where), 0)
 
 
 def bits(value: float) -> int:
