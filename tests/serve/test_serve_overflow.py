@@ -27,6 +27,9 @@ RULE = Overflow(url="http://127.0.0.1:9", model="big", queue=4)
 CLEAN = "Which desk handles crude oil?"
 
 
+NESTED: dict[str, Any] = {}
+for _ in range(3000):
+    NESTED = {"items": NESTED}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -70,11 +73,12 @@ def test_request_goes_elsewhere_only_when_so_many_wait(there: Overflows) -> None
         Ask(Sampling(4), messages=HELLO, tools=[{"function": {"description": "mails ann.lee@example.org"}}]),
         Ask(Sampling(4), messages=HELLO, constraint=Constraint("json_schema", '{"title": "ann.lee@example.org"}')),
         Ask(Sampling(4, stop=("ann.lee@example.org",)), messages=HELLO),
+        Ask(Sampling(4), messages=HELLO, tools=[NESTED]),
         Ask(Sampling(4), prompt="Call 13812345678"),
         Ask(Sampling(4), prompt=[1, 2, 3]),
     ],
     ids=[
-        *("email", "chinese-phone", "tool-call", "line-in-a-call", "name", "tool", "schema", "stop"),
+        *("email", "chinese-phone", "tool-call", "line-in-a-call", "name", "tool", "schema", "stop", "nested"),
         *("completion", "token-ids"),
     ],
 )

@@ -433,6 +433,12 @@ def test_replicas_that_nobody_else_uses_take_turns_by_their_weights() -> None:
     pool.add(late)
     kinds = [asyncio.run(pool.pick(Ask(Sampling(8), prompt=f"later {n}")))[0].name for n in range(40)]
     assert 7 <= kinds.count("late") <= 9  # its share of all 5, not all until it has had as many as the others
+    a.held = "draining"
+    for n in range(40):
+        asyncio.run(pool.pick(Ask(Sampling(8), prompt=f"meanwhile {n}")))
+    a.held = ""
+    kinds = [asyncio.run(pool.pick(Ask(Sampling(8), prompt=f"at last {n}")))[0].name for n in range(40)]
+    assert 7 <= kinds.count("a") <= 9  # nor does one that was away
 
 
 def test_pool_parallel_counts_engines_of_two_kinds_on_one_machine_once() -> None:

@@ -53,6 +53,8 @@ def test_loop_gives_what_torch_gives_also_for_rows_that_lie_apart(monkeypatch: p
     wide, targets = _logits(4.0)
     part, above = torch.cat([wide, wide], 1)[:, : WORDS + 5], torch.rand(ROWS)
     assert team.fits(part) and not part.is_contiguous()
+    targets = torch.stack([targets, targets + 1], 1)[:, 0]
+    assert not targets.is_contiguous()
     looped = [token_losses(part, targets), _found(part, targets, above)]
     monkeypatch.setattr(team, "able", lambda: False)
     usual = [token_losses(part, targets), _found(part, targets, above)]

@@ -71,7 +71,10 @@ def holds_personal_data(ask: Ask) -> bool:
         return True
     limits = [limit.value for limit in (ask.constraint, ask.forced) if limit is not None]
     sent = [ask.prompt, ask.messages, ask.tools, ask.tool_choice, ask.sampling.stop, limits]
-    return any(find(words) for words in _texts(sent))
+    try:
+        return any(find(words) for words in _texts(sent))
+    except RecursionError:  # nested too deeply to be read
+        return True
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -110,6 +110,9 @@ class Pool:
         self.closing = threading.Event()  # nothing is started or measured any more
         self._prefixes = PrefixTable()
         self._coming = 0  # requests that wait to see who comes with them
+        self._turn = (
+            0.0  # whose is next among replicas that are as busy: start-time fair queueing (Goyal, Vin, Cheng 1996)
+        )
         self._restarts_gone = 0
 
     @property
@@ -204,8 +207,7 @@ class Pool:
                 return found
 
     def add(self, replica: Replica) -> None:
-        """One more; it has not to make up for what the others have had before."""
-        replica.taken = max((other.taken for other in self.replicas), default=0.0)
+        """One more."""
         self.replicas = [*self.replicas, replica]
         self.on_change()
 
@@ -260,7 +262,9 @@ class Pool:
         chosen = free[0]  # for a question without a request, the engine that came first: it can do the most
         if ask is not None and len(free) > 1:
             chosen = self._by_prefix(ask, self._of_kind(free, ask))
-        chosen.taken += 1 / chosen.weight
+        if ask is not None:  # whoever was away, or has come since, has nothing to make up for
+            self._turn = max(chosen.taken, self._turn)
+            chosen.taken = self._turn + 1 / chosen.weight
         engine = chosen.engine()
         return None if engine is None else (chosen, engine)
 
@@ -299,7 +303,7 @@ class Pool:
 
     def _by_prefix(self, ask: Ask, free: Sequence[Replica]) -> Replica:
         """The one that has read the prompt's beginning, unless it is much busier than the least loaded."""
-        least = min(free, key=lambda r: (r.load, r.taken))
+        least = min(free, key=lambda r: (r.load, max(r.taken, self._turn)))
         if len(free) < 2:
             return least
         chain = blocks(ask)

@@ -75,7 +75,7 @@ class Replica:
         self.parallel = parallel
         self.weight = weight
         self.running = 0
-        self.taken = 0.0  # requests so far, relative to its weight: whose turn it is among those that are as busy
+        self.taken = 0.0  # when its next turn is, in requests relative to its weight (see Pool)
         self.held: Held = ""
         self._unwell = False
         self._asked_at: float | None = None

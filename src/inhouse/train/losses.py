@@ -29,6 +29,7 @@ class TokenLosses(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, logits: Any, targets: Any) -> Any:
+        targets = targets.contiguous()
         ctx.looped = team.fits(logits) and logits.numel() > 0
         if ctx.looped:
             losses, right, totals = _losses(logits, targets)
@@ -60,7 +61,6 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
     """Losses, whether the target is the likeliest, and the logarithm of all exponentials' sum, of every row."""
     losses, totals = torch.empty(2, len(logits)).unbind()
     right = torch.empty(len(logits), dtype=torch.int64)
-    targets = targets.contiguous()
     given = (targets, losses, totals, right)
     team.run("likelihood", *_rows_of(logits), *[one.data_ptr() for one in given])
     return losses, right.bool(), totals

@@ -45,12 +45,16 @@ class Course:
     since: float = 0.0  # losses summed since the last log
     logged: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
+    judged: int = 0  # points of the curve, by this process
+    rise: Divergence | None = None
 
     def judge(self, params: TrainParams, folder: Path) -> None:
         """Raises train.loss_rose where the curve so far has left for good."""
-        found = Divergence(params.divergence_factor, params.divergence_patience)
-        if [found.add(int(point["step"]), point["loss"]) for point in self.losses][-1]:
-            raise loss_rose(found, self.losses[-1], folder)
+        self.rise = self.rise or Divergence(params.divergence_factor, params.divergence_patience)
+        gone = [self.rise.add(int(point["step"]), point["loss"]) for point in self.losses[self.judged :]]
+        self.judged = len(self.losses)
+        if gone[-1]:
+            raise loss_rose(self.rise, self.losses[-1], folder)
 
 
 @dataclass(frozen=True)
