@@ -125,9 +125,10 @@ def calibrate(ready: Prepared, samples: Sequence[Sample], room: int, folder: Pat
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=ready.loaded.compute != torch.float16)
     one, two = probe_samples(samples, ready.learning.unit)
     width = ready.loaded.compute.itemsize
+    from inhouse.train import team
     from inhouse.train.step import reading, reading_of
 
-    with _as_found(model), reading(model, reading_of(model, ready.reading)):
+    with team.apart(), _as_found(model), reading(model, reading_of(model, ready.reading)):
         loss_of(one, ready).backward()  # first calls are slower
         _, first_s = timed(lambda: _update(optimizer))  # and make the optimiser's state
         release_memory()

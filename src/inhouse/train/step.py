@@ -13,7 +13,7 @@ import torch
 
 from inhouse.core.run import Events
 from inhouse.engines.classifier import head_of_decoder
-from inhouse.train import attention, team
+from inhouse.train import attention
 from inhouse.train.activations import fused_rotation, fused_swiglu
 from inhouse.train.batches import Batch, Reading
 from inhouse.train.fused import fused_lora
@@ -139,7 +139,6 @@ def reading(model: torch.nn.Module, how: Reading, fuse: bool = True) -> Iterator
     inner = unwrapped(model)
     usual = inner.config._attn_implementation
     with ExitStack() as stack:
-        stack.enter_context(team.apart())
         if how.packs:
             attention.register()
             inner.set_attn_implementation(attention.NAME)

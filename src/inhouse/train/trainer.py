@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
+from inhouse.train import team
 from inhouse.train.ahead import AHEAD, mean_of, read_ahead
 from inhouse.train.apart import IGNORED
 from inhouse.train.batches import Reading
@@ -38,7 +39,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         """The whole run, with the model set up to read batches."""
         self.held = []
         whole = not (self.args.fsdp or self.args.deepspeed)  # else weights lie in parts that cannot be joined
-        with reading(self.model, self.how, fuse=whole):
+        with team.apart(), reading(self.model, self.how, fuse=whole):
             return super().train(*settings, **more)
 
     def get_batch_samples(self, *settings: Any) -> Any:
