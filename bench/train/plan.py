@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from model import WORK, model_folder
+
+from inhouse.core.settings import child_environment
 
 SHAPES = {  # hidden, feed-forward, layers, heads, heads of keys and values
     "30M": (288, 768, 12, 8, 4),
@@ -60,7 +61,7 @@ def main() -> None:
         for method in asked.methods:
             done = subprocess.run(
                 [*command, "--one", model, method],
-                env=os.environ | threads,
+                env=child_environment(offline=True) | threads,
                 capture_output=True,
                 text=True,
                 check=False,

@@ -26,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
+from inhouse.core.settings import child_environment
 from inhouse.engines.waiting import SLEEPING
 from inhouse.flow.jobs import threads
 
@@ -141,10 +142,10 @@ def once(subject: Subject, options: argparse.Namespace) -> dict:
         command = [*no_network(), str(python), str(HERE / subject.script), *flags]
         # This checkout is what is measured, whatever the environment has installed.
         env = {**os.environ, **({} if subject.peer else {"PYTHONPATH": str(ROOT / "src")})}
+        if subject.script in ("ours.py", "steps.py"):  # as the product starts a training: in a job
+            env = child_environment(offline=True) | env | threads()
         if options.asleep:
             env |= SLEEPING
-        elif subject.script in ("ours.py", "steps.py"):
-            env |= threads()  # as the product starts a training: in a job
         code = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, cwd=folder, env=env).returncode
     if code or not out.exists():
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]

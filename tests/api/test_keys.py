@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from inhouse.api.keys import CreateKeyRequest, RevokeKeyRequest, create_key, end_key, show_keys
-from inhouse.api.request import Request
-from inhouse.api.serving import ServeRequest, serve
+from inhouse.api.keys import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest, create_key, end_key, show_keys
+from inhouse.api.serving import ServeRequest, local_key, serve
 from inhouse.core.errors import UserError
 from inhouse.core.store import Store
+from inhouse.release.registry import open_registry
 
 
 @pytest.fixture
@@ -27,7 +27,18 @@ def test_two_keys_with_one_name_are_refused_and_a_revoked_ones_name_is_free(work
         assert error.value.code == "keys.name_taken" and "keys rotate 'web'" in str(error.value)
     end_key(RevokeKeyRequest(workspace=workspace, name="web"))
     assert create_key(CreateKeyRequest(workspace=workspace, name="web")).name == "web"
-    assert [key.name for key in show_keys(Request(workspace=workspace)).keys] == ["web#1", "web"]
+    assert [key.name for key in show_keys(ListKeysRequest(workspace=workspace)).keys] == ["web#1", "web"]
+
+
+def test_ended_keys_of_conversations_are_listed_on_request_only(workspace: Path) -> None:
+    create_key(CreateKeyRequest(workspace=workspace, name="web"))
+    registry = open_registry(Store(workspace))
+    for _ in range(3):
+        with local_key(registry, None), local_key(registry, None):
+            assert [k.name for k in show_keys(ListKeysRequest(workspace=workspace)).keys] == ["web", "chat", "chat-2"]
+    end_key(RevokeKeyRequest(workspace=workspace, name="web"))
+    assert [key.name for key in show_keys(ListKeysRequest(workspace=workspace)).keys] == ["web"]
+    assert len(show_keys(ListKeysRequest(workspace=workspace, all=True)).keys) == 7
 
 
 @pytest.mark.parametrize("name", ["  ", "a\nb", "a\x00"])

@@ -20,6 +20,7 @@ from http_fake import HEAD, Answer, Asked, Fake, chunk, events, listening, whole
 from inhouse.core.serving import EngineLost, EngineSilent
 from inhouse.engines.http_connection import EVENT_BYTES, UNREAD_EVENTS
 from inhouse.engines.http_stream import Origin, Patience, Refused
+from inhouse.engines.remote_discovery import authorities
 
 QUICK = Patience(2.0, 5.0)
 
@@ -362,7 +363,7 @@ def test_https_is_verified_against_the_given_authorities(tmp_path: Path) -> None
         async with server:
             with pytest.raises(EngineLost):
                 await Origin(url).call("/")
-            trusted = Origin(url, certificates=certificate)
+            trusted = Origin(url, tls=authorities(certificate))
             try:
                 return await trusted.call("/")
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -18,9 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve_endpoint import Endpoint as Running
 from serve_endpoint import run_once, workspace_with_two_releases
 
+from inhouse.api.bench_serve import BenchServeRequest, bench_serve
 from inhouse.api.chat import Endpoint, stream_chat
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.core.run import Events, process_mark
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams, TlsParams
 from inhouse.serve.tls import secure
@@ -153,6 +156,7 @@ def test_both_faces_answer_over_tls_and_turn_plain_clients_away(
         assert unknown.value.code == "chat.unreachable"
         with pytest.raises(UserError):
             list(stream_chat(Endpoint(server.url, server.key, tls.key), "desk", asked, 4))
+        assert measured_over_tls(registry, server, tls.cert) == (server.url, False, 0)
         host, port = server.url.removeprefix("https://").split(":")
         began = time.monotonic()
         with socket.create_connection((host, int(port)), timeout=5) as plain:
@@ -167,6 +171,15 @@ def test_both_faces_answer_over_tls_and_turn_plain_clients_away(
         assert told.status == health_pb2.HealthCheckResponse.SERVING
         assert client.get("/health").status_code == 200
     assert server.stop() == 0
+
+
+def measured_over_tls(registry: Registry, server: Running, certificate: Path) -> tuple[str, bool, int]:
+    """What `bench serve` measures where this server is the workspace's: its address, if one was started, failures."""
+    note = {"url": server.url, "pid": server.process.pid, "mark": process_mark(server.process.pid)}
+    (registry.store.root / "serve.json").write_text(json.dumps(note | {"certificate": str(certificate)}))
+    asked = {"workspace": registry.store.root, "deployment": "desk", "key": server.key, "clients": (2,), "requests": 1}
+    found = bench_serve(BenchServeRequest.model_validate(asked | {"max_tokens": 4}), Events())
+    return found.url, found.started, sum(line.failed for line in found.lines)
 
 
 def test_unreadable_key_is_said_as_such(tmp_path: Path) -> None:

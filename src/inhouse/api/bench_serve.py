@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -23,6 +24,7 @@ from inhouse.core.run import Events
 from inhouse.core.settings import settings
 from inhouse.core.store import read_json
 from inhouse.release.registry import Registry, open_registry
+from inhouse.remote.trust import trusting
 
 LEVELS = (1, 8, 32)
 SILENCE_S = 120.0
@@ -77,6 +79,7 @@ class Endpoint:
     key: str | None
     model: str
     ours: bool
+    certificate: Path | None = None  # the one to trust; absent: whatever the machine's issuers vouch for
 
 
 @dataclass
@@ -136,8 +139,8 @@ def _endpoint(request: BenchServeRequest) -> Iterator[tuple[Endpoint, bool]]:
     name = choose_deployment(registry, request.deployment)
     with local_key(registry, key) as token:
         running = running_server(request.store)
-        if running is not None and running.certificate is None:
-            yield Endpoint(running.url, token, name, ours=True), False
+        if running is not None:
+            yield Endpoint(running.url, token, name, ours=True, certificate=running.certificate), False
             return
         with temporary_server(request.store, name, request.offline) as url:
             yield Endpoint(url, token, name, ours=True), True
@@ -208,8 +211,9 @@ class Level:
         self.seen = Seen()
         headers = {"Cache-Control": "no-store", **authorization(endpoint.key)}
         try:
-            self._http = Origin(endpoint.url, headers, Patience(5.0, SILENCE_S, most_idle=clients))
-        except ValueError as error:  # no address
+            tls = None if endpoint.certificate is None else trusting(endpoint.certificate)
+            self._http = Origin(endpoint.url, headers, Patience(5.0, SILENCE_S, most_idle=clients), tls)
+        except (ValueError, OSError) as error:  # no address; no certificate any more
             raise UserError("chat.unreachable", url=endpoint.url, reason=str(error)) from None
         self._done = 0
 

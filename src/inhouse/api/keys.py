@@ -9,7 +9,7 @@ from pydantic import Field
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
-from inhouse.release.keys import MOST_NAME, USUAL, Key, Limits, Scope, list_keys, revoke_key, rotate_key
+from inhouse.release.keys import MOST_NAME, USUAL, Key, Limits, Scope, is_local, list_keys, revoke_key, rotate_key
 from inhouse.release.keys import create_key as make_key
 from inhouse.release.registry import open_registry
 
@@ -31,7 +31,7 @@ class KeyLine(Frozen):
 
 
 class Keys(Frozen):
-    """Every key, oldest first."""
+    """Keys, oldest first."""
 
     keys: tuple[KeyLine, ...]
 
@@ -56,6 +56,12 @@ class CreateKeyRequest(Request):
     expires_days: float | None = Field(None, gt=0, le=36500, description="days until it expires")
 
 
+class ListKeysRequest(Request):
+    """Which keys are shown."""
+
+    all: bool = Field(False, description="also keys that conversations on this machine made for themselves and ended")
+
+
 class RevokeKeyRequest(Request):
     """A key to revoke."""
 
@@ -68,9 +74,14 @@ class RotateKeyRequest(RevokeKeyRequest):
     grace_hours: float = Field(0.0, ge=0, le=8784, description="hours that the old token opens still")
 
 
-def show_keys(request: Request) -> Keys:
+def show_keys(request: ListKeysRequest) -> Keys:
     """The keys of this workspace, without their secrets."""
-    return Keys(keys=tuple(_line(key) for key in list_keys(open_registry(request.store).engine)))
+    return _shown(request, request.all)
+
+
+def _shown(request: Request, ended_too: bool = False) -> Keys:
+    keys = list_keys(open_registry(request.store).engine)
+    return Keys(keys=tuple(_line(key) for key in keys if ended_too or key.revoked is None or not is_local(key)))
 
 
 def create_key(request: CreateKeyRequest) -> NewKey:
@@ -99,7 +110,7 @@ def create_key(request: CreateKeyRequest) -> NewKey:
 def end_key(request: RevokeKeyRequest) -> Keys:
     """Revoke a key; running servers refuse it within a second."""
     revoke_key(open_registry(request.store).engine, request.name)
-    return show_keys(request)
+    return _shown(request)
 
 
 def renew_key(request: RotateKeyRequest) -> NewKey:

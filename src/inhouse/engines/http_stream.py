@@ -10,7 +10,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from inhouse.core.serving import EngineLost
@@ -45,9 +44,9 @@ class Origin:
         url: str,
         headers: Mapping[str, str] | None = None,
         patience: Patience = Patience(),
-        certificates: Path | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`headers` go with every request. `certificates` replaces the authorities that an https address may use."""
+        """`headers` go with every request. `tls`: who vouches for an https address; absent: the machine's issuers."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii():
             raise ValueError(f"not an http address: {url}")
@@ -55,7 +54,7 @@ class Origin:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.base = parts.path.rstrip("/")
         self.patience = patience
-        self._tls = ssl.create_default_context(cafile=certificates) if parts.scheme == "https" else None
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._common = b"Host: %b\r\n" % parts.netloc.rpartition("@")[2].encode("ascii")

@@ -22,7 +22,7 @@ from inhouse.core.params import Params
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.openai_deltas import encoded, refused, streamed, whole_deltas
-from inhouse.engines.remote_discovery import discover, headers_for, looking, reached
+from inhouse.engines.remote_discovery import authorities, discover, headers_for, looking, reached
 from inhouse.engines.remote_kinds import Found, Tools, request_body
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ class RemoteServing:
         )
         headers = headers_for(settings.url, settings.api_key_env, settings.headers)
         patience = Patience(settings.connect_s, settings.silence_s, most_idle=settings.parallel)
-        self._api = Origin(self.found.api, headers, patience, settings.certificates)
-        self._own = Origin(self.found.root, headers, patience, settings.certificates)
+        tls = authorities(settings.certificates)
+        self._api = Origin(self.found.api, headers, patience, tls)
+        self._own = Origin(self.found.root, headers, patience, tls)
 
     async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
         """The answer; in one piece where nobody reads the pieces and the endpoint notices that we have gone."""

@@ -116,7 +116,7 @@ def create_numbered_key(
 
 def is_local(key: Key) -> bool:
     """Whether a conversation on this machine made it, for itself."""
-    return re.fullmatch(rf"{LOCAL_KEY}(-\d+)?", key.name) is not None
+    return re.fullmatch(rf"{LOCAL_KEY}(-\d+)?(#\d+)?", key.name) is not None
 
 
 def _refuse_reserved(name: str) -> None:

@@ -58,6 +58,7 @@ def reference_of(start: Start) -> dict[Sample, float]:
     """The log-likelihood of every sample's answer under the model as it is now."""
     import torch
 
+    from inhouse.train import team
     from inhouse.train.batches import collate
     from inhouse.train.step import reading, reading_of
 
@@ -66,7 +67,7 @@ def reference_of(start: Start) -> dict[Sample, float]:
     found: dict[Sample, float] = {}
     training = start.model.training
     start.model.eval()
-    with torch.no_grad(), reading(start.model, how):
+    with team.apart(), torch.no_grad(), reading(start.model, how):
         for at in range(0, len(start.samples), TOGETHER):
             start.events.progress(at, len(start.samples), "reference")
             samples = start.samples[at : at + TOGETHER]
