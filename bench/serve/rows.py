@@ -77,7 +77,11 @@ def tokens(work: Work) -> Iterator[Run]:
 
 
 def prompt(work: Work) -> Iterator[Run]:
-    """The first token of a 1.5k-token prompt: never seen before, and with a beginning that was."""
+    """The first token of a 1.5k-token prompt: never seen before, and with a beginning that was.
+
+    The beginning has another length in every round: engines keep what they have read in blocks, and how much of the
+    last one is read again depends on where it ends.
+    """
     path = model_file(work.folder.parent, work.kind)
     with ExitStack() as stack:
         both = [
@@ -85,7 +89,7 @@ def prompt(work: Work) -> Iterator[Run]:
         ]
         for number in range(work.rounds):
             long = f"Round {number}. " + " ".join(
-                f"Item {i}: {TOPICS[i % 32]} number {i * 7 + number}." for i in range(118)
+                f"Item {i}: {TOPICS[i % 32]} number {i * 7 + number}." for i in range(118 - number % 8)
             )
             for side in turned(both, number):
                 for part, asked in (("cold", f"{long} What is item 3?"), ("shared", f"{long} Name item 9.")):
