@@ -215,6 +215,9 @@ def test_settings_read_the_environment_now(monkeypatch: pytest.MonkeyPatch) -> N
     assert child_environment(offline=True)["HF_HUB_OFFLINE"] == "1"
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert "HF_HUB_OFFLINE" not in child_environment(offline=False)
+    assert child_environment(offline=False)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "500")
+    assert child_environment(offline=False)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "500"
 
 
 def test_require_absent_package_names_the_extra() -> None:
