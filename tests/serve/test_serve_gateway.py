@@ -99,6 +99,15 @@ def test_several_choices_and_log_probabilities_come_in_openai_shape(client: open
         assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
 
 
+def test_log_probabilities_of_chosen_tokens_alone_are_told_too(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="desk", messages=HELLO, max_tokens=4, logprobs=True)
+    told = answer.choices[0].logprobs
+    assert told is not None and told.content is not None and len(told.content) == 4
+    assert all(token.logprob <= 0 and token.top_logprobs == [] for token in told.content)
+    bare = client.completions.create(model="desk", prompt="The sea is", max_tokens=3, logprobs=0).choices[0].logprobs
+    assert bare is not None and len(bare.token_logprobs or ()) == 3 and bare.top_logprobs == [None] * 3
+
+
 def test_completion_answers_plain_and_streamed(client: openai.OpenAI) -> None:
     whole = client.completions.create(model="desk", prompt="The sea is", max_tokens=8)
     parts = client.completions.create(model="desk", prompt="The sea is", max_tokens=8, stream=True)

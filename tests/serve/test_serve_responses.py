@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_thoughts_text_and_calls_are_items_of_their_own_in_their_order() -> None
     ends = [event for event in found if event["type"] == "response.output_item.done"]
     assert [event["output_index"] for event in ends] == [0, 1, 2, 3]
     assert all(event["item"]["status"] == "completed" for event in ends)
+
+
+def test_log_probabilities_without_text_tear_nothing_apart() -> None:
+    """A forced call's pieces have them, and so has the first part of a character that two tokens make."""
+    entry = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": []}
+
+    def piece(arguments: str) -> Delta:
+        return replace(call(0, function={"arguments": arguments}), logprobs=[entry])
+
+    first = replace(call(0, id="call_a", function={"name": "add", "arguments": '{"a"'}), logprobs=[entry])
+    _, whole = events_of([Delta(logprobs=[entry])], [first], [piece(":"), piece("1}")], [Delta(finish="tool_calls")])
+    assert [(item["type"], item["arguments"]) for item in whole["output"]] == [("function_call", '{"a":1}')]
+    early = [Delta(reasoning="hm", logprobs=[entry])], [Delta(logprobs=[entry])], [Delta("é", logprobs=[entry])]
+    _, whole = events_of(*early, [Delta(logprobs=[entry])], [Delta(finish="stop")])
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
+    assert len(whole["output"][1]["content"][0]["logprobs"]) == 3
 
 
 @pytest.mark.parametrize(("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])

@@ -16,7 +16,7 @@ from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.llamacpp_embedding import Embedder, embed
-from inhouse.engines.openai_deltas import encoded, refused, streamed
+from inhouse.engines.openai_deltas import chosen_alone, encoded, refused, streamed
 from inhouse.engines.process import Child
 
 SEEDS = 2**32 - 1  # 32 bits, and the largest value means 'random'
@@ -104,7 +104,7 @@ class LlamaCppServing:
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
         async with aclosing(streamed(self._origin, path, encoded(body))) as pieces:
             async for deltas in pieces:
-                yield deltas
+                yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         """One vector a text, from the second server that llama.cpp needs for them; the first call starts it."""
@@ -215,7 +215,8 @@ def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:
     if asked.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in asked.logit_bias.items()}
     if asked.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": asked.logprobs} if chat else {"logprobs": max(1, asked.logprobs)}
+        others = max(1, asked.logprobs)  # with none of them llama.cpp tells nothing
+        body |= {"logprobs": True, "top_logprobs": others} if chat else {"logprobs": others}
     if asked.ignore_end:
         body["ignore_eos"] = True
     return body

@@ -182,6 +182,14 @@ def _logprobs(told: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     ] or None
 
 
+def chosen_alone(deltas: list[Delta]) -> list[Delta]:
+    """Log-probabilities of the chosen tokens alone: llama.cpp tells none unless it is asked for likely others too."""
+    for delta in deltas:
+        for entry in delta.logprobs or ():
+            entry["top_logprobs"] = []
+    return deltas
+
+
 def _usage(told: Mapping[str, Any], timings: Mapping[str, Any] | None) -> Usage:
     timed = timings or {}
     cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or timed.get("cache_n") or 0

@@ -81,8 +81,8 @@ def request_body(ask: Ask, found: Found) -> dict[str, Any]:
         body["prompt"] = ask.prompt
     if ask.sampling.logprobs is not None:
         _need(dialect.logprobs)
-        asked = ask.sampling.logprobs
-        body |= {"logprobs": True, "top_logprobs": asked} if ask.messages is not None else {"logprobs": max(1, asked)}
+        others = max(1, ask.sampling.logprobs)  # with none of them llama-server tells nothing
+        body |= {"logprobs": True, "top_logprobs": others} if ask.messages is not None else {"logprobs": others}
     if ask.constraint is not None:
         body |= constrained(ask.constraint, found)
     if ask.tools:

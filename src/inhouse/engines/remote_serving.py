@@ -21,7 +21,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.params import Params
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
 from inhouse.engines.http_stream import Origin, Patience
-from inhouse.engines.openai_deltas import encoded, refused, streamed, whole_deltas
+from inhouse.engines.openai_deltas import chosen_alone, encoded, refused, streamed, whole_deltas
 from inhouse.engines.remote_discovery import authorities, discover, headers_for, looking, reached
 from inhouse.engines.remote_kinds import Found, Tools, request_body
 
@@ -121,12 +121,13 @@ class RemoteServing:
         path = "/completions" if ask.messages is None else "/chat/completions"
         try:
             if ask.whole and self.found.dialect.cancels_whole:
-                yield whole_deltas(await self._post(self._api, path, body))
+                deltas = whole_deltas(await self._post(self._api, path, body))
+                yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
                 return
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             async with aclosing(streamed(self._api, path, encoded(body))) as pieces:
                 async for deltas in pieces:
-                    yield deltas
+                    yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
         except EngineRefused as error:
             if error.reason == "failed":
                 log.error("the endpoint %s (%s) refused a request: check its key and model", self.found.api, self.name)

@@ -21,6 +21,7 @@ class ResponseEvents:
         self._number = 0
         self._open: Item | None = None
         self._call = -1  # index of the tool call that is open
+        self._early: list[Json] = []  # log-probabilities of tokens whose text is still to come
         self._finish: str | None = None
 
     def begin(self) -> list[Json]:
@@ -33,8 +34,11 @@ class ResponseEvents:
         for delta in deltas:
             if delta.reasoning:
                 events += self._to("reasoning") + self._gain(delta.reasoning, ())
-            if delta.text or delta.logprobs:
-                events += self._to("message") + self._gain(delta.text, delta.logprobs or ())
+            if delta.text:
+                events += self._to("message") + self._gain(delta.text, [*self._early, *(delta.logprobs or ())])
+                self._early = []
+            elif delta.logprobs and not (delta.reasoning or delta.tool_calls):
+                self._early += delta.logprobs
             for raw in delta.tool_calls or ():
                 events += self._tool_call(raw)
             self._finish = delta.finish or self._finish
@@ -43,6 +47,8 @@ class ResponseEvents:
     def end(self, usage: Usage) -> list[Json]:
         """After the last piece."""
         events = [] if self.object["output"] else self._to("message")
+        if self._early and self._open is not None and self._open.kind == "message":
+            events += self._gain("", self._early)
         reason = INCOMPLETE.get(self._finish or "")
         events += self._close("incomplete" if reason else "completed")
         self.object |= {
@@ -100,6 +106,7 @@ class ResponseEvents:
     def _tool_call(self, raw: Json) -> list[Json]:
         """A piece of a tool call: id and name come once, the arguments in parts."""
         events: list[Json] = []
+        self._early = []
         named = raw.get("function") or {}
         index = raw.get("index", 0)
         if self._open is None or self._open.kind != "function_call" or index != self._call:
