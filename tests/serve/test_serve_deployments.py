@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from inhouse.release.arms import Arm, Role
 from inhouse.release.keys import Key, Limits, Used, add_usage, create_key, hash_token, usage_on
 from inhouse.release.registry import Deployment, Registry, Release, open_registry
 from inhouse.release.rules import Rules
-from inhouse.release.settings import ServeParams
+from inhouse.release.settings import OWN, ServeParams
 from inhouse.serve import deployments
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError
@@ -324,3 +325,26 @@ def test_adapter_is_asked_for_by_the_deployments_name_and_its_own(served: Deploy
         with pytest.raises(ApiError) as unknown:
             served.enter(model, nobody)
         assert unknown.value.status == 404
+
+
+def test_adapter_goes_by_weights_among_the_arms_that_have_it(fake: Fake, served: Deployments) -> None:
+    fake.arrange(arm(V1, 500), arm(V2, 500, "canary"))
+    wait_for(lambda: len(served.targets()) == 2)
+    live, canary = (next(t for t in served.targets() if t.release is release) for release in (V1, V2))
+
+    def answered(adapter: str) -> Counter[str]:
+        return Counter(served.enter(f"desk:{adapter}", nobody).target.release.label for _ in range(200))
+
+    assert 60 < answered("legal")["r:v2"] < 140
+    canary.adapters = ("legal", "new")
+    live.adapters = ("legal", "old")
+    assert answered("new") == {"r:v2": 200} and answered("old") == {"r:v1": 200}
+    assert [name for name in served.names() if ":" in name][:3] == ["desk:legal", "desk:old", "desk:new"]
+    canary.pool.ready = False
+    assert answered("legal") == {"r:v1": 200} and answered("new") == {"r:v2": 200}
+
+
+def test_release_that_records_no_adapters_has_none_of_the_servers_first_one() -> None:
+    first = ServeParams.model_validate({"adapters": {"law": "x"}, "kv_cache": "q8_0", "embeddings": True, "queue": 5})
+    assert set(first.engine_settings()) >= {"adapters", "kv_cache", "embeddings"}
+    assert (first.shared().queue, set(first.shared().engine_settings()) & OWN) == (5, set())

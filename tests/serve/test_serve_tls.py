@@ -179,6 +179,11 @@ def measured_over_tls(registry: Registry, server: Running, certificate: Path) ->
     (registry.store.root / "serve.json").write_text(json.dumps(note | {"certificate": str(certificate)}))
     asked = {"workspace": registry.store.root, "deployment": "desk", "key": server.key, "clients": (2,), "requests": 1}
     found = bench_serve(BenchServeRequest.model_validate(asked | {"max_tokens": 4}), Events())
+    by_address = BenchServeRequest.model_validate(asked | {"max_tokens": 4, "url": f"{server.url}/v1"})
+    assert bench_serve(by_address, Events()).lines[0].failed == 0
+    (registry.store.root / "serve.json").unlink()
+    with pytest.raises(UserError, match="certificate verify failed"):
+        bench_serve(by_address, Events())
     return found.url, found.started, sum(line.failed for line in found.lines)
 
 

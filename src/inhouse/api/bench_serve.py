@@ -15,7 +15,7 @@ from pydantic import Field
 from inhouse.api.chat import authorization
 from inhouse.api.machine_bounds import Bounds, Decode, measure_bounds
 from inhouse.api.request import Request
-from inhouse.api.serving import choose_deployment, local_key, running_server, temporary_server
+from inhouse.api.serving import certificate_at, choose_deployment, local_key, running_server, temporary_server
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
@@ -133,7 +133,8 @@ def _endpoint(request: BenchServeRequest) -> Iterator[tuple[Endpoint, bool]]:
         if request.deployment is None:
             raise UserError("chat.which_model", url=request.url)
         url = request.url.rstrip("/").removesuffix("/v1")
-        yield Endpoint(url, key, request.deployment, ours=False), False
+        certificate = certificate_at(request.store, url)
+        yield Endpoint(url, key, request.deployment, ours=False, certificate=certificate), False
         return
     registry: Registry = open_registry(request.store)
     name = choose_deployment(registry, request.deployment)
@@ -249,7 +250,8 @@ class Level:
                     first, last = first or now, now
         except (EngineLost, EngineSilent, EngineRefused) as error:
             self.seen.failed += 1
-            self.seen.problem = error.reason if isinstance(error, EngineRefused) else type(error).__name__
+            cause = type(error).__name__ if error.__cause__ is None else str(error.__cause__)
+            self.seen.problem = error.reason if isinstance(error, EngineRefused) else cause
             return
         self.seen.firsts.append(first - began)
         self.seen.wholes.append(time.perf_counter() - began)

@@ -116,7 +116,7 @@ def open_chat(request: ChatRequest) -> Iterator[Chat]:
     if request.url is not None:
         if request.deployment is None:
             raise UserError("chat.which_model", url=request.url)
-        yield Chat(request, Endpoint(request.url, key), request.deployment)
+        yield Chat(request, Endpoint(request.url, key, certificate_at(request.store, request.url)), request.deployment)
         return
     registry = open_registry(request.store)
     name = choose_deployment(registry, request.deployment)
@@ -152,6 +152,12 @@ def running_server(store: Store) -> Endpoint | None:
     except (OSError, ValueError, KeyError, TypeError):  # no note, or one of another version
         return None
     return Endpoint(url, None, certificate) if process_mark(pid) == mark else None
+
+
+def certificate_at(store: Store, url: str) -> Path | None:
+    """The certificate to trust at an address: that of this workspace's server, where it answers there."""
+    found = running_server(store)
+    return found.certificate if found is not None and found.url == url.rstrip("/").removesuffix("/v1") else None
 
 
 @contextmanager

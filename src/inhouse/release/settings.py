@@ -96,6 +96,9 @@ class TlsParams(Params):
     key: Path = Field(description="PEM file: the certificate's private key, without a passphrase")
 
 
+OWN = {"adapters", "kv_cache", "embeddings"}  # of ServeParams: a release that does not record them has the usual ones
+
+
 class ServeParams(Params):
     """The endpoint: engine settings that a release bundles, and the limits of the gateway."""
 
@@ -156,8 +159,11 @@ class ServeParams(Params):
     def engine_settings(self) -> dict[str, Any]:
         """The part that changes what the engine answers or needs; a release records it."""
         usual = self.model_dump(include={"context_length", "parallel", "threads", "temperature", "max_tokens"})
-        more = self.model_dump(include={"adapters", "kv_cache", "embeddings"}, exclude_defaults=True)
-        return usual | more
+        return usual | self.model_dump(include=OWN, exclude_defaults=True)
+
+    def shared(self) -> ServeParams:
+        """What holds for every release of a server: all but what each release says, or leaves out, for itself."""
+        return self.model_validate(self.model_dump(exclude=OWN))
 
 
 class ReleaseNode(Params):

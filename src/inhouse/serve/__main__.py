@@ -64,7 +64,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _params(registry: Registry, arguments: argparse.Namespace) -> ServeParams:
     """The settings behind the first deployment's release, with the address of the command line."""
     release = registry.deployment(arguments.deployment[0]).release
-    params = ServeParams.model_validate(registry.store.get(release.artifact).params.get("serve", {}))
+    params = ServeParams.model_validate(registry.store.get(release.artifact).params.get("serve", {})).shared()
     given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
     if arguments.parent is not None:  # only its parent talks to it, on this machine
         given["tls"] = None

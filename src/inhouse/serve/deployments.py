@@ -97,7 +97,8 @@ class Deployments:
                 continue
             labels = [arm.release.label for arm in serving.answering]
             found[name] = None
-            found |= {f"{name}{ADAPTER_MARK}{adapter}": None for adapter in serving.main.adapters}
+            adapters = [own for arm in serving.answering for own in serving.targets[arm.release.id].adapters]
+            found |= {f"{name}{ADAPTER_MARK}{adapter}": None for adapter in adapters}
             found |= dict.fromkeys(labels)
             found |= {f"{name}{ADAPTER_MARK}{label}": None for label in labels if counted[label] > 1}
         return list(found)
@@ -165,10 +166,9 @@ class Deployments:
             return next((way for way in ways if key is None or key.may_use(way.deployment)), ways[0])
         name, _, rest = model.partition(ADAPTER_MARK)
         serving = self.serving.get(name)
-        if serving is None or rest not in serving.main.adapters:
-            return None if serving is None else serving.way_to(rest)
-        main = next(arm for arm in serving.deployment.arms if arm.release.id == serving.deployment.release.id)
-        return Way(serving, main, serving.main, rest)
+        if serving is None:
+            return None
+        return way_of(serving, who(serving.deployment), rest) if serving.arms_with(rest) else serving.way_to(rest)
 
     def _serving(self, found: Deployment) -> Serving:
         there = {arm.release.id for arm in found.arms} & set(self._targets)

@@ -31,6 +31,10 @@ class Serving:
         """The arms that requests go to."""
         return [arm for arm in self.deployment.arms if arm.role != "shadow"]
 
+    def arms_with(self, adapter: str) -> list[Arm]:
+        """The arms that requests for this adapter go to."""
+        return [arm for arm in self.answering if adapter in self.targets[arm.release.id].adapters]
+
     def way_to(self, label: str) -> Way | None:
         """The arm of the release with this label, where one of these answers."""
         arm = next((arm for arm in self.answering if arm.release.label == label), None)
@@ -64,14 +68,16 @@ class Way:
 def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way:
     """The arm for this request. `who` stays with one arm as long as the weights stay; None is dealt at random.
 
-    Nobody waits for a canary whose engine is being started again: the live release answers.
+    Of the arms that have the adapter, of which there must be one. Nobody waits for a canary whose engine is being
+    started again: the live release answers, where it has the adapter.
     """
-    arms = serving.answering
+    arms = serving.answering if adapter is None else serving.arms_with(adapter)
     arm = arms[0] if len(arms) == 1 else choose(arms, point_of(serving.deployment.name, who))
     target = serving.targets[arm.release.id]
     if arm.role == "canary" and not target.pool.ready and serving.main.pool.ready:
-        live = next(one for one in arms if one.release.id == serving.deployment.release.id)
-        return Way(serving, live, serving.main, adapter, failed=arm)
+        live = [one for one in arms if one.release.id == serving.deployment.release.id]
+        if live:
+            return Way(serving, live[0], serving.main, adapter, failed=arm)
     return Way(serving, arm, target, adapter)
 
 
