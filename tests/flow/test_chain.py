@@ -270,3 +270,25 @@ def test_a_classifier_is_not_exported() -> None:
         pipeline(project(**sections))
     assert error.value.code == "plan.classifier"
     assert "exported" not in steps(project(**sections, compress=None))
+
+
+PROMPT = {"method": {"use": "prompt", "num_virtual_tokens": 4}}
+LABELS = {"objective": {"use": "classify"}}
+
+
+@pytest.mark.parametrize(
+    ("train", "code"),
+    [
+        (PROMPT, "plan.unmerged"),
+        ([{}, PROMPT], "plan.unmerged"),
+        ([PROMPT, {}], "plan.chain_prompt"),
+        ([LABELS, {}], "plan.chain_classifier"),
+        ([LABELS, LABELS], "plan.classifier"),
+    ],
+)
+def test_what_nothing_can_go_on_from_is_refused_before_anything_is_trained(train: Any, code: str) -> None:
+    with pytest.raises(UserError) as error:
+        pipeline(project(train=train, extra_data={}))
+    assert error.value.code == code
+    if code in ("plan.unmerged", "plan.classifier"):
+        assert "exported" not in steps(project(train=train, extra_data={}, compress=None))

@@ -6,7 +6,7 @@ import gc
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -561,6 +561,41 @@ def test_teacher_of_another_vocabulary_is_refused(lively: Path, tmp_path: Path) 
         ready_for({"use": "distill", "teacher": {"base": "wise"}}, here)
     assert refused.value.code == "train.teacher_vocabulary"
     assert "signal: text" in str(refused.value)
+
+
+def test_teacher_is_looked_at_as_a_base_is(lively: Path, tmp_path: Path) -> None:
+    """NaN among its weights looked like divergence, and too few embeddings or positions like a fault of ours."""
+    from safetensors.torch import load_file, save_file
+
+    def refusal(folder: Path) -> UserError:
+        here = with_teacher(place(lively, [row(0, None)], tmp_path / f"{folder.name}-work"), folder)
+        with pytest.raises(UserError) as refused:
+            ready_for({"use": "distill", "teacher": {"base": "wise"}}, here)
+        return refused.value
+
+    def changed(name: str, weights: Callable[[dict[str, Any]], None], **config: int) -> Path:
+        folder = shutil.copytree(lively, tmp_path / name)
+        found = load_file(folder / "model.safetensors")
+        weights(found)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8")) | config
+        (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+        return folder
+
+    def damage(found: dict[str, Any]) -> None:
+        found["model.norm.weight"][0] = float("nan")
+
+    assert refusal(changed("damaged", damage)).code == "torch.not_finite"
+    short = refusal(changed("short", lambda found: None, max_position_embeddings=8))
+    assert short.code == "train.teacher_short" and "8" in str(short)
+    few = json.loads((lively / "config.json").read_text(encoding="utf-8"))["vocab_size"] - 40
+
+    def cut(found: dict[str, Any]) -> None:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if name in found:
+                found[name] = found[name][:few].clone()
+
+    assert refusal(changed("few", cut, vocab_size=few)).code == "torch.vocabulary"
 
 
 def small_student(lively: Path, folder: Path) -> Path:

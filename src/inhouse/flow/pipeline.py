@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from inhouse.compress import stage as compress
@@ -21,6 +22,7 @@ from inhouse.release.settings import ReleaseNode
 from inhouse.select import stage as select
 from inhouse.train import forgetting
 from inhouse.train import stage as train
+from inhouse.train.params import TrainParams
 
 NEEDS = {
     "model": (), "data": (), "train": ("model",), "evaluate": ("model", "data"), "compress": ("model", "train", "data"),
@@ -78,15 +80,39 @@ def _refuse_gaps(project: Project) -> None:
     for section, names in needed.items():
         if missing := [name for name in names if section in there and name not in there]:
             raise UserError("plan.needs", section=section, missing=missing[0])
-    if project.compress and _classifies(project):
-        raise UserError("plan.classifier")
+    _refuse_ends(project)
     if not there and not project.extra_data:
         raise UserError("plan.nothing")
 
 
-def _classifies(project: Project) -> bool:
-    """Whether what is made names labels and writes nothing."""
-    return bool(project.trainings) and project.trainings[-1].objective.model_dump().get("use") == "classify"
+def _refuse_ends(project: Project) -> None:
+    """Raise plan.chain_* where a training leaves what the next one cannot begin from, plan.* where it is not exported.
+
+    Virtual tokens cannot be merged into weights, and what names labels writes nothing.
+    """
+    for place, (one, other) in enumerate(pairwise(project.trainings), 1):
+        if _tunes_prompt(one):
+            raise UserError("plan.chain_prompt", place=place)
+        if _classifies(one) and not _classifies(other):
+            raise UserError("plan.chain_classifier", place=place)
+    if project.compress and project.trainings:
+        if _writes_nothing(project):
+            raise UserError("plan.classifier")
+        if _tunes_prompt(project.trainings[-1]):
+            raise UserError("plan.unmerged")
+
+
+def _writes_nothing(project: Project) -> bool:
+    """Whether what is made names labels."""
+    return bool(project.trainings) and _classifies(project.trainings[-1])
+
+
+def _classifies(section: TrainParams) -> bool:
+    return section.objective.model_dump().get("use") == "classify"
+
+
+def _tunes_prompt(section: TrainParams) -> bool:
+    return section.method.model_dump().get("use") == "prompt"
 
 
 def _refuse_names(project: Project, nodes: Sequence[Node]) -> None:
@@ -154,7 +180,7 @@ def _inputs(
 
 def _measured(project: Project, settings: EvaluateParams, made: set[str]) -> Iterator[Node]:
     """Each model is measured by itself, so that a new export does not measure base and tuned again."""
-    measured = [name for name in MEASURED if name != "base"] if _classifies(project) else MEASURED
+    measured = [name for name in MEASURED if name != "base"] if _writes_nothing(project) else MEASURED
     models = [name for name in measured if name in made]
     for name in models:
         engine = "llamacpp" if name == "exported" else _reference_engine(project)

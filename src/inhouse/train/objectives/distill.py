@@ -16,6 +16,7 @@ from inhouse.core.model import ModelParams
 from inhouse.core.params import Needs, Params
 from inhouse.core.protocols import Input, prompt_of
 from inhouse.core.rows import Message, Row
+from inhouse.engines.rope import longest_text
 from inhouse.train.learning import Coding, Loss, Start, every_token
 from inhouse.train.objectives import sft
 from inhouse.train.objectives.sft import ahead, complete, labels
@@ -105,26 +106,37 @@ def _answered(rows: Mapping[int, Row], coding: Coding, params: Distill, engine: 
 
 
 def prepare(params: Distill, start: Start) -> PreTrainedModel | None:
-    """The teacher, in the type that training computes in. Raises train.teacher_vocabulary, train.teacher_prompt."""
+    """The teacher, in the type that training computes in.
+
+    Raises train.teacher_vocabulary, train.teacher_prompt, train.teacher_short, train.teacher_unpacked, and what a base
+    is refused for.
+    """
     if params.signal == "text":
         return None
     if virtual_ids(start.model):
         raise UserError("train.teacher_prompt")
-    from inhouse.engines.transformers import facts_of, load_model
+    from inhouse.engines.transformers import check_finite, facts_of, load_model
     from inhouse.train.setup import NAMES
     from inhouse.train.step import reading_of
 
     teacher = load_model(start.inputs["teacher"], NAMES[str(start.compute)])
-    _refuse_other_words(start.inputs["teacher"], start.inputs["base"])
+    _refuse_other_words(teacher, start.inputs["teacher"], start.inputs["base"])
+    name = facts_of(start.inputs["teacher"]).name
+    check_finite(teacher, name)
+    most, longest = longest_text(teacher.config), max((len(sample.ids) for sample in start.samples), default=0)
+    if most is not None and longest > most:
+        raise UserError("train.teacher_short", teacher=name, most=most, longest=longest)
     if reading_of(start.model, start.reading).packs and not reading_of(teacher, start.reading).packs:
-        raise UserError("train.teacher_unpacked", teacher=facts_of(start.inputs["teacher"]).name)
+        raise UserError("train.teacher_unpacked", teacher=name)
     return teacher.eval().requires_grad_(False).to(next(start.model.parameters()).device)
 
 
-def _refuse_other_words(teacher: Input, student: Input) -> None:
-    from inhouse.engines.transformers import facts_of, load_tokenizer
+def _refuse_other_words(model: PreTrainedModel, teacher: Input, student: Input) -> None:
+    from inhouse.engines.transformers import check_vocabulary, facts_of, load_tokenizer
 
-    if load_tokenizer(teacher).get_vocab() != load_tokenizer(student).get_vocab():
+    tokenizer = load_tokenizer(teacher)
+    check_vocabulary(model, tokenizer, facts_of(teacher).name)
+    if tokenizer.get_vocab() != load_tokenizer(student).get_vocab():
         raise UserError("train.teacher_vocabulary", teacher=facts_of(teacher).name, student=facts_of(student).name)
 
 
