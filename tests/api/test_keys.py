@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from inhouse.api.keys import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest, create_key, end_key, show_keys
+from inhouse.api.keys import (
+    CreateKeyRequest,
+    KeyLine,
+    ListKeysRequest,
+    RevokeKeyRequest,
+    RotateKeyRequest,
+    create_key,
+    end_key,
+    renew_key,
+    show_keys,
+)
 from inhouse.api.serving import ServeRequest, local_key, serve
+from inhouse.cli.key_views import _state as state
 from inhouse.core.errors import UserError
 from inhouse.core.store import Store
 from inhouse.release.registry import open_registry
@@ -39,6 +51,19 @@ def test_ended_keys_of_conversations_are_listed_on_request_only(workspace: Path)
     end_key(RevokeKeyRequest(workspace=workspace, name="web"))
     assert [key.name for key in show_keys(ListKeysRequest(workspace=workspace)).keys] == ["web"]
     assert len(show_keys(ListKeysRequest(workspace=workspace, all=True)).keys) == 7
+
+
+def test_old_token_of_a_rotated_key_is_listed_as_long_as_it_opens(workspace: Path) -> None:
+    def line() -> KeyLine:
+        return show_keys(ListKeysRequest(workspace=workspace)).keys[0]
+
+    create_key(CreateKeyRequest(workspace=workspace, name="web", expires_days=9))
+    renew_key(RotateKeyRequest(workspace=workspace, name="web", grace_hours=5))
+    until = line().old_token_until
+    assert until is not None and timedelta(hours=4) < datetime.fromisoformat(until) - datetime.now(UTC)
+    assert state(line()).count(",") == 1 and f"old token until {until[:16]}" in state(line())
+    renew_key(RotateKeyRequest(workspace=workspace, name="web"))
+    assert line().old_token_until is None
 
 
 @pytest.mark.parametrize("name", ["  ", "a\nb", "a\x00"])

@@ -48,7 +48,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Overflows:
     """An overflow whose endpoint answers."""
     made = Overflows(300.0)
     pool = cast(Pool, SimpleNamespace(could_answer=lambda ask: True))
-    monkeypatch.setattr(made, "_pool", lambda rule: pool)
+    monkeypatch.setattr(made, "pool", lambda rule: pool)
     return made
 
 
@@ -99,6 +99,15 @@ def test_nothing_leaves_where_personal_data_cannot_be_found(
     monkeypatch.setattr(overflow, "SEARCHER", "no_such_package")
     assert not goes(there, way(9), chat(CLEAN)) and not goes(there, way(9), chat(CLEAN))
     assert len([r for r in caplog.records if "overflow" in r.message]) == 1
+
+
+def test_endpoint_is_looked_for_before_the_first_request_has_to_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was by the first one that had to, so that the whole first burst after a start waited here."""
+    looked: list[str] = []
+    monkeypatch.setattr(overflow, "remote", lambda number, asked, silence_s: looked.append(asked.url))
+    made = Overflows(300.0)
+    assert not goes(made, way(0), chat(CLEAN)) and len(looked) == 1
+    assert not goes(made, way(0), chat(CLEAN)) and len(looked) == 1
 
 
 def test_endpoint_that_is_not_there_gets_nothing() -> None:

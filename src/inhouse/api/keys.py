@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class KeyLine(Frozen):
     created: str
     expires: str | None
     revoked: str | None
+    old_token_until: str | None = Field(None, description="until when the token before the last rotation opens too")
 
 
 class Keys(Frozen):
@@ -121,6 +122,7 @@ def renew_key(request: RotateKeyRequest) -> NewKey:
 
 def _line(key: Key) -> KeyLine:
     limits = key.limits
+    grace = key.grace if key.grace and datetime.fromisoformat(key.grace) > datetime.now(UTC) else None
     return KeyLine(
         id=key.id,
         name=key.name,
@@ -133,4 +135,5 @@ def _line(key: Key) -> KeyLine:
         created=key.created,
         expires=key.expires,
         revoked=key.revoked,
+        old_token_until=None if key.revoked else grace,
     )

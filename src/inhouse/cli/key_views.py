@@ -44,7 +44,8 @@ def _row(key: KeyLine) -> tuple[str, ...]:
 def _state(key: KeyLine) -> str:
     if key.revoked is not None:
         return text("cell.key_revoked", moment=key.revoked[:10])
-    return "" if key.expires is None else text("cell.key_until", moment=key.expires[:16])
+    ends = {"cell.key_until": key.expires, "cell.key_old_until": key.old_token_until}
+    return ", ".join(text(name, moment=moment[:16]) for name, moment in ends.items() if moment is not None)
 
 
 VIEWS: dict[str, Callable[[Any, Console], None]] = {"keys": keys, "new_key": new_key}

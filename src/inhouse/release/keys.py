@@ -44,7 +44,10 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key; the token itself is not kept anywhere. `id` is the tenant: a rotation keeps it."""
+    """What is known of a key; the token itself is not kept anywhere. `id` is the tenant: a rotation keeps it.
+
+    `grace`: until when the token before the last rotation opens too.
+    """
 
     name: str
     prefix: str
@@ -53,6 +56,7 @@ class Key:
     revoked: str | None
     id: int = 0
     limits: Limits = UNLIMITED
+    grace: str | None = None
 
     def valid(self, now: datetime) -> bool:
         """Whether the key opens anything at this moment."""
@@ -278,7 +282,7 @@ def _key(row: Row[Any]) -> Key:
         tokens_per_minute=row.tokens_per_minute,
         tokens_per_day=row.tokens_per_day,
     )
-    return Key(row.name, row.prefix, row.created, row.expires, row.revoked, row.id, limits)
+    return Key(row.name, row.prefix, row.created, row.expires, row.revoked, row.id, limits, row.old_expires)
 
 
 def _new_token() -> str:

@@ -34,10 +34,10 @@ class Overflows:
         What holds personal data stays, always; so does what only this release can answer (an adapter, numbers of its
         tokens), and work that can wait.
         """
+        pool = self.pool(rule)
         own = way.adapter is not None or bool(ask.sampling.logit_bias)
         if background or own or way.target.admission.waiting < rule.queue:
             return None
-        pool = self._pool(rule)
         if not pool.could_answer(ask) or not self._can_search() or await asyncio.to_thread(holds_personal_data, ask):
             return None
         return pool
@@ -48,7 +48,8 @@ class Overflows:
             await pool.disconnect()
             pool.close()
 
-    def _pool(self, rule: Overflow) -> Pool:
+    def pool(self, rule: Overflow) -> Pool:
+        """The endpoint that a rule names; it is looked for from the first call on, so call it before it is needed."""
         name = (rule.url, rule.model)
         if name not in self._pools:
             asked = RemoteParams(url=rule.url, model=rule.model)

@@ -91,6 +91,9 @@ class Services:
         self.background.every("tidy files", TIDY_S, self.files.tidy)
         self.background.every("batch leases", LEASES_S, self.batches.keep_leases)
         self.background.start("batches", self.batches.run())
+        for serving in self.deployments.serving.values():
+            if rule := serving.deployment.rules.overflow:
+                self.pipeline.overflows.pool(rule)
         await start_compiler()
 
     async def stop(self) -> None:
