@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from inhouse.api.request import Request
+from inhouse.api.unfinished import clean_training
 from inhouse.cli.main import main
 from inhouse.core import store
 from inhouse.core.errors import UserError
@@ -147,11 +149,15 @@ def test_clean_removes_what_failed_builds_left_and_nothing_else(say: Say, tmp_pa
     for folder in (*others, work / "check-999999999-x", work / "check-x"):
         folder.mkdir(parents=True)
     code, shown, _ = say("clean")
-    assert code == 0 and "3 unfinished builds" in shown and not failed.exists()
+    assert code == 0 and "3 unfinished steps" in shown and not failed.exists()
     assert sorted(work.iterdir()) == sorted([work / "abc", others[1]])
     assert all(folder.exists() for folder in others)
     assert sorted((tmp_path / ".inhouse" / "objects").rglob("*")) == kept
     assert json.loads(say("clean", "--json")[1]) == {"folders": 0, "bytes": 0}
+    (others[0] / "state.pt").write_bytes(b"12345")
+    found = clean_training(Request(workspace=tmp_path / ".inhouse"))
+    assert (found.folders, found.bytes) == (1, 5) and list(work.iterdir()) == [others[1]]
+    assert sorted((tmp_path / ".inhouse" / "objects").rglob("*")) == kept
 
 
 def test_diff_shows_a_few_ids_and_gives_programs_all(say: Say, tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import Field
 
-from inhouse.api.data_check import abandoned
 from inhouse.api.request import Request
 from inhouse.core.artifact import Artifact, Frozen
 from inhouse.core.errors import UserError
@@ -20,7 +18,6 @@ from inhouse.data.export import Exported, Format
 from inhouse.data.versions import Version, find_version, version_of, versions
 from inhouse.flow.plan import pipeline, recipe
 from inhouse.flow.project import Project, load
-from inhouse.flow.runner import run_lock
 
 
 class VersionLine(Frozen):
@@ -38,13 +35,6 @@ class Versions(Frozen):
     """Every dataset of the workspace, oldest first."""
 
     versions: tuple[VersionLine, ...]
-
-
-class Cleaned(Frozen):
-    """What builds that were not finished had left in the workspace."""
-
-    folders: int
-    bytes: int
 
 
 class WhyRequest(Request):
@@ -89,25 +79,6 @@ def _line(version: Version) -> VersionLine:
         name=version.name, id=record.id, created=record.created, rows=version.rows,
         sources=tuple(version.sources), bytes=record.bytes,
     )  # fmt: skip
-
-
-def clean_data(request: Request) -> Cleaned:
-    """Remove what builds and checks that failed or were stopped have left: rows as they were read, and steps done.
-
-    The next build of such a project begins anew. Waits for a run of this workspace to end.
-    """
-    store = request.store
-    store.create()
-    found = 0
-    size = 0
-    with run_lock(store, Events()):
-        store.recover()
-        for folder in sorted(store.work.iterdir()):
-            if abandoned(folder):
-                size += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                shutil.rmtree(folder)
-                found += 1
-    return Cleaned(folders=found, bytes=size)
 
 
 def explain_row(request: WhyRequest) -> why.Why:

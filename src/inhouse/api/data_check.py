@@ -107,10 +107,15 @@ def abandoned(folder: Path) -> bool:
 
     A build is nobody's while the run lock is held; a check takes no lock, so its folder names its process.
     """
-    if folder.name.startswith(CHECK):
+    if is_check(folder):
         pid = folder.name.removeprefix(CHECK).partition("-")[0]
         return not pid.isdigit() or process_mark(int(pid)) is None
     return (folder / "scratch" / READS).is_dir()
+
+
+def is_check(folder: Path) -> bool:
+    """Whether a folder of the workspace's `work` is a check's."""
+    return folder.name.startswith(CHECK)
 
 
 def _first_rows(result: Result, count: int) -> Iterator[Row]:

@@ -13,7 +13,8 @@ from inhouse.core.messages import known, text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inhouse.api.data import Cleaned, Versions
+    from inhouse.api.data import Versions
+    from inhouse.api.unfinished import Cleaned
     from inhouse.data.diff import Difference, Gone, Ids
     from inhouse.data.export import Exported
     from inhouse.data.traces import Trace
