@@ -25,10 +25,12 @@ from serve_endpoint import Endpoint, workspace_with_two_releases
 
 from inhouse.api.chat import Endpoint as Asked
 from inhouse.api.chat import stream_chat
+from inhouse.core.messages import text
 from inhouse.core.rows import Message
 from inhouse.core.serving import Delta, Usage
 from inhouse.release.keys import Key, Limits, create_key
 from inhouse.release.registry import Registry
+from inhouse.release.request_records import FILES, FOLDER
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import Flight
 from inhouse.serve.errors import ApiError, invalid, overloaded, unavailable
@@ -286,6 +288,29 @@ def test_server_that_stops_lets_a_stream_finish(
     assert endpoint.process.wait(40) == 0
 
 
+@real
+@pytest.mark.parametrize("name", ["Chat", "ChatStream"])
+def test_call_that_is_not_done_in_time_is_told_that_the_server_stops(
+    tmp_path: Path, smollm2_gguf: Path, launch_on: Callable[[Registry, ServeParams], Endpoint], name: str
+) -> None:
+    registry = workspace_with_two_releases(tmp_path, smollm2_gguf)
+    endpoint = launch_on(registry, ServeParams(port=0, grpc_port=0, drain_s=0.1))
+    assert endpoint.grpc is not None
+    asked = chat(max_tokens=450, temperature=0.0)
+    asked.sampling.ignore_eos = True
+    with grpc.insecure_channel(endpoint.grpc) as channel:
+        timer = threading.Timer(0.7, endpoint.process.send_signal, [signal.SIGTERM])
+        timer.start()
+        with pytest.raises(grpc.RpcError) as over:
+            list(Client(channel, endpoint.key).call(name, asked))
+        timer.join()
+    assert (over.value.code(), over.value.details()) == (grpc.StatusCode.UNAVAILABLE, text("serve.stopping"))
+    assert endpoint.process.wait(40) == 0
+    [file] = (registry.store.root / FOLDER).glob(FILES)
+    record = json.loads(file.read_text().splitlines()[-1])
+    assert (record["status"], record["error"]) == (503, "stopping")
+
+
 def test_description_is_the_one_of_the_proto_file() -> None:
     kept, made = (descriptor_pb2.FileDescriptorSet.FromString(raw) for raw in (DESCRIPTION.read_bytes(), compiled()))
     assert kept == made
@@ -390,7 +415,7 @@ def test_work_that_others_read_along_with_goes_on_when_the_call_is_cancelled() -
             done.set()
 
         flight.followers = 1 if followed else 0
-        call = asyncio.create_task(while_wanted(work(), caller))
+        call = asyncio.create_task(while_wanted(asyncio.create_task(work()), caller))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         call.cancel()

@@ -22,6 +22,7 @@ from inhouse.core.run import collect_seldom
 from inhouse.release.keys import create_numbered_key, is_local, list_keys
 from inhouse.release.registry import Registry
 from inhouse.release.settings import ServeParams
+from inhouse.serve.errors import END_S
 from inhouse.serve.tls import Secured, secure
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from inhouse.serve.gateway import Gateway
 
 BACKLOG = 2048
-END_S = 2  # for requests that are not done after drain_s to be told so, and for clients to read it
 FIRST_KEY = "first"
 WEB = ("uvicorn", "uvloop", "httptools", "sqlalchemy", "inhouse.serve.gateway", "inhouse.serve.door")
 log = logging.getLogger("inhouse.serve")

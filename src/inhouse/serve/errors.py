@@ -10,6 +10,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 # Anthropic's names where they are others, https://docs.anthropic.com/en/api/errors
 MESSAGE_KINDS = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 RETRY_AFTER_S = 1
+END_S = 2  # for requests that are not done after drain_s to be told so, and for clients to read it
 STOPPING = "stopping"  # with this word a request is cancelled that is not done when the server has to end
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from inhouse.release.keys import Scope
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.direct import borrowed, vectors
 from inhouse.serve.door import KEEP_S, grpc_connections, most_connections
-from inhouse.serve.errors import ApiError
+from inhouse.serve.errors import END_S, STOPPING, ApiError, stopping
 from inhouse.serve.grpc.border import HEALTH, WATCH_S, Guard, key_of, read_message
 from inhouse.serve.grpc.faces import StreamFace, WholeFace, tell
 from inhouse.serve.grpc.messages import (
@@ -69,7 +69,8 @@ class Twin:
         ]
         guard = Guard(services)
         self._server = grpc.aio.server(interceptors=(guard,), options=options, maximum_concurrent_rpcs=MOST_CALLS)
-        self._server.add_generic_rpc_handlers((Calls(services).handlers(),))
+        self._calls = Calls(services)
+        self._server.add_generic_rpc_handlers((self._calls.handlers(),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
@@ -84,13 +85,12 @@ class Twin:
         self._watch = asyncio.create_task(self._follow(stopping))
 
     async def stop(self) -> None:
-        """Take no further call, let the running ones finish within serve.drain_s, end the rest."""
+        """Take no further call, let the running ones finish within serve.drain_s, tell the rest that it is over."""
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.services.settings.drain_s)
+        await self._drain()
 
     async def _follow(self, stopping: Callable[[], bool]) -> None:
         told: bool | None = None
@@ -101,8 +101,16 @@ class Twin:
                 for name in ("", SERVICE):
                     await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
             await asyncio.sleep(LOOK_S)
+        await self._drain()
+
+    async def _drain(self) -> None:
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.services.settings.drain_s)
+        drain_s = self.services.settings.drain_s
+        ending = asyncio.create_task(self._server.stop(drain_s + END_S))
+        await asyncio.wait({ending}, timeout=drain_s)
+        for work in list(self._calls.running):
+            work.cancel(STOPPING)
+        await ending
 
 
 def bounds(deadline_s: float) -> list[tuple[str, int]]:
@@ -139,6 +147,7 @@ class Calls:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.running: set[asyncio.Future[None]] = set()  # answers that are being made
 
     def handlers(self) -> Any:
         """What gRPC needs to know of them."""
@@ -230,16 +239,22 @@ class Calls:
     async def _answer(self, body: ChatBody | CompletionBody, caller: Caller, face: WholeFace | StreamFace) -> None:
         """Run the pipeline. gRPC cancels this call at its deadline, or when its client has gone."""
         asking = replace(caller, user=body.user)
-        work = self.services.pipeline.run(body.model, partial(prepare, body), asking, face)
+        work = asyncio.create_task(self.services.pipeline.run(body.model, partial(prepare, body), asking, face))
+        self.running.add(work)
+        work.add_done_callback(self.running.discard)
         await while_wanted(work, caller)
 
 
-async def while_wanted(work: Coroutine[Any, Any, None], caller: Caller) -> None:
-    """Run the work; when this call is cancelled, go on as long as others read along with it."""
-    task = asyncio.create_task(work)
+async def while_wanted(task: asyncio.Task[None], caller: Caller) -> None:
+    """Wait for the work; when this call is cancelled, go on as long as others read along with it.
+
+    Raises what the work raises, and that the server stops where it was cancelled for that.
+    """
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
+        if task.cancelled():  # the work, not this call
+            raise stopping() from None
         while caller.wanted() and not task.done():
             await asyncio.wait({task}, timeout=STILL_WANTED_S)
         task.cancel()
