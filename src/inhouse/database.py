@@ -127,6 +127,28 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+class Versions:
+    """Tells whether anybody has written since: it takes 20 µs, and a transaction that reads some 0.7 ms."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._path = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
+        self._explain: Explain = engine.get_execution_options()[EXPLAIN]
+        self._connection: sqlite3.Connection | None = None
+
+    def now(self) -> int | None:
+        """A number that changes with every commit; None on a server, which tells none. For one thread at a time."""
+        if self._path is None:
+            return None
+        with errors(self._path, self._explain):
+            self._connection = self._connection or connected(self._path, 0.0)
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 @contextmanager
 def errors(path: Path, explain: Explain) -> Iterator[None]:
     """Say in the user's words what SQLite says; what is nobody's fault but ours stays as it is."""

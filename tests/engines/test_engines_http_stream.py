@@ -8,17 +8,21 @@ import ssl
 import sys
 import weakref
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx_sse._decoders import SSEDecoder, SSELineDecoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from http_fake import HEAD, Answer, Asked, Fake, chunk, events, listening, whole
 
 from inhouse.core.serving import EngineLost, EngineSilent
-from inhouse.engines.http_connection import EVENT_BYTES, UNREAD_EVENTS
+from inhouse.engines.http_connection import DONE, EVENT_BYTES, UNREAD_EVENTS, Connection
 from inhouse.engines.http_stream import Origin, Patience, Refused
 from inhouse.engines.remote_discovery import authorities
 
@@ -71,6 +75,70 @@ def test_stream_whose_events_are_cut_anywhere_is_the_same() -> None:
         writer.write(chunk(b""))
 
     assert run(answer, collected) == ["é", "你好 🙂"]
+
+
+EVENTS = (
+    "data: {1}\n\n", "data: 你好\n\n", "data:x\n\n", "data: \n\n", "data\n\n", ": ping\n\n", "event: e\ndata: y\n\n",
+    "data: a\ndata: b\n\n", "data: z\r\n\r\n", "id: 7\n\n", "retry: 5\ndata: r\n\n", "\n", "data: [DONE]\n\n",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=8), st.lists(st.integers(0, 120), max_size=6))
+def test_events_are_those_that_a_parser_of_events_reads_however_they_are_cut(told: list[str], cuts: list[int]) -> None:
+    raw = "".join(told).encode()
+    lines, decoder, wanted = SSELineDecoder(), SSEDecoder(), list[str]()
+    for line in lines.decode(raw.decode()):
+        if (event := decoder.decode(line)) is not None and event.data:
+            wanted.append(event.data)
+    wanted = wanted[: wanted.index(DONE)] if DONE in wanted else wanted
+
+    async def go() -> list[str]:
+        connection = Connection(60.0)
+        connection.begin(events=True)
+        connection.busy = True
+        connection.data_received(HEAD)
+        bounds = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
+        for begin, end in pairwise(bounds):
+            if begin < end:
+                connection.data_received(chunk(raw[begin:end]))
+        assert connection.done == (DONE in "".join(told))
+        return connection._events or []
+
+    assert asyncio.run(go()) == wanted
+
+
+@pytest.mark.parametrize("takes", [lambda data: True, lambda data: False, lambda data: int(data) % 3 > 0], ids=range(3))
+def test_what_is_pushed_is_not_given_and_what_is_not_taken_keeps_its_place(takes: Callable[[str], bool]) -> None:
+    told = [str(number) for number in range(30)]
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        for data in told:
+            writer.write(chunk(f"data: {data}\n\n".encode()))
+            await writer.drain()
+            if int(data) % 4:
+                await asyncio.sleep(0.001)
+        writer.write(chunk(b"data: [DONE]\n\n") + chunk(b""))
+
+    async def use(origin: Origin, fake: Fake) -> tuple[list[str], list[str], bool]:
+        got: list[str] = []
+        given: list[str] = []
+
+        def push(together: list[str]) -> bool:
+            if taken := all(map(takes, together)):
+                got.extend(together)
+            return taken
+
+        async for together in origin.stream("/go", b"{}", push):
+            got += together
+            given += together
+        return got, given, all(connection.push is None for connection in (*origin._idle, *origin._busy))
+
+    got, given, forgotten = run(answer, use)
+    assert got == told
+    assert forgotten
+    assert any(map(takes, told)) == (len(given) < len(told))
 
 
 def test_events_that_arrive_together_are_given_together() -> None:

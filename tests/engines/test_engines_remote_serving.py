@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from http_fake import Asked, Fake, events, listening, whole
+from http_fake import HEAD, Asked, Fake, chunk, events, listening, whole
 
 from inhouse.core.errors import UserError
 from inhouse.core.serving import (
@@ -442,6 +442,36 @@ def test_error_inside_a_stream_is_a_refusal() -> None:
 
     inside = events(json.dumps({"error": {"message": SECRET, "code": 400}}))
     assert run("vllm", use, {"/v1/chat/completions": inside}) == "invalid"
+
+
+@pytest.mark.parametrize(("last", "reason"), [('{"error": {"code": 400}}', EngineRefused), ("[[", EngineLost)])
+def test_what_is_wrong_in_a_stream_is_raised_where_it_is_waited_for_also_when_tokens_are_pushed(
+    last: str, reason: type[Exception]
+) -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> bool | None:
+        if asked.path != "/v1/chat/completions":
+            return await Endpoint(KINDS["vllm"])(asked, writer)
+        writer.write(HEAD)
+        for data in (*['{"choices":[{"index":0,"delta":{"content":"x"}}]}'] * 3, last):
+            writer.write(chunk(f"data: {data}\n\n".encode()))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        return True
+
+    async def go() -> tuple[int, int]:
+        async with asyncio.timeout(5), listening(answer) as fake:
+            engine = (await asyncio.to_thread(start, RemoteSettings(url=fake.url, model="m"))).open()
+            pushed: list[Delta] = []
+            given: list[Delta] = []
+            with pytest.raises(reason):
+                async for deltas in engine.submit(ASK, lambda deltas: not pushed.extend(deltas)):
+                    given += deltas
+            await engine.close()
+            return len(given), len(pushed)
+
+    given, pushed = asyncio.run(go())
+    assert given + pushed == 3
+    assert pushed > 0
 
 
 def test_left_stream_closes_the_connection_at_once() -> None:

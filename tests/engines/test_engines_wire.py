@@ -73,6 +73,35 @@ def test_answers_of_many_requests_arrive_whole_and_in_order(echo: WireBackend) -
         assert [delta.finish for delta in deltas] == [None] * (len(prompt) - 1) + ["stop"]
 
 
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_what_is_pushed_is_not_given_and_what_is_not_taken_keeps_its_place(echo: WireBackend, every: int) -> None:
+    prompts = ["#".join(f"{at} a longer request · 请求 🙂") for at in range(5)]  # at each # the child takes its time
+
+    async def one(engine: WireEngine, prompt: str) -> tuple[str, int]:
+        got: list[Delta] = []
+        offered = pushed = 0
+
+        def push(deltas: list[Delta]) -> bool:
+            nonlocal offered, pushed
+            offered += 1
+            if taken := offered % every == 0:
+                pushed += len(deltas)
+                got.extend(deltas)
+            return taken
+
+        async for deltas in engine.submit(asked(prompt), push):
+            got += deltas
+        assert got[-1].finish == "stop"
+        return "".join(delta.text for delta in got), pushed
+
+    async def work(engine: WireEngine) -> list[tuple[str, int]]:
+        return await asyncio.gather(*(one(engine, prompt) for prompt in prompts))
+
+    found = within(echo, work)
+    assert [said for said, _ in found] == prompts
+    assert any(pushed for _, pushed in found) == (every < 1000)
+
+
 def test_the_last_delta_carries_usage_and_what_else_there_is(echo: WireBackend) -> None:
     deltas = within(echo, lambda engine: gather(engine, asked("ab")))
     assert deltas == [

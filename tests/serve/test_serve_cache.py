@@ -16,7 +16,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, Sampling, Usage
+from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, Push, Sampling, Usage
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Deployment, Release
 from inhouse.release.keys import Key, Used, create_key, usage_on
@@ -61,7 +61,7 @@ class FakeEngine:
             raise EngineLost
         return [[1.0, 0.0] if "oil" in text else [0.6, 0.8] for text in texts], 1
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         self.runs += 1
         run = self.runs
         try:

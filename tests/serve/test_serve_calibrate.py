@@ -14,7 +14,7 @@ import pytest
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Sampling, Stats, Usage
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Push, Sampling, Stats, Usage
 from inhouse.engines.backend import EngineSettings
 from inhouse.release.settings import RemoteParams, ReplicaParams, ServeParams
 from inhouse.serve import auto, calibrate
@@ -43,7 +43,7 @@ class Engine:
         self.asked = 0
         self.closed = 0
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         self.asked += 1
         if self.lost:
             raise EngineLost

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,9 +20,10 @@ import uvicorn
 from test_serve_door import closed, wait_for
 
 from inhouse.serve import door
-from inhouse.serve.exchange import UNREAD_BODY, WHOLE_ANSWER, WHOLE_BODY, Exchange
+from inhouse.serve.exchange import EXCHANGE, UNREAD_BODY, Exchange
 
 TEXT = (b"content-type", b"text/plain")
+PIECES, PIECE_BYTES = 300, 40_000  # more than the buffers of both sides hold
 
 
 class App:
@@ -31,6 +33,7 @@ class App:
         self.in_one_piece: list[bool] = []
         self.seen: list[dict[str, Any]] = []
         self.headers: list[tuple[bytes, bytes]] = []
+        self.flowed: list[bool] = []
         self.kept: list[weakref.ref[Exchange]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -44,6 +47,9 @@ class App:
         if path.startswith("/echo"):
             await self._echo(scope, receive, send)
             return
+        if path == "/pushed":
+            await self._pushed(scope, send)
+            return
         size = {"/short": b"9", "/long": b"1"}.get(path, b"5")
         value = b"a\r\nx-made: up" if path == "/break" else b"a"
         await send(
@@ -54,10 +60,25 @@ class App:
         await send({"type": "http.response.body", "body": b"12345"})
         await send({"type": "http.response.body", "body": b"again"})
 
+    async def _pushed(self, scope: Any, send: Any) -> None:
+        exchange: Exchange = scope["extensions"][EXCHANGE]
+        assert not exchange.flows  # nothing has begun
+        await send({"type": "http.response.start", "status": 200, "headers": [TEXT]})
+        for number in range(PIECES):
+            piece = b"%d" % (number % 10) * PIECE_BYTES
+            self.flowed.append(exchange.flows)
+            if exchange.flows:
+                exchange.write(piece)
+            else:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        assert not exchange.flows  # all is said
+
     async def _echo(self, scope: Any, receive: Any, send: Any) -> None:
         if "late" in scope["path"]:
             await asyncio.sleep(0.05)
-        body = scope["extensions"][WHOLE_BODY]()
+        exchange: Exchange = scope["extensions"][EXCHANGE]
+        body = exchange.whole_body()
         self.in_one_piece.append(body is not None)
         more = body is None
         while more:
@@ -67,9 +88,8 @@ class App:
             body = (body or b"") + message["body"]
             more = message["more_body"]
         self.headers = list(scope["headers"])
-        answer = scope["extensions"][WHOLE_ANSWER]
         status = 204 if "empty" in scope["path"] else 201
-        if "pieces" not in scope["path"] and answer(status, [TEXT], body):
+        if "pieces" not in scope["path"] and exchange.whole_answer(status, [TEXT], body):
             return
         await send({"type": "http.response.start", "status": status, "headers": [TEXT]})
         for place in range(0, len(body), 1000):
@@ -123,6 +143,16 @@ def test_body_comes_back_as_it_was_sent(client: httpx.Client, path: str, size: i
         assert (found.status_code, found.content) == (201, sent)
         assert found.headers["content-type"] == "text/plain"
         assert ("content-length" in found.headers) == ("pieces" not in path)
+
+
+def test_pieces_are_written_without_waiting_as_long_as_the_client_reads(served: Served) -> None:
+    with socket.create_connection(served.listener.getsockname(), 10) as client:
+        client.sendall(b"GET /pushed HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        time.sleep(0.3)  # it does not read: the buffers are full
+        said = closed(client)
+    wanted = b"".join(b"%x\r\n%b\r\n" % (PIECE_BYTES, b"%d" % (n % 10) * PIECE_BYTES) for n in range(PIECES))
+    assert said.partition(b"\r\n\r\n")[2] == wanted + b"0\r\n\r\n"
+    assert set(served.app.flowed) == {True, False}
 
 
 def test_body_that_comes_with_its_head_is_there_at_once(served: Served) -> None:

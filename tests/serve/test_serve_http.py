@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from inhouse.serve import http
 from inhouse.serve.errors import ApiError
-from inhouse.serve.exchange import WHOLE_BODY
+from inhouse.serve.exchange import Exchange
 from inhouse.serve.http import Call, Connection, Shape, Watch
 
 
@@ -49,8 +50,11 @@ def test_request_that_was_watched_is_gone_with_its_end_and_not_when_garbage_is_l
 
 def test_body_that_has_come_whole_and_is_too_large_is_refused() -> None:
     async def go(size: int) -> bytes:
-        scope = {"path": "/", "extensions": {WHOLE_BODY: lambda: b"x" * size}}
-        return await Call(scope, nothing_more, Connection(unsent, "r1"), {}, 100).body(100)
+        exchange = Exchange(
+            cast(Any, SimpleNamespace(flow=SimpleNamespace(resume_reading=bool))), {"method": "POST"}, True, False
+        )
+        exchange.body, exchange.more_body = bytearray(b"x" * size), False
+        return await Call({"path": "/"}, nothing_more, Connection(unsent, "r1", exchange), {}, 100).body(100)
 
     assert asyncio.run(go(100)) == b"x" * 100
     with pytest.raises(ApiError) as refused:

@@ -24,6 +24,7 @@ from inhouse.core.serving import (
     EngineLost,
     EngineRefused,
     EngineSilent,
+    Push,
     Sampling,
     Stats,
     Usage,
@@ -34,6 +35,7 @@ from inhouse.release.settings import ReplicaParams
 from inhouse.serve import scale
 from inhouse.serve.breaker import FAILURES, Breaker
 from inhouse.serve.errors import ApiError
+from inhouse.serve.measured import Measured
 from inhouse.serve.needs import lacking
 from inhouse.serve.pipeline import refusal
 from inhouse.serve.pool import Crossover, Pool
@@ -56,13 +58,19 @@ class Engine:
         self.late_faults: list[Exception] = []
         self.gate: asyncio.Event | None = None
         self.asked = 0
+        self.pushes = False
+        self.taken: list[bool] = []
         self.closed = 0
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         self.asked += 1
+        if self.pushes and push is not None:
+            assert not push([Delta("early")])  # the first piece says that the engine answers: it is waited for
         if self.faults:
             raise self.faults.pop(0)
         yield [Delta(self.name)]
+        if self.pushes and push is not None:
+            self.taken = [push([Delta(" and", tokens=2)]), push([Delta(" on")])]
         if self.gate is not None:
             await self.gate.wait()
         if self.late_faults:
@@ -137,6 +145,10 @@ class Reply:
     async def add(self, deltas: list[Delta]) -> None:
         self.text += "".join(d.text for d in deltas)
 
+    def push(self, deltas: list[Delta]) -> bool:
+        self.text += "".join(d.text for d in deltas)
+        return True
+
     def reset(self) -> None:
         self.resets += 1
         self.text = ""
@@ -152,6 +164,25 @@ class Seen:
 
 def ask(words: str = "hello", **more: Any) -> Ask:
     return Ask(Sampling(4), messages=[{"role": "user", "content": words}], **more)
+
+
+class Broken(Reply):
+    def push(self, deltas: list[Delta]) -> bool:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("reply", "taken", "said"), [(Reply, True, "a and on"), (Broken, False, "a")])
+def test_pool_pieces_are_pushed_once_the_engine_answers_and_what_breaks_there_stays_there(
+    reply: type[Reply], taken: bool, said: str
+) -> None:
+    one, engine = replica("a")
+    engine.pushes = True
+    seen = Measured()
+    got = reply()
+    asyncio.run(Pool("r", [one]).relay(ask(), got, seen))
+    assert engine.taken == [taken, taken]
+    assert got.text == said
+    assert seen.written == (5 if taken else 2)
 
 
 def answered(pool: Pool, request: Ask | None = None, streams: bool = False) -> Reply:
@@ -530,12 +561,12 @@ def test_pool_without_a_trusted_replica_for_long_says_so_at_once() -> None:
 def test_engine_whose_answers_begin_and_break_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     (a, one), (b, _) = replica("a"), replica("b")
 
-    async def breaks(asked: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def breaks(asked: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         yield [Delta("", tokens=0)]  # who speaks
         yield [Delta("half")]
         raise EngineLost
 
-    async def says_nothing(asked: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def says_nothing(asked: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         yield [Delta("", tokens=0)]
         raise EngineLost
 

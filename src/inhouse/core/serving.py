@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -87,6 +87,9 @@ class Delta:
     stop: str | None = None  # the stop string that ended it, where the engine tells
 
 
+Push = Callable[[list[Delta]], bool]  # takes what has arrived, and waits for nobody; False: nothing was taken
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do; a request that needs more goes to another engine or is refused."""
@@ -122,8 +125,11 @@ class ServingEngine(Protocol):
     capabilities: Capabilities
     context_length: int
 
-    def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         """The answer, as lists of what arrived together. Closing the generator cancels the request.
+
+        While somebody waits for the next list, `push` is offered what arrives, and only what it does not take is
+        yielded: a token costs no turn of the event loop then. An engine may leave it alone.
 
         Raises EngineRefused before the first delta, EngineLost, EngineSilent.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -62,13 +62,16 @@ class Origin:
         self._common += _lines(headers or {})
 
     async def stream(
-        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+        self, path: str, body: bytes, push: Callable[[list[str]], bool] | None = None
     ) -> AsyncGenerator[list[str], None]:
         """The data of each event, as lists of what arrived together. Closing the generator closes the connection.
 
+        `push` is offered what comes while the next list is waited for (core.serving.Push).
+
         Raises Refused, EngineLost (also when the stream ends without its end mark), EngineSilent.
         """
-        connection = await self._ask(self._request("POST", path, body, headers), events=True)
+        connection = await self._ask(self._request("POST", path, body, None), events=True)
+        connection.push = push
         try:
             if connection.status != 200:
                 raise Refused(connection.status, await connection.body())
@@ -77,6 +80,8 @@ class Origin:
         except BaseException:  # also GeneratorExit and cancellation: the slot is freed by the closed connection
             self._drop(connection)
             raise
+        finally:
+            connection.push = None  # it holds the answer
         self._let_end(connection)
 
     async def call(

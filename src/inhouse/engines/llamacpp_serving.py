@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Sampling, Stats
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Push, Sampling, Stats
 from inhouse.core.tool_words import writes_tools
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_server
 from inhouse.engines.llamacpp_embedding import Embedder, embed
-from inhouse.engines.openai_deltas import chosen_alone, encoded, refused, streamed
+from inhouse.engines.openai_deltas import encoded, refused, streamed
 from inhouse.engines.process import Child
 
 SEEDS = 2**32 - 1  # 32 bits, and the largest value means 'random'
@@ -93,7 +93,7 @@ class LlamaCppServing:
         self._embedding: tuple[RunningEngine, Origin] | None = None
         self._vocabulary: int | None = None  # known from the first request on that needs it
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         """The answer as it is made; closing the generator closes the connection, which frees the slot."""
         if ask.sampling.logit_bias and max(ask.sampling.logit_bias) >= await self._tokens_known():
             raise EngineRefused("invalid", keyword="logit_bias")  # llama.cpp passes over what it does not know
@@ -102,9 +102,10 @@ class LlamaCppServing:
         if self.server.adapters:  # said of each, or a request reuses what an earlier one's adapter left in the cache
             body["lora"] = self.server.lora(ask.adapter)
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
-        async with aclosing(streamed(self._origin, path, encoded(body))) as pieces:
+        alone = ask.sampling.logprobs == 0
+        async with aclosing(streamed(self._origin, path, encoded(body), push, alone)) as pieces:
             async for deltas in pieces:
-                yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
+                yield deltas
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
         """One vector a text, from the second server that llama.cpp needs for them; the first call starts it."""

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from pydantic_core import from_json
 from inhouse.core.control_tokens import WELL_KNOWN
 from inhouse.core.errors import UserError
 from inhouse.core.params import Params
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Stats
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Push, Stats
 from inhouse.engines.http_stream import Origin, Patience
 from inhouse.engines.openai_deltas import chosen_alone, encoded, refused, streamed, whole_deltas
 from inhouse.engines.remote_discovery import authorities, discover, headers_for, looking, reached
@@ -65,8 +66,11 @@ class RemoteBackend:
 
     def healthy(self) -> bool:
         """Whether it still lists its models; called from a thread."""
-        with _looking(self.settings) as client:
-            return reached(self.found, client)
+        return reached(self.found, self._client)
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        return _looking(self.settings)  # kept: with a new one a look takes 4 ms, and there are some in a second
 
     def open(self) -> RemoteServing:
         """A connection for the running event loop."""
@@ -115,19 +119,20 @@ class RemoteServing:
         self._api = Origin(self.found.api, headers, patience, tls)
         self._own = Origin(self.found.root, headers, patience, tls)
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         """The answer; in one piece where nobody reads the pieces and the endpoint notices that we have gone."""
         body = request_body(ask, self.found)
         path = "/completions" if ask.messages is None else "/chat/completions"
+        alone = ask.sampling.logprobs == 0
         try:
             if ask.whole and self.found.dialect.cancels_whole:
                 deltas = whole_deltas(await self._post(self._api, path, body))
-                yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
+                yield chosen_alone(deltas) if alone else deltas
                 return
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            async with aclosing(streamed(self._api, path, encoded(body))) as pieces:
+            async with aclosing(streamed(self._api, path, encoded(body), push, alone)) as pieces:
                 async for deltas in pieces:
-                    yield chosen_alone(deltas) if ask.sampling.logprobs == 0 else deltas
+                    yield deltas
         except EngineRefused as error:
             if error.reason == "failed":
                 log.error("the endpoint %s (%s) refused a request: check its key and model", self.found.api, self.name)

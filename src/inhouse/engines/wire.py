@@ -30,6 +30,7 @@ from inhouse.core.serving import (
     EngineRefused,
     EngineSilent,
     PairScores,
+    Push,
     Sampling,
     Stats,
     Usage,
@@ -98,17 +99,20 @@ class WireEngine:
         self._link: _Link | None = None
         self._connecting: asyncio.Lock | None = None
 
-    async def submit(self, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+    async def submit(self, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
         """The answer, as lists of what arrived together. Closing the generator cancels the request.
 
         Raises EngineRefused before the first delta, EngineLost, EngineSilent.
         """
         link = await self._linked()
         stream = link.submit(ask)
+        stream.push = push
         try:
             while stream.left > 0 or stream.ready:
-                yield await stream.take()
+                if taken := await stream.take():
+                    yield taken
         finally:
+            stream.push = None
             link.forget(stream)
 
     async def embed(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> tuple[list[list[float]], int]:
@@ -177,7 +181,7 @@ class WireEngine:
 class _Stream:
     """What has arrived for one request and was not taken yet. No task, queue or timer per token."""
 
-    __slots__ = ("begun", "failure", "heard", "id", "left", "loop", "ready", "waiter")
+    __slots__ = ("begun", "failure", "heard", "id", "left", "loop", "push", "ready", "waiter")
 
     def __init__(self, id: int, left: int, loop: asyncio.AbstractEventLoop) -> None:
         self.id = id
@@ -186,18 +190,35 @@ class _Stream:
         self.heard = loop.time()
         self.begun = False
         self.ready: list[Delta] = []
+        self.push: Push | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.failure: Exception | None = None
 
     async def take(self) -> list[Delta]:
-        """Everything that arrived, once there is something."""
+        """Everything that arrived, once there is something; nothing where it was pushed, and is whole."""
         while not self.ready:
             if self.failure is not None:
                 raise self.failure
+            if self.left <= 0:
+                break
             self.waiter = self.loop.create_future()
             await self.waiter
         taken, self.ready = self.ready, []
         return taken
+
+    def add(self, delta: Delta) -> None:
+        """What has arrived: pushed on while somebody waits for it, else kept."""
+        self.heard = self.loop.time()
+        self.begun = True
+        if delta.finish is not None:
+            self.left -= 1
+        waits = self.waiter is not None and not self.waiter.done() and not self.ready
+        if waits and self.push is not None and self.push([delta]):
+            if self.left <= 0:
+                self.wake()
+            return
+        self.ready.append(delta)
+        self.wake()
 
     def wake(self) -> None:
         waiter = self.waiter
@@ -290,7 +311,7 @@ class _Link(asyncio.Protocol):
     def _line(self, line: Any) -> None:
         if isinstance(line, dict):
             return self._about(line)
-        now, streams = self._loop.time(), self._streams
+        streams = self._streams
         for id, index, text, tokens, finish, extra in line:
             stream = streams.get(id)
             if stream is None:
@@ -298,12 +319,7 @@ class _Link(asyncio.Protocol):
             delta = Delta(text, index, tokens, finish)
             if extra is not None:
                 _add_extra(delta, extra)
-            stream.ready.append(delta)
-            stream.heard = now
-            stream.begun = True
-            if finish is not None:
-                stream.left -= 1
-            stream.wake()
+            stream.add(delta)
         return None
 
     def _about(self, line: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, fields
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
 from operator import attrgetter
 
 from cachetools import TTLCache
@@ -123,37 +124,35 @@ def request_name(ask: Ask, tenant: str, release: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=20).hexdigest()
 
 
-@dataclass(slots=True)
-class Whole:
-    """An answer put together while it is sent, so that it can be kept."""
+def kept_answer(pieces: Sequence[list[Delta]], usage: Usage, ttl_s: float) -> Kept | None:
+    """An answer as one delta a choice; None when it is of a kind that is not kept: calls, thoughts, or broken off."""
+    deltas = list(chain.from_iterable(pieces))
+    if any([delta.tool_calls or delta.reasoning for delta in deltas]):
+        return None
+    indexes = {delta.index for delta in deltas}
+    if len(indexes) == 1:
+        found = [_joined(deltas)]
+    else:
+        found = [_joined([delta for delta in deltas if delta.index == index]) for index in sorted(indexes)]
+    if any(delta.finish is None for delta in found):
+        return None
+    return Kept(tuple(found), usage, time.monotonic() + ttl_s)
 
-    texts: dict[int, list[str]] = field(default_factory=dict)
-    last: dict[int, Delta] = field(default_factory=dict)
-    plain: bool = True  # text and log-probabilities only
 
-    def add(self, deltas: list[Delta]) -> None:
-        """Follow what is sent."""
-        for delta in deltas:
-            if delta.tool_calls or delta.reasoning:
-                self.plain = False
-            if delta.text:
-                self.texts.setdefault(delta.index, []).append(delta.text)
-            last = self.last.setdefault(delta.index, Delta(tokens=0, index=delta.index))
-            last.tokens += delta.tokens
-            last.finish = delta.finish or last.finish
-            last.stop = delta.stop or last.stop
-            if delta.logprobs:
-                last.logprobs = [*(last.logprobs or ()), *delta.logprobs]
+def _joined(deltas: list[Delta]) -> Delta:
+    return Delta(
+        "".join([delta.text for delta in deltas]),
+        deltas[0].index,
+        sum([delta.tokens for delta in deltas]),
+        next((delta.finish for delta in reversed(deltas) if delta.finish), None),
+        [entry for delta in deltas if delta.logprobs for entry in delta.logprobs] or None,
+        stop=next((delta.stop for delta in reversed(deltas) if delta.stop), None),
+    )
 
-    @property
-    def text(self) -> str:
-        """What was said, every choice on lines of its own."""
-        return "\n".join("".join(pieces) for pieces in self.texts.values())
 
-    def kept(self, usage: Usage, ttl_s: float) -> Kept | None:
-        """The answer as one delta a choice; None when it is of a kind that is not kept."""
-        if not self.plain or any(last.finish is None for last in self.last.values()):
-            return None
-        for index, last in self.last.items():
-            last.text = "".join(self.texts.get(index, ()))
-        return Kept(tuple(self.last[index] for index in sorted(self.last)), usage, time.monotonic() + ttl_s)
+def said(pieces: Sequence[list[Delta]]) -> str:
+    """The text of an answer, every choice on lines of its own."""
+    texts: dict[int, list[str]] = {}
+    for delta in chain.from_iterable(pieces):
+        texts.setdefault(delta.index, []).append(delta.text)
+    return "\n".join("".join(each) for each in texts.values() if any(each))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from inhouse.core.errors import InhouseError
 from inhouse.core.messages import text
+from inhouse.database import Versions
 from inhouse.release.arms import Deployment, Release
 from inhouse.release.keys import Key
 from inhouse.release.registry import Registry
@@ -61,6 +62,8 @@ class Deployments:
         self._targets: dict[int, Target] = {}
         self._trouble: dict[int, Trouble] = {}
         self._loading: threading.Thread | None = None
+        self._versions = Versions(registry.engine)
+        self._followed: int | None = None  # the registry's version that is served
         self.serving: dict[str, Serving] = {}
         self._wanted = {name: registry.deployment(name) for name in names}
         try:
@@ -138,6 +141,7 @@ class Deployments:
             self._stop.set()  # an engine that still loads is not taken up; that child ends with this process
         for thread in self._threads:
             thread.join(JOIN_S)
+        self._versions.close()
         self._save()
         ending = [threading.Thread(target=t.retire, args=(drain_s,), daemon=True) for t in self._targets.values()]
         for thread in ending:
@@ -192,9 +196,14 @@ class Deployments:
             self._save()
 
     def _follow(self) -> None:
+        now = self._versions.now()
+        if now is not None and now == self._followed:
+            return
+        self._followed = None  # unless all of it is read, and served
         self.keys.read()
         self._wanted = {name: self.registry.deployment(name) for name in self.serving}
         if all(self._in_step(found) for found in self._wanted.values()):
+            self._followed = now
             return
         idle = self._loading is None or not self._loading.is_alive()
         if idle and (missing := self._missing()):

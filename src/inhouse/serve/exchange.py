@@ -1,6 +1,7 @@
 """One request and its answer on a connection, where uvicorn has its RequestResponseCycle: the same with less work.
 
-A body that has come whole is handed over at once, and a whole answer is written at once (two ASGI extensions, below).
+A body that has come whole is handed over at once, and an answer, or a piece of one, is written at once (an ASGI
+extension, below).
 uvicorn makes a timer, an event loop's turn and a few regular expressions of each step: a third of a plain request.
 """
 
@@ -16,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inhouse.serve.door import Guarded
 
-WHOLE_BODY = "inhouse.whole_body"  # () -> the body, or None while some of it, or all, is still to come
-WHOLE_ANSWER = "inhouse.whole_answer"  # (status, headers, body) -> whether it was written; False: send it the usual way
+EXCHANGE = "inhouse.exchange"  # the ASGI extension: this object, for what ASGI's messages make dear
 Header = tuple[bytes, bytes]
 UNREAD_BODY = 64 * 2**10  # then the connection is not read until the application has taken it
 NOT_IN_HEAD = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -51,7 +51,7 @@ class Exchange:
     async def run_asgi(self, app: Any) -> None:
         """Let the application answer; where it does not, that is said for it, and logged."""
         scope, self.scope = self.scope, {}  # it holds this object, and would keep it until garbage is looked for
-        scope["extensions"] = {WHOLE_BODY: self.whole_body, WHOLE_ANSWER: self.whole_answer}
+        scope["extensions"] = {EXCHANGE: self}
         try:
             await app(scope, self.receive, self.send)
         except Exception:  # the application has its own border, and this is behind it
@@ -77,6 +77,18 @@ class Exchange:
             self.connection.transport.write(head + body)
             self._complete()
         return True
+
+    @property
+    def flows(self) -> bool:
+        """Whether another piece of an answer that has begun can be written without waiting for the client."""
+        return self._started and not self.response_complete and not self.connection.flow.write_paused
+
+    def write(self, piece: bytes) -> None:
+        """Write a piece that is not the last one, where it `flows`."""
+        if self._chunked and not self._head_only and not self.disconnected:  # the usual: one call less a token
+            self.connection.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        elif not self.disconnected:
+            self._write(piece, more=True)
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's: what has come of the body, or that the client has gone."""

@@ -21,7 +21,7 @@ from inhouse.release.keys import Key
 from inhouse.serve.constraints import current_tenant
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import STOPPING, ApiError, stopping
-from inhouse.serve.exchange import WHOLE_ANSWER
+from inhouse.serve.exchange import EXCHANGE
 from inhouse.serve.http import Call, Connection, Gone, Receive, Scope, Send
 from inhouse.serve.ids import new_request_id
 from inhouse.serve.measured import Measured
@@ -83,7 +83,7 @@ class Gateway:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         id = given if given and REQUEST_ID.fullmatch(given) else new_request_id()
-        connection = Connection(send, id, scope.get("extensions", {}).get(WHOLE_ANSWER))
+        connection = Connection(send, id, scope.get("extensions", {}).get(EXCHANGE))
         if scope["path"].startswith(OLLAMA):
             connection.shape = "ollama"
         elif scope["path"].startswith(ANTHROPIC):

@@ -20,7 +20,7 @@ MOST_WAITING_BYTES = 32 * 2**20  # of what was said and what it was made from
 log = logging.getLogger("inhouse.serve")
 
 
-class Overheard:
+class Overheard(Reply):
     """A reply whose words are kept until a guard has looked at them: text, thoughts, and arguments of calls."""
 
     def __init__(self, reply: Reply, ask: Ask, wanted: Collection[Alarm]) -> None:
@@ -36,6 +36,16 @@ class Overheard:
 
     async def add(self, deltas: list[Delta]) -> None:
         """Keep it, and send it."""
+        self._keep(deltas)
+        await self.reply.add(deltas)
+
+    def push(self, deltas: list[Delta]) -> bool:
+        """The same without waiting."""
+        if taken := self.reply.push(deltas):
+            self._keep(deltas)
+        return taken
+
+    def _keep(self, deltas: list[Delta]) -> None:
         for delta in deltas:
             if delta.text:
                 self._pieces.setdefault((delta.index, ""), []).append(delta.text)
@@ -44,7 +54,6 @@ class Overheard:
             for call in delta.tool_calls or ():
                 said = (call.get("function") or {}).get("arguments") or ""
                 self._pieces.setdefault((delta.index, f"call {call.get('index')}"), []).append(said)
-        await self.reply.add(deltas)
 
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""

@@ -15,14 +15,12 @@ from urllib.parse import parse_qs
 from inhouse.core.messages import text
 from inhouse.release.keys import Key
 from inhouse.serve.errors import STOPPING, ApiError, stopping
-from inhouse.serve.exchange import WHOLE_BODY
+from inhouse.serve.exchange import Exchange, Header
 from inhouse.serve.later import Later
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
-AtOnce = Callable[[int, Iterable[Header], bytes], bool]
 READ_BODY_S = 30.0
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_NAMES = 20  # of ignored fields, in a header
@@ -44,9 +42,10 @@ class Gone(Exception):
 class Connection:
     """The client's side of one request: what was sent, and with which headers."""
 
-    def __init__(self, send: Send, request_id: str, at_once: AtOnce | None = None) -> None:
+    def __init__(self, send: Send, request_id: str, exchange: Exchange | None = None) -> None:
+        """`exchange` writes without ASGI's messages, where our own server runs the gateway."""
         self.send = send
-        self.at_once = at_once
+        self.exchange = exchange
         self.request_id = request_id
         self.headers: list[Header] = [(b"x-request-id", request_id.encode())]
         self.status = 0
@@ -85,7 +84,7 @@ class Connection:
     ) -> None:
         """Send a whole answer."""
         headers = ((b"content-type", content_type), *self.headers, *extra)
-        if self.at_once is not None and not self.status and self.at_once(status, headers, body):
+        if self.exchange is not None and not self.status and self.exchange.whole_answer(status, headers, body):
             self.status = status
             return
         await self.start(status, content_type, [(b"content-length", str(len(body)).encode()), *extra])
@@ -147,11 +146,11 @@ class Call:
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
-        whole = self.scope.get("extensions", {}).get(WHOLE_BODY)
-        if whole is not None and (found := whole()) is not None:
+        exchange = self.connection.exchange
+        if exchange is not None and (found := exchange.whole_body()) is not None:
             if len(found) > most:
                 raise ApiError(413, "request_too_large", text("serve.too_large", most=most))
-            return bytes(found)
+            return found
         try:
             async with asyncio.timeout(READ_BODY_S):
                 return await _read_all(self.receive, most)

@@ -92,7 +92,7 @@ class OllamaFace:
         return (LinesReply if asked.stream else ObjectReply)(self)
 
 
-class LinesReply:
+class LinesReply(Reply):
     """A line of JSON for whatever arrived together. Tool calls are told whole, in a line before the last."""
 
     def __init__(self, face: OllamaFace) -> None:
@@ -138,7 +138,7 @@ class LinesReply:
         await connection.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace"), more)
 
 
-class ObjectReply:
+class ObjectReply(Reply):
     """Gather an answer and send it as one object."""
 
     sent = False

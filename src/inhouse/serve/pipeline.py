@@ -14,7 +14,7 @@ from inhouse.core.serving import Ask, Delta, EngineLost, EngineRefused, EngineSi
 from inhouse.release.arms import Arm, Deployment
 from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
-from inhouse.serve.cache import AnswerCache, Flight, Kept, Whole
+from inhouse.serve.cache import AnswerCache, Flight, Kept, kept_answer, said
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unheld
 from inhouse.serve.guards import Guards, Overheard
@@ -106,13 +106,12 @@ class Near:
     names: list[str]
 
 
-class Shared:
+class Shared(Reply):
     """A reply that also tells those who read along, and keeps what it sends."""
 
     def __init__(self, reply: Reply, flight: Flight | None, seen: Measured) -> None:
         self.reply = reply
         self.flight = flight or Flight()
-        self.whole = Whole()
         self.seen = seen
 
     @property
@@ -121,25 +120,29 @@ class Shared:
         return self.reply.sent or (self.flight.followers > 0 and bool(self.flight.pieces))
 
     async def add(self, deltas: list[Delta]) -> None:
-        """Keep it, tell it, send it."""
-        self.whole.add(deltas)
+        """Tell it, send it."""
         self.flight.add(deltas)
         await self.reply.add(deltas)
+
+    def push(self, deltas: list[Delta]) -> bool:
+        """The same without waiting."""
+        if taken := self.reply.push(deltas):
+            self.flight.add(deltas)
+        return taken
 
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""
         if self.seen.ask is not None:
-            self.seen.said = self.whole.text
+            self.seen.said = said(self.flight.pieces)
         await self.reply.finish(usage)
 
     def reset(self) -> None:
         """Begin again."""
-        self.whole = Whole()
         self.flight.restart()
         self.reply.reset()
 
 
-class NoReply:
+class NoReply(Reply):
     """Nobody listens: a copy of a request that a release on trial answers."""
 
     sent = False
@@ -347,7 +350,7 @@ class Pipeline:
         going.caller.flights.append(flight)
         try:
             await self._within(asked.ask, shared, going, flight)
-            kept = None if flight.elsewhere else shared.whole.kept(going.seen.usage, self.settings.cache.ttl_s)
+            kept = None if flight.elsewhere else kept_answer(flight.pieces, going.seen.usage, self.settings.cache.ttl_s)
             if kept is not None:
                 self.cache.keep(name, kept)
         finally:
@@ -386,7 +389,6 @@ class Pipeline:
                     async with target.admission.turn(caller.tenant, caller.background):
                         admitted = True
                         seen.turn()
-                        seen.prompt_guess = round(prompt_tokens(ask))
                         await self._relay(target.pool, ask, reply, seen)
                 if flight is not None:
                     flight.end(seen.usage)
@@ -400,7 +402,6 @@ class Pipeline:
         seen, caller = going.seen, going.caller
         told: list[Measured | Flight] = [seen, *caller.flights]
         seen.turn()
-        seen.prompt_guess = round(prompt_tokens(ask))
         caller.notes.append(ELSEWHERE)
         for one in told:
             one.elsewhere = True
@@ -424,6 +425,9 @@ class Pipeline:
             await pool.relay(ask, reply, seen)
         except EngineSilent:
             raise too_late(self.settings.first_token_s) from None
+        finally:
+            if not seen.usages:  # the client has left, or the engine has not told
+                seen.prompt_guess = round(prompt_tokens(ask))
         await reply.finish(seen.usage)
 
 

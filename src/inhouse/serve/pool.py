@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
-from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, EngineSilent, ServingEngine
+from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, EngineSilent, Push, ServingEngine
 from inhouse.serve.errors import unavailable, unsupported
 from inhouse.serve.needs import lacking
 from inhouse.serve.prefix import PrefixTable, blocks
@@ -36,6 +37,8 @@ class Receiver(Protocol):
     def sent(self) -> bool: ...
 
     async def add(self, deltas: list[Delta]) -> None: ...
+
+    def push(self, deltas: list[Delta]) -> bool: ...
 
     def reset(self) -> None: ...
 
@@ -161,7 +164,7 @@ class Pool:
             replica, engine = await self.pick(ask, tried)
             seen.engine = engine.name
             try:
-                await _through(replica, submit(engine, ask), reply, seen)
+                await _through(replica, partial(submit, engine, ask), reply, seen)
                 return
             except EngineSilent:
                 replica.kill()
@@ -313,13 +316,26 @@ class Pool:
         return chosen
 
 
-async def _through(replica: Replica, answer: AsyncGenerator[list[Delta], None], reply: Receiver, seen: Meter) -> None:
+async def _through(
+    replica: Replica, submitted: Callable[[Push], AsyncGenerator[list[Delta], None]], reply: Receiver, seen: Meter
+) -> None:
     """One try on one replica, its circuit kept."""
     replica.running += 1
     replica.breaker.begin()
     heard = False
+
+    def push(deltas: list[Delta]) -> bool:
+        try:
+            taken = heard and reply.push(deltas)
+        except Exception:  # a bug, met inside the connection of many requests: `add` raises it again, in its own
+            log.exception("a piece of an answer could not be told")
+            return False
+        if taken:
+            seen.add(deltas)
+        return taken
+
     try:
-        async with aclosing(answer) as pieces:
+        async with aclosing(submitted(push)) as pieces:
             async for deltas in pieces:
                 if not heard:
                     if not any(map(_says, deltas)):  # who speaks, and not a word yet: the client has seen nothing

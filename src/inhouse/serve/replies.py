@@ -27,6 +27,10 @@ class Reply(Protocol):
         """Take what arrived together."""
         ...
 
+    def push(self, deltas: list[Delta]) -> bool:
+        """Take it without waiting for the client, if that can be; False: nothing was taken, `add` it."""
+        return False
+
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""
         ...
@@ -46,7 +50,7 @@ def usage_dict(usage: Usage) -> Json:
     }
 
 
-class StreamReply:
+class StreamReply(Reply):
     """Pass an answer on as server-sent events while it is made."""
 
     def __init__(self, connection: Connection, asked: Asked) -> None:
@@ -64,6 +68,9 @@ class StreamReply:
         self._offsets: dict[int, int] = {}
         # The part that all events share is encoded once.
         self._prefix = "data: " + json.dumps(head, ensure_ascii=False)[:-1] + ', "choices": ['
+        gained, end = ('"delta": {"content": ', "}") if asked.chat else ('"text": ', "")
+        self._before = f'{self._prefix}{{"index": 0, {gained}'
+        self._after = f'{end}, "logprobs": null, "finish_reason": null}}]}}\n\n'
 
     @property
     def sent(self) -> bool:
@@ -72,11 +79,19 @@ class StreamReply:
 
     async def add(self, deltas: list[Delta]) -> None:
         """Send what arrived together in one write. Each event is whole JSON, so no character is ever split."""
-        events = "".join([self._event(delta) for delta in deltas])
-        if not events:
-            return
-        await self.connection.open_events()
-        await self.connection.write(events.encode("utf-8", "replace"))
+        if events := self._events(deltas):
+            await self.connection.open_events()
+            await self.connection.write(events)
+
+    def push(self, deltas: list[Delta]) -> bool:
+        """The same, once the answer has begun and while the client reads it."""
+        exchange = self.connection.exchange
+        if exchange is None or not exchange.flows:
+            return False
+        if events := self._events(deltas):
+            self.connection.wrote_at = time.monotonic()
+            exchange.write(events)
+        return True
 
     async def finish(self, usage: Usage) -> None:
         """Send the usage when it was asked for, and the end mark."""
@@ -91,17 +106,16 @@ class StreamReply:
         self._spoken.clear()
         self._offsets.clear()
 
+    def _events(self, deltas: list[Delta]) -> bytes:
+        events = self._event(deltas[0]) if len(deltas) == 1 else "".join([self._event(delta) for delta in deltas])
+        return events.encode("utf-8", "replace")
+
     def _event(self, delta: Delta) -> str:
         """One event; the usual one, a piece of text and nothing else, is put together without a JSON encoder."""
         index = delta.index
         first = index not in self._spoken
-        if not (first or delta.finish or delta.logprobs or delta.tool_calls or delta.reasoning):
-            if not delta.text:
-                return ""
-            piece = encode_basestring(delta.text)
-            gained = f'"delta": {{"content": {piece}}}' if self.chat else f'"text": {piece}'
-            ends = '"logprobs": null, "finish_reason": null'
-            return f'{self._prefix}{{"index": {index}, {gained}, {ends}}}]}}\n\n'
+        if not (first or index or delta.finish or delta.logprobs or delta.tool_calls or delta.reasoning):
+            return f"{self._before}{encode_basestring(delta.text)}{self._after}" if delta.text else ""
         if delta.usage is not None and not (delta.text or delta.finish or delta.tool_calls or delta.logprobs):
             return ""
         self._spoken.add(index)
@@ -125,7 +139,7 @@ class StreamReply:
         return legacy_logprobs(delta.logprobs, begin)
 
 
-class WholeReply:
+class WholeReply(Reply):
     """Gather an answer and send it as one JSON object."""
 
     def __init__(self, connection: Connection, asked: Asked) -> None:
@@ -142,6 +156,11 @@ class WholeReply:
     async def add(self, deltas: list[Delta]) -> None:
         """Keep what arrived."""
         self.gathered.add(deltas)
+
+    def push(self, deltas: list[Delta]) -> bool:
+        """Keep it: nobody has to be waited for."""
+        self.gathered.add(deltas)
+        return True
 
     async def finish(self, usage: Usage) -> None:
         """Send the object."""

@@ -7,19 +7,21 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from inhouse.core.errors import UserError
-from inhouse.core.serving import Ask, Delta, EngineRefused, ServingEngine
+from inhouse.core.serving import Ask, Delta, EngineRefused, Push, ServingEngine
 from inhouse.core.tool_words import in_words
 from inhouse.serve.tool_text import ForcedCallReader, FreeCallReader, without_tools
 
 
-def submit(engine: ServingEngine, ask: Ask) -> AsyncGenerator[list[Delta], None]:
+def submit(engine: ServingEngine, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
     """The engine's answer; where the request is about tools and the engine knows none, with its calls read.
+
+    `push` as of ServingEngine.submit; what calls are read from is not pushed.
 
     Raises EngineRefused where a text spells out a control token that cannot be broken.
     """
     plain = prompted(engine, ask)
     reads = ask.tools and ask.tool_choice != "none" and engine.capabilities.tools != "auto"
-    return _read(engine, plain, ask) if reads else engine.submit(plain)
+    return _read(engine, plain, ask) if reads else engine.submit(plain, push)
 
 
 def prompted(engine: ServingEngine, ask: Ask) -> Ask:

@@ -32,7 +32,7 @@ async def tell(context: Any, caller: Caller) -> None:
     await context.send_initial_metadata((("x-request-id", caller.request_id), *notes))
 
 
-class WholeFace:
+class WholeFace(Reply):
     """Gathers an answer into one message."""
 
     sent = False
@@ -73,13 +73,14 @@ class WholeFace:
         self._gathered = Gathered()
 
 
-class StreamFace:
+class StreamFace(Reply):
     """Sends what arrived together as one message."""
+
+    sent = False
 
     def __init__(self, context: Any, caller: Caller) -> None:
         self.context = context
         self.caller = caller
-        self.sent = False
         self._head: Any = None
         self._chat = True
         self._gone = False

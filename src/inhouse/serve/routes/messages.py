@@ -87,7 +87,7 @@ class MessageFace:
         return (MessageStream if asked.stream else WholeMessage)(self.connection, asked.model)
 
 
-class WholeMessage:
+class WholeMessage(Reply):
     """Gather an answer and send it as one message."""
 
     def __init__(self, connection: Connection, model: str) -> None:
@@ -114,7 +114,7 @@ class WholeMessage:
         self.gathered = Gathered()
 
 
-class MessageStream:
+class MessageStream(Reply):
     """Pass an answer on as Anthropic's events while it is made."""
 
     def __init__(self, connection: Connection, model: str) -> None:

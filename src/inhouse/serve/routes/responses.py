@@ -167,7 +167,7 @@ async def delete(services: Services, call: Call) -> None:
     await call.reply({"id": found.id, "object": "response", "deleted": True})
 
 
-class ResponseFace:
+class ResponseFace(Reply):
     """Sends an answer as the Responses API has it, and keeps it."""
 
     def __init__(self, services: Services, key: int, asking: Asking, connection: Connection | None) -> None:
