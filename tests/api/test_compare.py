@@ -113,7 +113,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> InProcess:
 
 @pytest.fixture(scope="module")
 def comparison(project: Path) -> Comparison:
-    return open_comparison(asked(BenchTrainRequest, project, rows=8), Events())
+    return open_comparison(asked(BenchTrainRequest, project, rows=8), Events(), "bench train")
 
 
 def given(bench: Comparison, folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
@@ -681,10 +681,27 @@ def test_command_whose_reference_is_refused_ends_with_the_reason(
         command(request, Events())
 
 
+@pytest.mark.parametrize(
+    ("command", "kind", "named"),
+    [
+        (compare.bench_train, BenchTrainRequest, "bench train"),
+        (learning_curve.learning_curve, CurveRequest, "bench learning-curve"),
+        (ablations.ablation, AblationRequest, "bench ablation"),
+    ],
+)
+def test_private_rows_are_compared_by_nothing_that_reads_them_without_noise(
+    project: Path, command: Callable[..., Any], kind: type[TrainingRequest], named: str
+) -> None:
+    more = {"slice": ("label=grain",)} if kind is AblationRequest else {}
+    with pytest.raises(UserError) as error:
+        command(asked(kind, project, overrides=("train.privacy={epsilon: 8}",), **more), Events())
+    assert error.value.code == "privacy.no_trials" and f"`inhouse {named}`" in str(error.value)
+
+
 def test_too_few_rows_are_told(project: Path) -> None:
     request = asked(BenchTrainRequest, project, overrides=("train.eval_share=0.01", "train.eval_steps=1"))
     with pytest.raises(UserError) as error:
-        open_comparison(request, Events())
+        open_comparison(request, Events(), "bench train")
     assert error.value.code == "compare.few_rows"
 
 

@@ -169,7 +169,7 @@ def opened(base: Path, folder: Path, found: Sequence[dict[str, Any]], shape: str
     (folder / "news.jsonl").write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
     (folder / "inhouse.yaml").write_text(PROJECT.format(base=base, shape=shape, objective=objective), encoding="utf-8")
     asked = AblationRequest(workspace=folder / "ws", offline=True, project=folder, slice=("label=grain",))
-    return open_comparison(asked, Events())
+    return open_comparison(asked, Events(), "bench train")
 
 
 def test_classifier_of_a_part_knows_the_labels_of_all_rows(tiny_llama: Path, tmp_path: Path) -> None:

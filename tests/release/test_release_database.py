@@ -9,7 +9,7 @@ from postgres import installed
 
 from inhouse.core.errors import MissingExtra, UserError
 from inhouse.core.store import Store
-from inhouse.database import reading, writing
+from inhouse.database import Versions, reading, writing
 from inhouse.release.database import connect
 from inhouse.release.keys import create_key, list_keys
 from inhouse.release.registry import URL_FILE, Registry, open_registry
@@ -39,6 +39,39 @@ def test_server_without_its_driver_names_the_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtra) as error:
         connect("postgresql://user@127.0.0.1/team")
     assert "pg" in str(error.value) and error.value.exit_code == 4
+
+
+def test_version_changes_with_every_commit_of_anybody_and_a_server_tells_none(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = connect(database_url)
+    create_key(engine, "first")
+    versions = Versions(engine)
+    try:
+        before = versions.now()
+        if engine.dialect.name != "sqlite":
+            assert before is None
+            return
+        assert versions.now() == before
+        list_keys(engine)
+        assert versions.now() == before
+        create_key(engine, "second")
+        mine = versions.now()
+        assert mine != before
+        words = (
+            "import sys; from inhouse.release.database import connect; from inhouse.release.keys import create_key; "
+        )
+        subprocess.run(
+            [sys.executable, "-c", words + "create_key(connect(sys.argv[1]), 'theirs')", database_url], check=True
+        )
+        assert versions.now() not in (before, mine)
+        with sqlite3.connect(engine.url.database or "") as plain:
+            plain.execute("BEGIN IMMEDIATE")
+            assert versions.now() is not None  # a writer keeps nobody waiting who asks
+            plain.execute("ROLLBACK")
+        plain.close()
+    finally:
+        versions.close()
 
 
 def test_registry_is_where_the_environment_says_else_where_the_workspace_says(

@@ -384,6 +384,29 @@ def test_lenient_schema_keeps_what_cannot_be_held_and_refuses_the_rest(loop: Loo
         loop.check("json_schema", {"$ref": "http://x/y"}, strict=False)
 
 
+@pytest.mark.parametrize(
+    ("schema", "made"),
+    [
+        ({"type": "array", "items": WHOLE, "uniqueItems": False, "not": False}, {"type": "array", "items": WHOLE}),
+        (record({"a": WHOLE}, unevaluatedProperties=False), record({"a": WHOLE}, additionalProperties=False)),
+        ({"type": "array", "items": WHOLE, "unevaluatedItems": False}, {"type": "array", "items": WHOLE}),
+        (
+            {"type": "array", "prefixItems": [WHOLE], "unevaluatedItems": False},
+            {"type": "array", "prefixItems": [WHOLE], "items": False},
+        ),
+    ],
+)
+def test_keywords_that_are_false_are_held_in_words_that_grammars_know(loop: Loop, schema: Any, made: Any) -> None:
+    assert loop.check("json_schema", schema).value == made
+
+
+@pytest.mark.parametrize("keyword", ["contains", "if", "propertyNames"])
+def test_keyword_that_is_false_and_cannot_be_held_is_named(loop: Loop, keyword: str) -> None:
+    assert f"'{keyword}'" in loop.refusal("json_schema", {"type": "array", keyword: False})[0].message
+    joined = {"allOf": [record({"a": WHOLE})], "unevaluatedProperties": False}
+    assert "'unevaluatedProperties'" in loop.refusal("json_schema", joined)[0].message
+
+
 def test_schema_cannot_change_how_it_is_compiled(loop: Loop) -> None:
     sly = {"x-guidance": {"lenient": True}, "$id": "http://x/", "type": "array", "contains": {}}
     assert loop.refusal("json_schema", sly)[0].status == 400

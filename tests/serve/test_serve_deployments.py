@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from inhouse.core.errors import UserError
 from inhouse.core.store import Store
 from inhouse.release.arms import Arm, Role
 from inhouse.release.keys import Key, Limits, Used, add_usage, create_key, hash_token, usage_on
@@ -81,6 +83,9 @@ class Fake:
         main = max((a for a in arms if a.role == "live"), key=lambda a: a.weight).release
         changed = replace(self.deployment, release=main, arms=arms, rules=rules or self.deployment.rules)
         self.deployment = replace(changed, generation=self.deployment.generation + 1)
+        with sqlite3.connect(self.registry.engine.url.database or "") as file:  # as whoever changes it writes
+            file.execute(f"PRAGMA user_version = {self.deployment.generation}")
+        file.close()
 
 
 @pytest.fixture
@@ -119,6 +124,40 @@ def test_keys_are_read_while_a_release_loads(fake: Fake, served: Deployments) ->
     wait_for(lambda: answers(served) is V2)
 
 
+def test_registry_is_read_when_somebody_has_written_and_again_where_that_failed(
+    fake: Fake, served: Deployments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, readings, faults = served.keys.read, 0, 2
+
+    def counted() -> None:
+        nonlocal readings, faults
+        readings += 1
+        if faults:
+            faults -= 1
+            raise UserError("release.busy", path="registry.db", seconds=5)
+        read()
+
+    looks = 0
+    look = served._versions.now
+
+    def now() -> int | None:
+        nonlocal looks
+        looks += 1
+        return look()
+
+    wait_for(lambda: served._followed is not None)
+    monkeypatch.setattr(served._versions, "now", now)
+    monkeypatch.setattr(served.keys, "read", counted)
+    wait_for(lambda: looks > 10)
+    assert readings == 0  # nobody has written
+    token, _ = create_key(fake.registry.engine, "new")
+    wait_for(lambda: hash_token(token) in served.keys.keys)
+    assert (readings, faults) == (3, 0)
+    found = looks
+    wait_for(lambda: looks > found + 10)
+    assert readings == 3
+
+
 def test_keys_are_read_while_somebody_holds_the_registrys_lock(
     fake: Fake, served: Deployments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +178,8 @@ def test_keys_are_read_while_somebody_holds_the_registrys_lock(
     other = sqlite3.connect(fake.registry.engine.url.database or "", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     served.saved = [save]
+    look, looks = served._versions.now, itertools.count(1)
+    monkeypatch.setattr(served._versions, "now", lambda: look() + next(looks))  # as if somebody wrote all the time
     monkeypatch.setattr(served.keys, "read", read)
     try:
         assert waits.wait(10)

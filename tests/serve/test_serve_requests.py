@@ -204,6 +204,8 @@ WRONG: dict[str, tuple[type[Body], dict[str, Any], str, str, str]] = {
     "role": (ChatBody, {**HEAD, "messages": [{"role": "x"}]}, "messages.0.role", "one of: system, dev", "之一"),
     "name": (ChatBody, {**HEAD, "messages": [{"role": "user", "content": "x", "name": "a b"}]}, "messages.0.name",
              "spaces", "空格"),
+    "biases": (ChatBody, {**HEAD, "logit_bias": dict.fromkeys(map(str, range(1001)), 1)}, "logit_bias",
+               "than 1000 entries", "超过上限 1000"),
     "bias": (ChatBody, {**HEAD, "logit_bias": {"x": 1}}, "logit_bias.x", "token id: up to 9 digits", "token 编号"),
     "temperature": (ChatBody, {**HEAD, "temperature": "1"}, "temperature", "must be a number", "应为数字"),
     "top_k": (ChatBody, {**HEAD, "top_k": 1.5}, "top_k", "a whole number", "整数"),

@@ -524,6 +524,11 @@ def test_lint_names_settings_outside_of_known_ranges(settings: dict[str, Any], c
     assert all(text(remark.code, **remark.facts) for remark in found)
 
 
+def test_lint_says_that_preferences_are_what_wants_a_lower_rate() -> None:
+    [remark] = remarks(TrainParams.model_validate({"method": "lora", "objective": "dpo", "learning_rate": 2e-4}))
+    assert (remark.facts["method"], remark.facts["low"], remark.facts["high"]) == ("lora + dpo", "5e-06", "0.0001")
+
+
 def test_lint_tells_of_early_stopping_that_cannot_act() -> None:
     settings = {"eval_steps": 50, "early_stopping_patience": 2}
     [remark] = remarks(TrainParams.model_validate(settings), 149)

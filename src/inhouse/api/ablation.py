@@ -61,7 +61,7 @@ def ablation(request: AblationRequest, events: Events) -> Ablation:
 
     Raises compare.few_rows, compare.slice_unknown, compare.slice_empty, and what keeps the base from being trained.
     """
-    bench = open_comparison(request, events)
+    bench = open_comparison(request, events, "bench ablation")
     parts = {name: _slice(name, bench.train) for name in dict.fromkeys(request.slice)}
     seeds = [bench.training.seed + number for number in range(request.seeds)]
     variants = {"": bench.train}

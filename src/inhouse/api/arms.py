@@ -30,6 +30,7 @@ from inhouse.train.held_out import share_of
 from inhouse.train.learning import Learning
 from inhouse.train.params import TrainParams
 from inhouse.train.planning import refuse_base
+from inhouse.train.privacy import refuse_private
 from inhouse.train.search import measured_on
 
 FOLDER = "compare"  # of the workspace
@@ -227,12 +228,14 @@ def cannot(outcome: Outcome) -> UserError:
     return UserError("compare.cannot", reason=outcome.refused.message if outcome.refused else "")
 
 
-def open_comparison(request: CompareRequest, events: Events) -> Comparison:
+def open_comparison(request: CompareRequest, events: Events, command: str) -> Comparison:
     """A project's training with its rows parted into those to learn and those to measure on; never the test part.
 
-    Raises compare.few_rows, and what the base or the rows' labels are refused for.
+    Raises compare.few_rows, privacy.no_trials with the `command`, and what the base or the rows' labels are refused
+    for.
     """
     training = open_training(request, events)
+    refuse_private(training.params, command)
     refuse_base(training.inputs["base"], training.params)
     dataset = training.inputs["dataset"]
     rows = list(read_rows(dataset.path, "train"))

@@ -68,7 +68,7 @@ def bench_train(request: BenchTrainRequest, events: Events) -> BenchTrain:
 
     Raises compare.few_rows, and what keeps LoRA from being trained here.
     """
-    bench = open_comparison(request, events)
+    bench = open_comparison(request, events, "bench train")
     settings = _settings(bench.training.params, request)
     arms = list(settings)
     first = bench.measure(_arm("lora", settings["lora"], request, bench), bench.train, _turn(bench, 1, len(arms) + 1))

@@ -52,7 +52,7 @@ def learning_curve(request: CurveRequest, events: Events) -> LearningCurve:
 
     Raises compare.few_rows, compare.no_sizes, and what keeps the base from being trained.
     """
-    bench = open_comparison(request, events)
+    bench = open_comparison(request, events, "bench learning-curve")
     sizes = _sizes(request, bench)
     params = bench.training.params.model_copy(update={"max_steps": request.steps})
     arm = Arm(name=BASE, params=dumped(params), seed=bench.training.seed)

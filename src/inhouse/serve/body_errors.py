@@ -26,9 +26,18 @@ KINDS: dict[str, Callable[[], str]] = {
     "dict_type": lambda: text("serve.kind_object"),
     "model_type": lambda: text("serve.kind_object"),
 }
+
+
+def _too_long(told: Found) -> str:
+    most, count = told["max_length"], told["actual_length"]
+    if count is None:  # of an object, and of a list that ends at its first fault
+        return text("serve.body_entries_over", most=most)
+    return text("serve.body_entries_most", most=most, count=count)
+
+
 TOLD: dict[str, Callable[[Found], str]] = {
     "missing": lambda _: text("serve.body_missing"),
-    "too_long": lambda told: text("serve.body_entries_most", most=told["max_length"], count=told["actual_length"]),
+    "too_long": _too_long,
     "too_short": lambda told: text("serve.body_entries_least", least=told["min_length"]),
     "string_too_long": lambda told: text("serve.body_text_most", most=told["max_length"]),
     "string_too_short": lambda told: text("serve.body_text_least", least=told["min_length"]),

@@ -35,6 +35,8 @@ NOT_HELD = {
 }
 DROPPED = ("$schema", "$id", "id", "$comment", "x-guidance")  # they change how references and grammars are read
 JOINS = {"$ref", "allOf", "anyOf", "oneOf"}
+NO_CONDITION = ("not", "uniqueItems")  # where they are false, they ask for nothing
+UNEVALUATED = {"unevaluatedProperties": "additionalProperties", "unevaluatedItems": "items"}
 COUNTS = {"minItems": MOST_ITEMS, "maxItems": MOST_ITEMS, "minLength": MOST_CHARS, "maxLength": MOST_CHARS}
 Node = dict[str, Any]
 Needs = dict[int, list[list[int]]]  # a node ends when of each of these groups one node ends
@@ -75,6 +77,17 @@ def _check_depth(value: Any, param: str) -> None:
 def _children(node: Any) -> Iterator[Any]:
     found = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     return (child for child in found if isinstance(child, dict | list))
+
+
+def _simplify(node: Node) -> None:
+    """Write what is false in words that grammars know, where that means the same."""
+    for key in NO_CONDITION:
+        if node.get(key) is False:
+            del node[key]
+    for key, known in UNEVALUATED.items():
+        if node.get(key) is False and not node.keys() & JOINS:  # nothing else tells of properties or items here
+            del node[key]
+            node.setdefault(known, False)
 
 
 class _Walk:
@@ -135,7 +148,8 @@ class _Walk:
         for key in (*MANY, *NAMED, "required"):
             if key in node and not isinstance(node[key], dict if key in NAMED else list):
                 raise invalid(text("serve.schema_shape", keyword=key), self.param)
-        if self.strict and (held := sorted(key for key in NOT_HELD & node.keys() if node[key] is not False)):
+        _simplify(node)
+        if self.strict and (held := sorted(NOT_HELD & node.keys())):
             raise invalid(text("serve.schema_keyword", keyword=held[0]), self.param)
         for kind in _listed(node.get("type", [])):
             if not isinstance(kind, str) or kind not in TYPES:

@@ -54,7 +54,7 @@ class Arm(Frozen):
     def settings(self) -> TrainParams:
         """The settings of this training alone: one process, no checkpoints, rows of its own to measure on."""
         found = TrainParams.model_validate(self.params)
-        alone: dict[str, Any] = {"parallel": None, "privacy": None, "forgetting": None, "report_to": ()}
+        alone: dict[str, Any] = {"parallel": None, "forgetting": None, "report_to": ()}
         watch = {"eval_steps": 1, "eval_share": None, "early_stopping_patience": None}
         return found.model_copy(update=alone | watch)
 

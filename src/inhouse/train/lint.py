@@ -18,8 +18,8 @@ FEW_STEPS, MANY_EPOCHS = 20, 10
 # al. 2023, arXiv:2305.14314, table 9: 1e-4 to 2e-4). prompt: 1e-3 to 0.3 (Lester et al. 2021, arXiv:2104.08691: 0.3;
 # PEFT's examples: 1e-3 to 3e-2).
 RATES = {"full": (1e-5, 5e-5), "lora": (1e-4, 2e-3), "qlora": (1e-4, 2e-3), "prompt": (1e-3, 0.3)}
-# Preferences are learned with a tenth of that (Rafailov et al. 2023, arXiv:2305.18290, appendix B: 1e-6; TRL's recipes:
-# 5e-7 to 5e-6 full, 5e-6 to 5e-5 LoRA; orpo: Hong et al. 2024, arXiv:2403.07691: 5e-6 to 8e-6).
+# Preferences are learned with a twentieth of that (Rafailov et al. 2023, arXiv:2305.18290, appendix B: 1e-6; TRL's
+# recipes: 5e-7 to 5e-6 full, 5e-6 to 5e-5 LoRA; orpo: Hong et al. 2024, arXiv:2403.07691: 5e-6 to 8e-6).
 PREFERENCES, PREFERENCE_SHARE = frozenset({"dpo", "kto", "orpo"}), 20
 # lora_dropout: 0 to 0.1 in Hu et al. and Dettmers et al.; 0.1 to 0.3 is advised for small sets.
 DROPOUT = (0.0, 0.3)
@@ -74,13 +74,18 @@ def remarks(params: TrainParams, steps: int | None = None) -> Iterator[Remark]:
 def rate_range(params: TrainParams) -> tuple[float, float]:
     """The learning rates that are known to work for a method and what it learns; of a plugin's method, LoRA's."""
     low, high = RATES.get(str(params.method.model_dump()["use"]), RATES["lora"])
+    return (low / PREFERENCE_SHARE, high / PREFERENCE_SHARE) if _preference(params) else (low, high)
+
+
+def _preference(params: TrainParams) -> str | None:
     objective = params.model_dump().get("objective")
-    prefers = isinstance(objective, dict) and objective.get("use") in PREFERENCES
-    return (low / PREFERENCE_SHARE, high / PREFERENCE_SHARE) if prefers else (low, high)
+    use = objective.get("use") if isinstance(objective, dict) else None
+    return use if use in PREFERENCES else None
 
 
 def _rate(params: TrainParams, use: str) -> Iterator[Remark]:
-    yield from _outside("train.lint.learning_rate", params.learning_rate, rate_range(params), method=use)
+    named = " + ".join(filter(None, (use, _preference(params))))
+    yield from _outside("train.lint.learning_rate", params.learning_rate, rate_range(params), method=named)
 
 
 def _outside(code: Code, value: float, bounds: tuple[float, float], **more: Any) -> Iterator[Remark]:
