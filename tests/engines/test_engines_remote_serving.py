@@ -30,7 +30,7 @@ from inhouse.core.serving import (
     Stats,
     Usage,
 )
-from inhouse.engines.openai_deltas import sse_deltas, whole_deltas
+from inhouse.engines.openai_deltas import Chunks, sse_deltas, whole_deltas
 from inhouse.engines.remote_serving import RemoteServing, RemoteSettings, start
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -472,6 +472,61 @@ def test_what_is_wrong_in_a_stream_is_raised_where_it_is_waited_for_also_when_to
     given, pushed = asyncio.run(go())
     assert given + pushed == 3
     assert pushed > 0
+
+
+def test_text_in_front_of_a_fault_is_told_before_it() -> None:
+    chunks = [json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}) for word in "ab"]
+    inside = events(*chunks, json.dumps({"error": {"code": 400}}))
+
+    async def use(engine: RemoteServing, fake: Fake) -> str:
+        said = ""
+        with pytest.raises(EngineRefused):
+            async for deltas in engine.submit(ASK, lambda deltas: False):
+                said += "".join(delta.text for delta in deltas)
+        return said
+
+    assert run("vllm", use, {"/v1/chat/completions": inside}) == "ab"
+
+
+@pytest.mark.parametrize(
+    "second",
+    ["x y", "你好", 'a "quote"', "a \\ slash", "tab\there", "\u200b", "😀", "", " word", "x", '","index":1,"x":"'],
+)
+@pytest.mark.parametrize("dump", [json.dumps, lambda told: json.dumps(told, ensure_ascii=False)])
+def test_chunk_that_differs_in_its_text_alone_is_read_as_any_other(second: str, dump: Callable[[Any], str]) -> None:
+    chunks = Chunks(alone=False)
+    for text in (" word", second, "x", "model", second):
+        told = {"model": "m", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], "id": "x"}
+        assert chunks.read([dump(told)]) == sse_deltas(dump(told))
+
+
+def test_chunk_is_parsed_where_anything_but_a_text_differs() -> None:
+    chunks = Chunks(alone=False)
+    plain = '{"choices":[{"index":%s,"delta":{"content":"%s"},"finish_reason":%s}]}'
+    for told in ((0, "a", "null"), (0, "b", "null"), (1, "c", "null"), (0, "d", '"stop"'), (0, "e", "null")):
+        assert chunks.read([plain % told]) == sse_deltas(plain % told)
+    with pytest.raises(EngineLost):
+        chunks.read([plain % (0, "raw\ttab", "null")])
+
+
+MALFORMED = (
+    {"tool_calls": "abc"}, {"tool_calls": [1]}, {"tool_calls": [{"function": "f"}]}, {"reasoning_content": 5},
+    {"tool_calls": [{"index": "x", "function": {"name": "f"}}]}, {"tool_calls": [{"function": {"arguments": {}}}]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", MALFORMED)
+def test_piece_of_no_known_shape_means_that_the_engine_is_lost_streamed_or_whole(piece: dict[str, Any]) -> None:
+    with pytest.raises(EngineLost):
+        sse_deltas(json.dumps({"choices": [{"index": 0, "delta": piece}]}))
+    with pytest.raises(EngineLost):
+        whole_deltas(json.dumps({"choices": [{"index": 0, "message": piece, "finish_reason": "stop"}]}).encode())
+
+
+def test_index_that_is_not_said_is_that_of_the_first_choice() -> None:
+    assert [d.index for d in sse_deltas('{"choices":[{"index":null,"delta":{"content":"x"}}]}')] == [0]
+    with pytest.raises(EngineLost):
+        sse_deltas('{"choices":[{"index":[0],"delta":{"content":"x"}}]}')
 
 
 def test_left_stream_closes_the_connection_at_once() -> None:

@@ -25,7 +25,7 @@ from inhouse.core.serving import (
     Usage,
 )
 from inhouse.engines.process import Child, Command
-from inhouse.engines.wire import WireBackend, WireEngine, backend, from_ask, to_ask
+from inhouse.engines.wire import WireBackend, WireEngine, _Stream, backend, from_ask, to_ask
 
 ECHO = Path(__file__).with_name("wire_echo.py")
 
@@ -100,6 +100,20 @@ def test_what_is_pushed_is_not_given_and_what_is_not_taken_keeps_its_place(echo:
     found = within(echo, work)
     assert [said for said, _ in found] == prompts
     assert any(pushed for _, pushed in found) == (every < 1000)
+
+
+def test_answer_that_is_whole_stays_so_when_the_engine_is_lost_behind_it() -> None:
+    async def go() -> list[Delta]:
+        stream = _Stream(1, 1, asyncio.get_running_loop())
+        waiting = asyncio.create_task(stream.take())
+        await asyncio.sleep(0)
+        taken: list[Delta] = []
+        stream.push = lambda deltas: not taken.extend(deltas)
+        stream.add(Delta("a", finish="stop"))
+        stream.fail(EngineLost("engine"))  # in the same turn of the loop
+        return taken + await waiting
+
+    assert asyncio.run(go()) == [Delta("a", finish="stop")]
 
 
 def test_the_last_delta_carries_usage_and_what_else_there_is(echo: WireBackend) -> None:

@@ -3,13 +3,15 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from postgres import installed
 
 from inhouse.core.errors import MissingExtra, UserError
 from inhouse.core.store import Store
-from inhouse.database import Versions, reading, writing
+from inhouse.database import Versions, reading, sqlite_url, writing
 from inhouse.release.database import connect
 from inhouse.release.keys import create_key, list_keys
 from inhouse.release.registry import URL_FILE, Registry, open_registry
@@ -72,6 +74,27 @@ def test_version_changes_with_every_commit_of_anybody_and_a_server_tells_none(
         plain.close()
     finally:
         versions.close()
+
+
+@pytest.mark.parametrize("before", ["rename", "without the log"])
+def test_file_that_was_put_in_the_place_of_another_is_read(tmp_path: Path, before: str) -> None:
+    path, backup = tmp_path / "registry.db", tmp_path / "backup.db"
+    engine = connect(sqlite_url(path))
+    create_key(engine, "kept")
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(backup)) as new:
+        old.backup(new)
+    create_key(engine, "lost")
+    versions = Versions(engine)
+    seen = versions.now()
+    assert [key.name for key in list_keys(engine)] == ["kept", "lost"]
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink()
+    if before == "rename":
+        backup.replace(path)
+    assert versions.now() != seen
+    create_key(engine, "new")
+    assert [key.name for key in list_keys(engine)] == ["kept", *(["lost"] if before != "rename" else []), "new"]
+    versions.close()
 
 
 def test_registry_is_where_the_environment_says_else_where_the_workspace_says(

@@ -25,7 +25,7 @@ from inhouse.release.registry import open_registry
 from inhouse.release.rules import Overflow, Rules
 from inhouse.release.settings import CacheParams, ServeParams
 from inhouse.serve.admission import Admission
-from inhouse.serve.cache import AnswerCache, Kept, request_name
+from inhouse.serve.cache import AnswerCache, Kept, kept_answer, request_name, said
 from inhouse.serve.deployments import Deployments
 from inhouse.serve.errors import ApiError, unavailable
 from inhouse.serve.measured import Measured
@@ -407,6 +407,25 @@ def test_answer_begun_again_by_another_engine_is_kept_once(tmp_path: Path) -> No
         assert seat.text == again.text == "run 2 ends"
 
     run(scene())
+
+
+def test_answer_is_kept_with_all_of_its_choices_and_none_that_broke_off() -> None:
+    whole = [[Delta("a", 0), Delta("x", 1)], [Delta("b", 0, 1, "stop"), Delta("y", 1, 1, "length")]]
+    kept = kept_answer(whole, 2, Usage(3, 4), 60.0)
+    assert kept is not None and [(d.text, d.index, d.tokens, d.finish) for d in kept.deltas] == [
+        ("ab", 0, 2, "stop"), ("xy", 1, 2, "length"),
+    ]  # fmt: skip
+    assert said(whole) == "ab\nxy"
+    for pieces, n in (
+        ([], 1),
+        ([[Delta("", tokens=0)]], 1),
+        ([[Delta("a", 0, 1, "stop")]], 2),
+        (whole[:1], 2),
+        (whole, 1),
+    ):
+        assert kept_answer(pieces, n, Usage(3, 4), 60.0) is None
+    for told in ({"tool_calls": [{"index": 0}]}, {"reasoning": "so"}):
+        assert kept_answer([[Delta("a", finish="stop", **told)]], 1, Usage(3, 4), 60.0) is None
 
 
 def test_kept_answers_end_with_their_time_and_stay_within_their_memory() -> None:

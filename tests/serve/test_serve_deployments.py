@@ -140,7 +140,7 @@ def test_registry_is_read_when_somebody_has_written_and_again_where_that_failed(
     looks = 0
     look = served._versions.now
 
-    def now() -> int | None:
+    def now() -> tuple[int | None, ...] | None:
         nonlocal looks
         looks += 1
         return look()
@@ -179,7 +179,8 @@ def test_keys_are_read_while_somebody_holds_the_registrys_lock(
     other.execute("BEGIN IMMEDIATE")
     served.saved = [save]
     look, looks = served._versions.now, itertools.count(1)
-    monkeypatch.setattr(served._versions, "now", lambda: look() + next(looks))  # as if somebody wrote all the time
+    # As if somebody wrote all the time.
+    monkeypatch.setattr(served._versions, "now", lambda: (*(look() or ()), next(looks)))
     monkeypatch.setattr(served.keys, "read", read)
     try:
         assert waits.wait(10)

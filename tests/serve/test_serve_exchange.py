@@ -155,6 +155,13 @@ def test_pieces_are_written_without_waiting_as_long_as_the_client_reads(served: 
     assert set(served.app.flowed) == {True, False}
 
 
+def test_answer_in_pieces_to_a_client_of_http_1_0_is_not_in_chunks(served: Served) -> None:
+    said = served.say(b"POST /echo-pieces HTTP/1.0\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello")
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head and b"connection: close" in head
+    assert body == b"hello"
+
+
 def test_body_that_comes_with_its_head_is_there_at_once(served: Served) -> None:
     served.app.in_one_piece.clear()
     served.say(b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")

@@ -175,7 +175,6 @@ def test_a_worker_that_breaks_is_told_with_the_place_of_its_output(tmp_path: Pat
     [
         ("tp", {"eval_steps": 2}, "train.eval_steps"),
         ("pp", {"report_to": ["tensorboard"]}, "train.report_to"),
-        ("ddp", {"penalties": ["l2_sp"]}, "train.penalties"),
         ("tp", {"method": {"use": "qlora"}}, "train.method: qlora"),
     ],
 )
@@ -185,19 +184,29 @@ def test_settings_that_do_not_go_together_are_refused(kind: str, more: dict[str,
     assert (told.value.code, told.value.facts["what"]) == ("train.parallel_method", what)
 
 
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [({"penalties": ["l2_sp"]}, "train.penalties"), ({"privacy": {"epsilon": 8}}, "train.privacy")],
+)
+def test_what_works_in_one_process_only_is_not_sent_to_another_kind_of_several(more: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError) as told:
+        check(settings("ddp", **more))
+    assert told.value.code == "train.parallel_alone" and "ddp" not in str(told.value) and what in str(told.value)
+
+
 def test_loss_that_rises_and_stays_ends_a_cut_model_as_any_other(tmp_path: Path) -> None:
     from inhouse.train.parallel.cut import Course
 
     params = settings("tp", divergence_patience=2)
     points = [{"step": step, "loss": loss, "learning_rate": 0.1} for step, loss in enumerate((3.0, 2.9, 40.0), 1)]
-    for step in (2, 3):
+    for step in (1, 2, 3):
         (tmp_path / f"checkpoint-{step}").mkdir()
     Course(losses=points).judge(params, tmp_path)
     points.append({"step": 4, "loss": 50.0, "learning_rate": 0.1})
     with pytest.raises(UserError) as told:
         Course(losses=points).judge(params, tmp_path)
     assert (told.value.code, told.value.facts["step"]) == ("train.loss_rose", 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]  # what went wrong is not gone on with
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]  # the loss of step 3 is that of checkpoint 2
 
 
 def test_every_row_of_a_step_is_dealt_once_and_no_share_is_larger_than_a_batch() -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny_training import context, rows, train_params, write_dataset
 
+from inhouse.cli import train_views
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.run import Events
 from inhouse.core.settings import child_environment
@@ -325,6 +327,20 @@ def test_plan_of_a_private_run_is_held_to_its_settings(ready: Prepared) -> None:
     with pytest.raises(UserError) as refused:
         plan_training(ready, private.model_copy(update={"eval_steps": 2}), 7)
     assert refused.value.code.startswith("privacy.")
+
+
+def test_plan_of_a_private_run_tells_its_bound_and_refuses_what_training_would(
+    ready: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_training(ready, train_params(privacy={"epsilon": 3, "delta": 0.001}), 7)
+    assert plan.privacy is not None and (plan.privacy.epsilon, plan.privacy.delta) == (3, 0.001)
+    assert plan.privacy.steps == plan.steps
+    train_views.plan(plan, Console(width=120))
+    assert "epsilon 3 · delta 1.0e-03" in capsys.readouterr().out
+    for given, code in (({"epsilon": 3, "delta": 0.5}, "delta"), ({"noise_multiplier": 1e-200}, "no_bound")):
+        with pytest.raises(UserError) as refused:
+            plan_training(ready, train_params(privacy=given), 7)
+        assert refused.value.code == f"privacy.{code}"
 
 
 def test_trials_on_private_rows_are_refused(ready: Prepared, tmp_path: Path) -> None:

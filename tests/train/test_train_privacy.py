@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from dataclasses import replace
-from math import exp, log2, sqrt
+from math import exp, inf, log2, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from inhouse.train import private_loop, settle
 from inhouse.train.apart import row_losses
 from inhouse.train.batching import resized
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import Budget, Privacy, check_compatible, plan_budget
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, epsilon_of, plan_budget
 from inhouse.train.private_loop import PrivateJob, PrivateResult, add_rows, start, take_step, train_private
 from inhouse.train.stage import run
 from inhouse.train.tokens import Sample
@@ -123,12 +123,30 @@ def test_delta_is_below_one_row_when_none_is_given() -> None:
     assert budget == Budget(2, budget.delta, 0.01, 5)
 
 
+def test_hardly_any_noise_is_counted_without_long_searches_and_its_bound_called_what_it_is() -> None:
+    large = plan_budget(Privacy(epsilon=1e4), rows=1000, batch=100, steps=200)
+    assert large.accountant == "rdp" and 0 < large.noise_multiplier < 0.2
+    assert epsilon_of(large.noise_multiplier, large.delta, 0.1, 200, "rdp") <= 1e4
+    given = plan_budget(Privacy(noise_multiplier=0.02), rows=48, batch=8, steps=3)
+    assert given.accountant == "rdp" and given.epsilon is not None and 1e3 < given.epsilon < inf
+    kept = plan_budget(Privacy(epsilon=8), rows=1000, batch=100, steps=20)
+    assert (kept.accountant, kept.epsilon) == ("prv", 8)
+    spent = Spent(given.epsilon, given.delta, 0.02, 1.0, given.sample_rate, 3, "rdp")
+    assert "NEXT TO NOTHING" in spent.card() and "NEXT TO NOTHING" not in replace(spent, epsilon=8.0).card()
+
+
+def test_very_much_noise_keeps_an_epsilon_of_0_and_not_less() -> None:
+    budget = plan_budget(Privacy(noise_multiplier=1e4), rows=48, batch=8, steps=3)
+    assert budget.epsilon is not None and 0 <= budget.epsilon < 0.01
+
+
 @pytest.mark.parametrize(
     ("given", "batch", "code"),
     [
         ({"epsilon": 1}, 30, "privacy.batch"),
         ({"epsilon": 1, "delta": 0.05}, 5, "privacy.delta"),
         ({"epsilon": 0.01, "delta": 1e-5, "accountant": "rdp"}, 5, "privacy.budget"),
+        ({"noise_multiplier": 1e-200}, 5, "privacy.no_bound"),
     ],
 )
 def test_budgets_that_cannot_be_kept_are_refused(given: dict[str, Any], batch: int, code: str) -> None:

@@ -218,6 +218,15 @@ def test_loss_that_does_not_stay_high_goes_on(curve: list[float]) -> None:
     assert high(curve)[0] is None
 
 
+def test_weights_count_as_good_only_where_a_good_loss_of_theirs_was_seen() -> None:
+    judge = Divergence(3.0, 3)
+    for step, loss in ((5, 4.0), (10, 2.0), (15, 40.0)):
+        judge.add(step, loss)
+    assert (judge.since, judge.unproven) == (15, 10)  # the weights of checkpoint 10 are first seen in step 11
+    judge.add(20, 2.0)
+    assert judge.unproven is None
+
+
 def test_diverged_run_stops_keeps_the_last_good_checkpoint_and_a_rerun_at_another_rate_begins_anew(
     tiny_llama: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -230,7 +239,7 @@ def test_diverged_run_stops_keeps_the_last_good_checkpoint_and_a_rerun_at_anothe
     assert error.value.code == "train.loss_rose"
     good, since = Path(error.value.facts["checkpoint"]), error.value.facts["step"]
     left = {int(path.name.split("-")[1]) for path in (tmp_path / "scratch" / "checkpoints").iterdir()}
-    assert good.exists() and max(left) < since and good.name == f"checkpoint-{max(left)}"
+    assert good.exists() and max(left) < since - 1 and good.name == f"checkpoint-{max(left)}"
     losses = [event["loss"] for event in events_of(tmp_path) if event["event"] == "train.step"]
     assert len(losses[since - 1 :]) == 2 and all(loss > 1.5 * error.value.facts["best"] for loss in losses[since - 1 :])
     made = run(

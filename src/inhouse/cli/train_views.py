@@ -38,6 +38,7 @@ def plan(result: Plan, console: Console) -> None:
         ),
         (text("cell.train.speed"), text("cell.train.rate", tokens=f"{result.tokens_per_s:,.0f}")),
         (text("cell.train.time"), _duration(result.run_s)),
+        *_privacy(result),
     ]
     table(console, text("cell.fact"), text("cell.value"), rows=rows)
     memory({"foretold": result.split}, console)
@@ -84,6 +85,13 @@ def memory(splits: dict[str, Split], console: Console) -> None:
     """Splits side by side; a column each, called `foretold` or `measured`."""
     rows = [(text(f"cell.train.{part}"), *(_gb(getattr(split, part)) for split in splits.values())) for part in PARTS]
     table(console, text("cell.train.memory"), *(f">{text(f'cell.train.{name}')}" for name in splits), rows=rows)
+
+
+def _privacy(result: Plan) -> list[tuple[str, str]]:
+    if (kept := result.privacy) is None:
+        return []
+    facts = {"epsilon": f"{kept.epsilon:.3g}", "delta": f"{kept.delta:.1e}", "noise": f"{kept.noise_multiplier:.3g}"}
+    return [(text("cell.train.private"), text("cell.train.private_by", **facts, accountant=kept.accountant))]
 
 
 def _rows(result: Plan) -> str:

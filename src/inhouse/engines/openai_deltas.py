@@ -109,13 +109,13 @@ def _piece(choice: Mapping[str, Any]) -> Delta:
     finish = _finish(ends) if ends else None
     if gained is None:  # text completion
         text = _text(choice.get("text"))
-        found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
+        found = Delta(text, _index(choice), 1 if text else 0, finish)
     else:
         text = _text(gained.get("content"))
-        found = Delta(text, choice.get("index", 0), 1 if text else 0, finish)
+        found = Delta(text, _index(choice), 1 if text else 0, finish)
         if len(gained) > 1 or not text:
-            found.tool_calls = gained.get("tool_calls") or None
-            found.reasoning = gained.get("reasoning_content") or gained.get("reasoning") or None
+            found.tool_calls = _calls(gained.get("tool_calls"))
+            found.reasoning = _text(gained.get("reasoning_content") or gained.get("reasoning")) or None
             found.tokens = 1 if text or found.tool_calls or found.reasoning else 0
     if ends:
         found.stop = _stop(choice)
@@ -129,14 +129,14 @@ def _whole(choice: Mapping[str, Any]) -> Delta:
     ends = choice.get("finish_reason")
     told = choice.get("logprobs")
     said = choice.get("message")
-    found = Delta(index=choice.get("index", 0), finish=_finish(ends) if ends else "stop")
+    found = Delta(index=_index(choice), finish=_finish(ends) if ends else "stop")
     if said is None:
         found.text = _text(choice.get("text"))
     else:
         found.text = _text(said.get("content"))
-        found.reasoning = said.get("reasoning_content") or said.get("reasoning") or None
-        calls = said.get("tool_calls")
-        found.tool_calls = [{"index": place, **call} for place, call in enumerate(calls)] if calls else None
+        found.reasoning = _text(said.get("reasoning_content") or said.get("reasoning")) or None
+        calls = _calls(said.get("tool_calls"))
+        found.tool_calls = None if calls is None else [{"index": place, **call} for place, call in enumerate(calls)]
     found.logprobs = _logprobs(told) if told else None
     found.stop = _stop(choice)
     return found
@@ -147,6 +147,25 @@ def _text(said: Any) -> str:
     if said is None or isinstance(said, str):
         return said or ""
     raise TypeError(type(said).__name__)
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    """Which choice it is; the first where it is not said. Raises TypeError for what is no number."""
+    told = choice.get("index") or 0
+    if isinstance(told, int):
+        return int(told)
+    raise TypeError(type(told).__name__)
+
+
+def _calls(told: Any) -> list[dict[str, Any]] | None:
+    """Tool calls or pieces of them, in OpenAI's shape. Raises TypeError for anything else."""
+    for call in told or ():
+        named = call.get("function") or {}
+        _text(named.get("name"))
+        _text(named.get("arguments"))
+        if not isinstance(call.get("index") or 0, int):
+            raise TypeError(type(call["index"]).__name__)
+    return list(told) if told else None
 
 
 def _stop(choice: Mapping[str, Any]) -> str | None:
@@ -218,18 +237,29 @@ class Chunks:
         self._alone = alone
         self._around: tuple[str, str] | None = None
         self._tries = 0
+        self.fault: EngineLost | EngineRefused | None = None  # what came behind that which was read
 
     def read(self, together: list[str]) -> list[Delta]:
-        """What arrived together. Raises as sse_deltas."""
+        """What arrived together, up to a `fault`. Raises as sse_deltas where that comes first."""
         if len(together) == 1:  # most often, and then not through another list
             return self._read(together[0])
-        return [delta for data in together for delta in self._read(data)]
+        found: list[Delta] = []
+        for data in together:
+            try:
+                found += self._read(data)
+            except (EngineLost, EngineRefused) as fault:
+                if not found:
+                    raise
+                self.fault = fault
+                break
+        return found
 
     def _read(self, data: str) -> list[Delta]:
         if (around := self._around) is not None:
             before, after = around
             text = data[len(before) : len(data) - len(after)]
-            if text and data == f"{before}{text}{after}" and '"' not in text and "\\" not in text:
+            plain = text and text.isprintable() and '"' not in text and "\\" not in text
+            if plain and data == f"{before}{text}{after}":
                 return [Delta(text)]
         deltas = sse_deltas(data)
         if self._alone:
@@ -261,6 +291,9 @@ async def streamed(
             deltas = chunks.read(together)
         except (EngineLost, EngineRefused):
             return False  # raised where it is read once more, by whoever waits
+        if chunks.fault is not None:
+            chunks.fault = None
+            return False
         return not deltas or (push is not None and push(deltas))
 
     try:
@@ -268,5 +301,7 @@ async def streamed(
             async for together in events:
                 if deltas := chunks.read(together):
                     yield deltas
+                if chunks.fault is not None:
+                    raise chunks.fault
     except Refused as error:
         raise refused(error.status, error.body) from None

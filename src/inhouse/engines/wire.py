@@ -197,10 +197,10 @@ class _Stream:
     async def take(self) -> list[Delta]:
         """Everything that arrived, once there is something; nothing where it was pushed, and is whole."""
         while not self.ready:
-            if self.failure is not None:
-                raise self.failure
             if self.left <= 0:
                 break
+            if self.failure is not None:
+                raise self.failure
             self.waiter = self.loop.create_future()
             await self.waiter
         taken, self.ready = self.ready, []

@@ -124,16 +124,14 @@ def request_name(ask: Ask, tenant: str, release: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=20).hexdigest()
 
 
-def kept_answer(pieces: Sequence[list[Delta]], usage: Usage, ttl_s: float) -> Kept | None:
-    """An answer as one delta a choice; None when it is of a kind that is not kept: calls, thoughts, or broken off."""
+def kept_answer(pieces: Sequence[list[Delta]], n: int, usage: Usage, ttl_s: float) -> Kept | None:
+    """An answer of `n` choices as one delta each; None for what is not kept: calls, thoughts, what broke off."""
     deltas = list(chain.from_iterable(pieces))
     if any([delta.tool_calls or delta.reasoning for delta in deltas]):
         return None
-    indexes = {delta.index for delta in deltas}
-    if len(indexes) == 1:
-        found = [_joined(deltas)]
-    else:
-        found = [_joined([delta for delta in deltas if delta.index == index]) for index in sorted(indexes)]
+    if {delta.index for delta in deltas} != set(range(n)):
+        return None
+    found = [_joined(deltas if n == 1 else [each for each in deltas if each.index == index]) for index in range(n)]
     if any(delta.finish is None for delta in found):
         return None
     return Kept(tuple(found), usage, time.monotonic() + ttl_s)

@@ -63,7 +63,7 @@ class Deployments:
         self._trouble: dict[int, Trouble] = {}
         self._loading: threading.Thread | None = None
         self._versions = Versions(registry.engine)
-        self._followed: int | None = None  # the registry's version that is served
+        self._followed: tuple[int | None, ...] | None = None  # the registry's version that is served
         self.serving: dict[str, Serving] = {}
         self._wanted = {name: registry.deployment(name) for name in names}
         try:

@@ -37,6 +37,9 @@ class Exchange:
         self.connection = connection
         self.scope = scope
         self._head_only = scope["method"] == "HEAD"
+        self._old = (
+            scope["http_version"] == "1.0"
+        )  # knows no chunks: an answer without a length ends with its connection
         self.keep_alive = keep_alive
         self.message_event = asyncio.Event()  # something has come
         self.body = bytearray()
@@ -46,6 +49,7 @@ class Exchange:
         self._waits = waits
         self._started = False
         self._chunked = False
+        self._open = False  # of unknown length, and not in chunks
         self._left = 0  # bytes of the answer, as its head has said
 
     async def run_asgi(self, app: Any) -> None:
@@ -135,9 +139,10 @@ class Exchange:
             lines.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        if not sized and status not in BODILESS:
+        if not sized and status not in BODILESS and not self._old:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
+        self._open = not sized and not self._chunked and status not in BODILESS
         lines.append(b"\r\n")
         self._started = True
         return b"".join(lines)
@@ -148,6 +153,8 @@ class Exchange:
         elif self._chunked:
             piece = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             self.connection.transport.write(piece if more else piece + b"0\r\n\r\n")
+        elif self._open:
+            self.connection.transport.write(body)
         else:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):

@@ -350,13 +350,16 @@ class Pipeline:
         going.caller.flights.append(flight)
         try:
             await self._within(asked.ask, shared, going, flight)
-            kept = None if flight.elsewhere else kept_answer(flight.pieces, going.seen.usage, self.settings.cache.ttl_s)
+            kept = None if flight.elsewhere else self._kept(asked, flight, going)
             if kept is not None:
                 self.cache.keep(name, kept)
         finally:
             if flight.usage is None:
                 flight.end(None)
             self.cache.flights.pop(name, None)
+
+    def _kept(self, asked: Asked, flight: Flight, going: Going) -> Kept | None:
+        return kept_answer(flight.pieces, asked.ask.sampling.n, going.seen.usage, self.settings.cache.ttl_s)
 
     async def _follow(self, flight: Flight, reply: Reply, going: Going) -> bool:
         """Read along with an equal request. False when that one failed before anything was sent here."""

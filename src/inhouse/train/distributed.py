@@ -54,10 +54,13 @@ def take(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def check(params: TrainParams) -> None:
-    """Refuse what several processes cannot do together (train.parallel_method)."""
+    """Refuse what several processes cannot do together (train.parallel_method, train.parallel_alone)."""
     assert params.parallel is not None
     kind = params.parallel.kind
-    refused = {"train.privacy": params.privacy is not None, "train.penalties": bool(params.penalties)}
+    alone = {"train.privacy": params.privacy is not None, "train.penalties": bool(params.penalties)}
+    if what := next((name for name, asked in alone.items() if asked), None):
+        raise UserError("train.parallel_alone", what=what)
+    refused: dict[str, bool] = {}
     if kind in ("tp", "pp"):
         refused["train.eval_steps"] = params.eval_steps is not None
         refused["train.report_to"] = bool(params.report_to)

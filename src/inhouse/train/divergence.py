@@ -17,7 +17,8 @@ LEAST_RISE = 1.0  # nats per token: below it, three times a loss near zero is no
 class Divergence:
     """Whether the loss has left for good: far above its best smoothed value, several points in a row.
 
-    Fed with the whole curve, it judges the same after an interruption. `since` is the step of the first high point.
+    Fed with the whole curve, it judges the same after an interruption. `since` is the step of the first high point,
+    `good` that of the last one before.
     """
 
     def __init__(self, factor: float, patience: int) -> None:
@@ -25,6 +26,7 @@ class Divergence:
         self.smoothed = self.best = inf
         self.high = 0
         self.since: int | None = None
+        self.good = 0
 
     def add(self, step: int, loss: float) -> bool:
         """Take the next point of the curve; True when training should stop."""
@@ -32,10 +34,18 @@ class Divergence:
             self.high += 1
             self.since = self.since or step
             return self.high >= self.patience
-        self.high, self.since = 0, None
+        self.high, self.since, self.good = 0, None, step
         self.smoothed = loss if self.smoothed == inf else self.smoothed + SMOOTHING * (loss - self.smoothed)
         self.best = min(self.best, self.smoothed)
         return False
+
+    @property
+    def unproven(self) -> int | None:
+        """The first checkpoint whose weights no good loss has been seen of; None where the loss is not high.
+
+        The loss of a step is that of the weights before it.
+        """
+        return None if self.since is None else self.good
 
 
 def diverged(step: int, rate: float, folder: Path, since: int | None = None) -> UserError:
@@ -44,7 +54,7 @@ def diverged(step: int, rate: float, folder: Path, since: int | None = None) -> 
 
 
 def loss_rose(found: Divergence, facts: Mapping[str, float], folder: Path) -> UserError:
-    """The error of a loss that rose and stayed there; the checkpoints written since are removed."""
+    """The error of a loss that rose and stayed there; checkpoints that no good loss was seen of are removed."""
     assert found.since is not None
     return UserError(
         "train.loss_rose",
@@ -52,7 +62,7 @@ def loss_rose(found: Divergence, facts: Mapping[str, float], folder: Path) -> Us
         loss=round(facts["loss"], 3),
         best=round(found.best, 3),
         learning_rate=_short(facts["learning_rate"]),
-        checkpoint=_last_good(folder, found.since),
+        checkpoint=_last_good(folder, found.unproven),
     )
 
 

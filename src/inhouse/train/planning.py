@@ -21,7 +21,7 @@ from inhouse.train.batching import resized, sizes_of
 from inhouse.train.lint import Remark, remarks
 from inhouse.train.memory import Machine, Split, machine
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import private_settings
+from inhouse.train.privacy import Budget, private_settings, run_budget
 from inhouse.train.probe import Calibration, Probed, Shape, calibrate, shape_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Plan(Frozen):
         description="steps, checkpoints, and getting memory from the system; not the checks afterwards"
     )
     tokens_per_s: float
+    privacy: Budget | None = Field(None, description="noise and bound of a private run")
     remarks: tuple[Remark, ...] = ()
 
     @property
@@ -108,6 +109,8 @@ def plan_training(ready: Prepared, params: TrainParams, seed: int, folder: Path 
     (gradient_checkpointing: auto) where nothing else fits.
     """
     params = private_settings(params)
+    samples = ready.texts.samples
+    private = None if params.privacy is None else run_budget(params, len(samples.kept), samples.origins)
     here = machine()
     room = int(here.available * SAFE)
     steps = steps_of(ready, params, seed)
@@ -117,7 +120,7 @@ def plan_training(ready: Prepared, params: TrainParams, seed: int, folder: Path 
     chosen = choose(forecast, params, room)
     if chosen is None:
         raise refusal(forecast, params, here)
-    return _plan(forecast, *chosen, here)
+    return _plan(forecast, *chosen, here).model_copy(update={"privacy": private})
 
 
 def steps_of(ready: Prepared, params: TrainParams, seed: int) -> list[list[Sample]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from math import ceil, inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from inhouse.train.params import TrainParams
 
 UNREAD = ("adapter_reloaded", "merged")  # checks of files, equal but for rounding: all others tell what rows hold
+# Of epsilon. Above it prv takes minutes and gigabytes, for a bound that promises little by either way of counting.
+PRV_MOST = 30.0
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -38,7 +42,8 @@ class Privacy(Params):
     )
     max_grad_norm: float = Field(1.0, gt=0, description="each row's gradient is shortened to this length")
     accountant: Literal["prv", "rdp"] = Field(
-        "prv", description="how steps are added up: prv is tight; rdp is coarser and works for any number of steps"
+        "prv",
+        description="how steps are added up: prv is tight, up to an epsilon of 30; rdp is coarser and has no limit",
     )
     noise_seed: int | None = Field(
         None, ge=0, description="fixed noise, for tests only: whoever knows it can take the noise away again"
@@ -59,6 +64,8 @@ class Budget:
     delta: float
     sample_rate: float
     steps: int
+    accountant: str = "prv"
+    epsilon: float | None = field(default=None, compare=False)  # what the whole run keeps
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,15 @@ class Spent:
             if self.noise_is_secret
             else "THE NOISE WAS DRAWN FROM A FIXED SEED (`noise_seed`): this run proves nothing to whoever knows it."
         )
+        little = "A BOUND THIS LARGE PROMISES NEXT TO NOTHING: 10 and less is what is usually meant by private."
+        large = f"- {little}\n" if self.epsilon > PRV_MOST else ""
         return (
             "## Differential privacy\n\n"
             f"Trained with DP-SGD: **epsilon = {self.epsilon:.3g}, delta = {self.delta:.2g}** for adding or removing "
             f"one training row ({self.accountant.upper()} accountant, opacus).\n\n"
             f"- noise multiplier {self.noise_multiplier:.4g}, rows' gradients shortened to {self.max_grad_norm:g}, "
             f"{self.steps} steps, each row taken with probability {self.sample_rate:.4g} (Poisson)\n"
-            f"- {secret}\n"
+            f"{large}- {secret}\n"
             "- One row is one conversation. A person who appears in k rows is protected by k times epsilon.\n"
             "- Not covered: how settings were chosen, the number of rows and of those left out, the memory that was "
             "measured, the tokenizer, and this run's log.\n"
@@ -163,36 +172,79 @@ def _check_adapters(model: torch.nn.Module) -> None:
         raise UserError("privacy.prompt")
 
 
+def run_budget(params: TrainParams, samples: int, origins: Sequence[int]) -> Budget:
+    """The budget of a run over so many samples; `origins` are the rows that they come from.
+
+    Raises privacy.repeated, and what plan_budget raises.
+    """
+    assert params.privacy is not None  # the caller has asked
+    if len(set(origins)) < len(origins):
+        raise UserError("privacy.repeated", samples=len(origins), rows=len(set(origins)))
+    batch = params.step_size
+    return plan_budget(
+        params.privacy, samples, batch, params.max_steps or ceil(params.num_train_epochs * samples / batch)
+    )
+
+
 def plan_budget(privacy: Privacy, rows: int, batch: int, steps: int) -> Budget:
     """Noise and sampling of a run of `steps` over `rows`, about `batch` rows a step.
 
-    Raises privacy.batch, privacy.delta, privacy.budget where no such run exists.
+    Raises privacy.batch, privacy.delta, privacy.budget, privacy.no_bound where no such run exists.
     """
     require("privacy", "opacus")
-    from opacus.accountants.utils import get_noise_multiplier
-
     if batch > rows:
         raise UserError("privacy.batch", batch=batch, rows=rows)
     delta = privacy.delta if privacy.delta is not None else min(0.5, rows**-1.1)
     if delta >= 1 / rows:
         raise UserError("privacy.delta", delta=delta, rows=rows, most=1 / rows)
     rate = batch / rows
-    if privacy.noise_multiplier is not None:
-        return Budget(privacy.noise_multiplier, delta, rate, steps)
+    noise = privacy.noise_multiplier
+    if noise is not None:
+        try:
+            bound = epsilon_of(noise, delta, rate, steps, "rdp")  # never below what prv finds
+        except (ArithmeticError, ValueError):
+            bound = inf
+        if not isfinite(bound):
+            raise UserError("privacy.no_bound", noise=noise, steps=steps)
+        accountant = _counted_by(privacy, bound)
+        found = bound if accountant == "rdp" else epsilon_of(noise, delta, rate, steps, accountant)
+        return Budget(noise, delta, rate, steps, accountant, found)
     assert privacy.epsilon is not None  # one of the two stands: the settings were checked
+    accountant = _counted_by(privacy, privacy.epsilon)
     try:
-        with quietly():
-            noise = get_noise_multiplier(
-                target_epsilon=privacy.epsilon,
-                target_delta=delta,
-                sample_rate=rate,
-                steps=steps,
-                accountant=privacy.accountant,
-                epsilon_tolerance=min(0.01, privacy.epsilon / 50),
-            )
+        noise = _noise_for(privacy.epsilon, delta, rate, steps, accountant)
     except (ValueError, RuntimeError) as error:
-        raise UserError("privacy.budget", epsilon=privacy.epsilon, steps=steps, rate=round(rate, 4)) from error
-    return Budget(noise, delta, rate, steps)
+        facts = {"epsilon": privacy.epsilon, "delta": f"{delta:.2g}", "steps": steps, "rate": round(rate, 4)}
+        raise UserError("privacy.budget", **facts) from error
+    return Budget(noise, delta, rate, steps, accountant, privacy.epsilon)
+
+
+def _counted_by(privacy: Privacy, epsilon: float) -> str:
+    return privacy.accountant if epsilon <= PRV_MOST else "rdp"
+
+
+@lru_cache(maxsize=8)
+def _noise_for(epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> float:
+    from opacus.accountants.utils import get_noise_multiplier
+
+    with quietly():
+        return float(
+            get_noise_multiplier(
+                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant=accountant,
+                epsilon_tolerance=min(0.01, epsilon / 50),
+            )
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def epsilon_of(noise: float, delta: float, rate: float, steps: int, accountant: str) -> float:
+    """The bound that so many steps keep. What is below 0, by prv's rounding, keeps 0 too."""
+    from opacus.accountants import create_accountant
+
+    counted = create_accountant(accountant)
+    counted.history = [(noise, rate, steps)]
+    with quietly():
+        return max(0.0, float(counted.get_epsilon(delta=delta)))
 
 
 @contextmanager

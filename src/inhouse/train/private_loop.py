@@ -24,7 +24,7 @@ from inhouse.train.batching import is_out_of_memory
 from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
 from inhouse.train.divergence import diverged
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, check_settings, plan_budget, quietly
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, check_settings, quietly, run_budget
 from inhouse.train.stall import stall_watch
 from inhouse.train.tokens import Sample
 from inhouse.train.watch import Pace
@@ -131,11 +131,7 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
     assert privacy is not None  # the caller chose this loop for it
     check_settings(params)
     check_compatible(model)
-    if len(set(job.origins)) < len(job.origins):
-        raise UserError("privacy.repeated", samples=len(job.origins), rows=len(set(job.origins)))
-    batch = params.step_size
-    steps = params.max_steps or ceil(params.num_train_epochs * len(job.samples) / batch)
-    budget = plan_budget(privacy, len(job.samples), batch, steps)
+    budget = run_budget(params, len(job.samples), job.origins)
     job.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)  # dropout only; the noise has its own generator
     run = start(model, params, budget, job.folder)
@@ -146,7 +142,7 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
         with warnings.catch_warnings():
             # Opacus hooks layers whose input has no gradient, as that of the first adapter: nothing is lost by it.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            take_steps(run, params, job, steps)
+            take_steps(run, params, job, budget.steps)
     finally:
         run.model.cleanup()
     epochs = run.rows / len(job.samples)
@@ -156,7 +152,7 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
 def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
     """The guarantee of the steps that were taken."""
     with quietly():
-        epsilon = float(run.accountant.get_epsilon(delta=budget.delta))
+        epsilon = max(0.0, float(run.accountant.get_epsilon(delta=budget.delta)))
     return Spent(
         epsilon=epsilon,
         delta=budget.delta,
@@ -164,7 +160,7 @@ def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
         max_grad_norm=privacy.max_grad_norm,
         sample_rate=budget.sample_rate,
         steps=sum(count for _, _, count in run.accountant.history),
-        accountant=privacy.accountant,
+        accountant=budget.accountant,
         noise_is_secret=privacy.noise_seed is None,
     )
 
@@ -196,7 +192,7 @@ def start(model: torch.nn.Module, params: TrainParams, budget: Budget, folder: P
         expected_batch_size=params.step_size,
         generator=_generator(privacy.noise_seed, trained[0].device),
     )
-    accountant = create_accountant(privacy.accountant)
+    accountant = create_accountant(budget.accountant)
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=budget.sample_rate))
     draws = _generator(None if privacy.noise_seed is None else privacy.noise_seed + 1, torch.device("cpu"))
     return Run(wrapped, optimizer, schedule, accountant, draws, budget.sample_rate, folder)

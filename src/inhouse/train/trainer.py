@@ -20,6 +20,7 @@ from inhouse.train.held_out import measure
 from inhouse.train.params import TrainParams
 from inhouse.train.spans import Sample
 from inhouse.train.step import reading
+from inhouse.train.watch import Watch
 
 if TYPE_CHECKING:
     from inhouse.train.loop import Job
@@ -107,7 +108,8 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         count = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / count if inputs["batch"].own else total * 0
         if not isfinite(float(loss.detach())):
-            raise diverged(self.state.global_step + 1, self._get_learning_rate(), Path(self.args.output_dir))
+            rise = next((one.loss.unproven for one in self.callback_handler.callbacks if isinstance(one, Watch)), None)
+            raise diverged(self.state.global_step + 1, self._get_learning_rate(), Path(self.args.output_dir), rise)
         return (loss, {"correct": correct}) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:

@@ -175,7 +175,7 @@ class Watch:
     def _judge(self, step: int, facts: dict[str, float]) -> None:
         scaling = 0 < self.skipped <= MOST_SKIPPED
         if not isfinite(facts["loss"]) or not (isfinite(facts["grad_norm"]) or scaling):
-            raise diverged(step, facts["learning_rate"], self.run.folder, self.loss.since)
+            raise diverged(step, facts["learning_rate"], self.run.folder, self.loss.unproven)
         if self.loss.add(step, facts["loss"]):
             raise loss_rose(self.loss, facts, self.run.folder)
 

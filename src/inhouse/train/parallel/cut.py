@@ -132,7 +132,8 @@ def _step(side: Side, hands: Hands, batches: list[list[Sample]], run: tuple[Trai
     steps = len(pace.tokens)
     loss = side.backward(batches)
     if not isfinite(loss):
-        raise diverged(course.step + 1, float(hands.schedule.get_last_lr()[0]), job.scratch / "checkpoints")
+        rise = None if course.rise is None else course.rise.unproven
+        raise diverged(course.step + 1, float(hands.schedule.get_last_lr()[0]), job.scratch / "checkpoints", rise)
     length = clip(hands.parameters.values(), params.max_grad_norm, side.apart, side.copy)
     rate = float(hands.schedule.get_last_lr()[0])
     hands.optimizer.step()
