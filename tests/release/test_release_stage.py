@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from release_workspace import APACHE, Make, make_model, make_report, publish, run_stage
 
 from inhouse.core.artifact import Licence
@@ -34,6 +35,13 @@ def judged(store: Store, licence: Licence, use: str) -> dict[str, Any]:
     inputs = {"model": make_model(store, b"GGUF", (licence,)), "report": make_report(store, FIGURES)}
     record = run_stage(store, ReleaseNode(declared_use=use), inputs)
     return {v["figure"]: v for v in record.facts["verdicts"]}[f"licence.{licence.subject}"]
+
+
+def test_off_needs_no_quotes_in_a_project_file() -> None:
+    for name in ("calibrate", "speculation"):
+        assert getattr(ServeParams.model_validate(yaml.safe_load(f"{name}: off")), name) == "off"
+        with pytest.raises(ValidationError):
+            ServeParams.model_validate(yaml.safe_load(f"{name}: on"))
 
 
 def test_settings_of_the_example_project_are_accepted() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from inhouse.api.launch import LaunchRequest, launch_training
 from inhouse.core.errors import UserError
@@ -59,6 +60,32 @@ def request(project: Path, **more: Any) -> LaunchRequest:
 
 def written(asked: LaunchRequest) -> str:
     return launch_training(asked).files[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "override", "code"),
+    [
+        ("fsdp2", "train.privacy={epsilon: 8}", "train.parallel_alone"),
+        ("ddp", "train.penalties=[{use: l2_sp}]", "train.parallel_alone"),
+        ("tp", "train.eval_steps=2", "train.parallel_method"),
+        ("pp", "train.objective=dpo", "train.parallel_method"),
+        ("zero2", "train.privacy={epsilon: 8}", "train.parallel_alone"),
+    ],
+)
+def test_launch_files_are_written_for_no_training_that_would_be_refused(
+    project: Path, strategy: str, override: str, code: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        launch_training(request(project, kind="slurm", nodes=2, gpus=2, strategy=strategy, overrides=(override,)))
+    assert error.value.code == code
+    assert not (project.parent / "launch").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"image": "a b"}, {"image": "x\ny: z"}, {"claim": "C_1"}, {"claim": "-a"}])
+def test_names_that_kubernetes_does_not_take_are_refused(project: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        request(project, kind="kubernetes", nodes=2, **{"image": "reg.example:5000/team/in_house@sha256:ab", **wrong})
+    request(project, kind="kubernetes", nodes=2, image="reg.example:5000/team/in_house:1.0", claim="shared-data.1")
 
 
 def words_of(script: str) -> list[str]:

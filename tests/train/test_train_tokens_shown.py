@@ -87,6 +87,12 @@ def texts(row: Any, label: str, sample: int = 0) -> str:
     return "".join(token.text for token in row.samples[sample].tokens if token.label == label)
 
 
+def test_classifier_learns_no_tokens_and_that_is_said(shown: Shown) -> None:
+    with pytest.raises(UserError) as error:
+        show_tokens(shown.request(overrides=("train.objective=classify",)))
+    assert error.value.code == "tokens.classify"
+
+
 def test_learned_context_and_cut_tokens_make_up_what_the_template_writes(shown: Shown) -> None:
     (row,) = show_tokens(shown.request(row="s0:0")).rows
     assert texts(row, "learned") == "crude 🚢<|im_end|>the bank<|im_end|>"

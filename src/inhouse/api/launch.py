@@ -11,9 +11,13 @@ from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.store import disk_errors
+from inhouse.flow.plan import pipeline
 from inhouse.flow.project import load
+from inhouse.train.distributed import check_kind
 from inhouse.train.launch.files import Target, launch_files, next_step
 from inhouse.train.launch.settings import Cluster, Strategy
+from inhouse.train.parallel.settings import Kind
+from inhouse.train.params import TrainParams
 
 
 class LaunchRequest(Request, Cluster):
@@ -50,6 +54,11 @@ def launch_training(request: LaunchRequest) -> Launched:
         overrides=request.overrides,
         chain=len(sections) if isinstance(sections, list | tuple) else None,
     )
+    kinds: dict[str, Kind] = {"ddp": "ddp", "fsdp2": "fsdp2", "tp": "tp", "pp": "pp"}
+    kind = kinds.get(target.strategy, "deepspeed")
+    for step in pipeline(project):
+        if isinstance(step.params, TrainParams):
+            check_kind(step.params, kind)
     cluster = Cluster.model_validate(request.model_dump(include=set(Cluster.model_fields)))
     written = launch_files(cluster, target)
     with disk_errors(request.folder):

@@ -84,7 +84,8 @@ class Tokens(Frozen):
 def show_tokens(request: TokensRequest) -> Tokens:
     """Every token of some rows and its label, and the counts of their part.
 
-    Raises tokens.not_built, tokens.no_training, tokens.no_rows, tokens.row_unknown and what encoding rows raises.
+    Raises tokens.not_built, tokens.no_training, tokens.classify, tokens.no_rows, tokens.row_unknown and what encoding
+    rows raises.
     """
     from inhouse.engines.torch_chat import stored_end_tokens
     from inhouse.engines.transformers import facts_of, load_tokenizer
@@ -92,6 +93,8 @@ def show_tokens(request: TokensRequest) -> Tokens:
     from inhouse.train.tokens import Limit, gather
 
     params, base, dataset = _inputs(request)
+    if params.objective.model_dump().get("use") == "classify":
+        raise UserError("tokens.classify")
     part, rows = _chosen(request, dataset.path)
     tokenizer = load_tokenizer(base)
     folder = base.path / facts_of(base).main

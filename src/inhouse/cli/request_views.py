@@ -29,10 +29,16 @@ def requests(result: Requests, console: Console) -> None:
 def request(result: RequestLine, console: Console) -> None:
     """Everything that is known of one request."""
     for name, value in result.model_dump(exclude={"content"}).items():
-        shown = _seconds(value) if name in STAGES else "-" if value is None else str(value)
+        shown = _seconds(value) if name in STAGES else _shown(value)
         console.print(f"{name:15} {shown}", markup=False, highlight=False)
     for name, words in (result.content or {}).items():
         console.print(f"\n{name}:\n{words}", markup=False, highlight=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
 
 
 def _row(line: RequestLine) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from inhouse.core.messages import text
@@ -23,6 +23,13 @@ class Params(BaseModel):
 @dataclass(frozen=True)
 class OnlyHow:
     """Field marker: says how a result is reached and never which. Recipes leave the field out."""
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value
+
+
+SAYS_OFF = BeforeValidator(_off)  # of a choice with `off`: without quotes, YAML 1.1 reads that as false
 
 
 def deciding(params: BaseModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ those of B. llama.cpp multiplies by alpha / r.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ def check_adapter(path: Path) -> GgufHeader:
 def _write(out: Path, architecture: str, alpha: float, tensors: dict[str, Array]) -> None:
     import gguf
 
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # what it writes is no news to whoever starts a server
     part = out.with_suffix(f".{os.getpid()}.part")
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)

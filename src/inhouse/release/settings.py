@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from inhouse.core.gate import Gate
-from inhouse.core.params import Params
+from inhouse.core.params import SAYS_OFF, Params
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -117,7 +117,7 @@ class ServeParams(Params):
         "auto",
         description="auto: llama.cpp at once, OpenVINO where measuring shows it faster; transformers for folders",
     )
-    calibrate: Literal["background", "off", "before"] = Field(
+    calibrate: Annotated[Literal["background", "off", "before"], SAYS_OFF] = Field(
         "background", description="when engine: auto measures: while nobody asks, never, or before the first request"
     )
     adapters: dict[Annotated[str, StringConstraints(pattern=NAME)], str] = Field(
@@ -125,7 +125,7 @@ class ServeParams(Params):
         max_length=64,
         description="LoRA adapters by name (an artifact or a PEFT folder); asked for as deployment:name",
     )
-    speculation: Literal["off", "ngram", "auto"] = Field(
+    speculation: Annotated[Literal["off", "ngram", "auto"], SAYS_OFF] = Field(
         "auto", description="guess tokens from a request's own text; auto: only while few requests run"
     )
     kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values (llama.cpp)")

@@ -17,6 +17,7 @@ from inhouse.core.protocols import Context
 from inhouse.core.store import full_disk
 from inhouse.train.checkpoint import Recipe
 from inhouse.train.parallel.order import error_of, outcome_of, put_weights, read_order, write_order
+from inhouse.train.parallel.settings import Kind
 from inhouse.train.params import TrainParams
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def take(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
 def check(params: TrainParams) -> None:
     """Refuse what several processes cannot do together (train.parallel_method, train.parallel_alone)."""
     assert params.parallel is not None
-    kind = params.parallel.kind
+    check_kind(params, params.parallel.kind)
+
+
+def check_kind(params: TrainParams, kind: Kind) -> None:
+    """The same for a kind that was chosen elsewhere, as for a launch file."""
     alone = {"train.privacy": params.privacy is not None, "train.penalties": bool(params.penalties)}
     if what := next((name for name, asked in alone.items() if asked), None):
         raise UserError("train.parallel_alone", what=what)

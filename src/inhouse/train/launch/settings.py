@@ -31,8 +31,15 @@ class Cluster(Params):
         29500, ge=1024, le=65535, description="port of the first machine on which the processes meet"
     )
     restarts: int = Field(3, ge=0, le=100, description="how often a training that fails is taken up again")
-    image: str | None = Field(None, description="kubernetes: container image that has inhouse in it")
-    claim: str | None = Field(None, description="kubernetes: PersistentVolumeClaim of the shared storage")
+    image: str | None = Field(
+        None, pattern=r"^[\w./:@-]+$", max_length=512, description="kubernetes: container image that has inhouse in it"
+    )
+    claim: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        max_length=253,
+        description="kubernetes: PersistentVolumeClaim of the shared storage",
+    )
     memory: str = Field("64Gi", pattern=r"^\d+(Ki|Mi|Gi|Ti)$", description="kubernetes: memory of each machine")
     partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="slurm: partition")
     account: str | None = Field(None, pattern=r"^[\w.-]+$", description="slurm: account")
