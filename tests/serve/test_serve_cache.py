@@ -317,6 +317,46 @@ def test_equal_requests_at_once_run_the_engine_once(tmp_path: Path) -> None:
     run(scene())
 
 
+class Stalled(Seat):
+    """A client that reads nothing before it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = asyncio.Event()
+
+    async def add(self, deltas: list[Delta]) -> None:
+        if self.sent:
+            await self.reads.wait()
+        await super().add(deltas)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_nobody_waits_for_the_client_that_asked_first(tmp_path: Path, comes_back: bool) -> None:
+    async def scene() -> None:
+        house = House(tmp_path)
+        first, beside = Stalled(), Seat()
+        leading = asyncio.create_task(house.ask(first))
+        await settle()
+        following = asyncio.create_task(house.ask(beside))
+        await settle()
+        house.engine.go.set()
+        await asyncio.wait_for(following, 5)
+        assert (first.text, beside.text, beside.usage) == ("run 1", "run 1 ends", Usage(3, 2))
+        assert not leading.done()
+        if comes_back:
+            first.reads.set()
+            await leading
+            assert (first.text, first.usage) == ("run 1 ends", Usage(3, 2))
+            assert (b"x-cache", b"hit") in (await house.ask(Seat())).notes
+        else:
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+        assert house.pipeline.cache.flights == {}
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    run(scene())
+
+
 def test_reader_along_of_a_request_that_fails_asks_for_itself(tmp_path: Path) -> None:
     async def scene() -> None:
         house = House(tmp_path)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from inhouse.api.tokens import TokensRequest, show_tokens
+from inhouse.cli import views
 from inhouse.cli.main import Lazy
 from inhouse.cli.token_views import tokens, visible
 from inhouse.core.errors import UserError
@@ -87,10 +88,46 @@ def texts(row: Any, label: str, sample: int = 0) -> str:
     return "".join(token.text for token in row.samples[sample].tokens if token.label == label)
 
 
-def test_classifier_learns_no_tokens_and_that_is_said(shown: Shown) -> None:
-    with pytest.raises(UserError) as error:
-        show_tokens(shown.request(overrides=("train.objective=classify",)))
-    assert error.value.code == "tokens.classify"
+CLASSES = """
+version: 1
+name: classes
+model: {{base: {base}}}
+data:
+  sources: [{{name: news, from: news.csv, licence: Apache-2.0, allowed_use: any}}]
+  split: {{test: 0.25}}
+  steps: []
+  shape: {{use: classification, labels: [money, grain], prompt: "{{text}}"}}
+train: {{objective: classify, max_length: 90}}
+"""
+
+
+def test_classifier_reads_the_question_alone_and_learns_its_label(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Shown(tmp_path, tiny_llama)
+    (tmp_path / "inhouse.yaml").write_text(CLASSES.format(base=tiny_llama), encoding="utf-8")
+    rows = [
+        f"the{f' {word}' * (n + 1)},{label}" for n in range(8) for word, label in (("bank", "money"), ("corn", "grain"))
+    ]
+    (tmp_path / "news.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    project.made("select")
+    project.made("data")
+    found = show_tokens(project.request(n=2))
+    assert found.counts["learned"] == 0 and found.counts["rows"] == found.counts["samples"] > 0
+    for row in found.rows:
+        [sample] = row.samples
+        said = "".join(token.text for token in sample.tokens)
+        assert sample.answer in ("money", "grain") and sample.answer not in said
+        assert ("bank" in said) == (sample.answer == "money") and {token.label for token in sample.tokens} == {
+            "context"
+        }
+    views.show("tokens", found, as_json=False)
+    assert f"label {found.rows[0].samples[0].answer}" in capsys.readouterr().out
+    lengths = sorted(len(row.samples[0].tokens) for row in show_tokens(project.request(n=99)).rows)
+    short = show_tokens(project.request(n=99, overrides=(f"train.max_length={lengths[-1] - 1}",)))
+    dropped = [row.samples[0] for row in short.rows if row.samples[0].name == "dropped"]
+    assert len(dropped) == short.counts["dropped"] == lengths.count(lengths[-1])
+    assert {len(sample.tokens) for sample in dropped} == {lengths[-1]}
 
 
 def test_learned_context_and_cut_tokens_make_up_what_the_template_writes(shown: Shown) -> None:

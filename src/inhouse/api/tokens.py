@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +21,9 @@ from inhouse.flow.project import load
 from inhouse.train.params import TrainParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inhouse.train.learning import Coding, Learning
     from inhouse.train.spans import Coder, Sample
     from inhouse.train.tokens import Limit
 
@@ -55,6 +57,7 @@ class TokenSample(Frozen):
 
     name: Name
     tokens: tuple[Token, ...]
+    answer: str | None = Field(None, description="the label that a classifier learns of it; no token is learned then")
 
 
 class TokenRow(Frozen):
@@ -84,7 +87,7 @@ class Tokens(Frozen):
 def show_tokens(request: TokensRequest) -> Tokens:
     """Every token of some rows and its label, and the counts of their part.
 
-    Raises tokens.not_built, tokens.no_training, tokens.classify, tokens.no_rows, tokens.row_unknown and what encoding
+    Raises tokens.not_built, tokens.no_training, tokens.no_rows, tokens.row_unknown and what encoding
     rows raises.
     """
     from inhouse.engines.torch_chat import stored_end_tokens
@@ -93,11 +96,11 @@ def show_tokens(request: TokensRequest) -> Tokens:
     from inhouse.train.tokens import Limit, gather
 
     params, base, dataset = _inputs(request)
-    if params.objective.model_dump().get("use") == "classify":
-        raise UserError("tokens.classify")
     part, rows = _chosen(request, dataset.path)
     tokenizer = load_tokenizer(base)
     folder = base.path / facts_of(base).main
+    if params.objective.model_dump()["use"] == "classify":
+        return _questions(request, (params, base, dataset), tokenizer)
     ends = stored_end_tokens(folder if folder.is_dir() else folder.parent, tokenizer)
     coder = Coder(tokenizer, ends)
     limit = Limit(params.max_length, params.turns, params.over_length)
@@ -107,6 +110,64 @@ def show_tokens(request: TokensRequest) -> Tokens:
         over_length=limit.over_length, counts=counts.facts, ids=request.ids,
         rows=tuple(_row(row, tokenizer, coder, limit) for row in rows),
     )  # fmt: skip
+
+
+def _questions(
+    request: TokensRequest, given: tuple[TrainParams, Input, Input], tokenizer: PreTrainedTokenizerBase
+) -> Tokens:
+    """What a classifier reads: the question of each row, whose label is learned as a whole."""
+    from inhouse.engines.transformers import facts_of
+    from inhouse.train.learning import Learning
+    from inhouse.train.objectives.classify import label_of
+    from inhouse.train.setup import coding_of
+
+    params, base, dataset = given
+    part, rows = _chosen(request, dataset.path)
+    name = facts_of(base).name
+    learning = Learning(params.objective).completed([*read_rows(dataset.path, "train")])
+    params = params.model_copy(update={"objective": learning.params})
+    coding = coding_of(_outline(base), tokenizer, params, (name, Events(), {}))
+
+    def read(row: Row) -> TokenRow:
+        samples = tuple(
+            TokenSample(name=name, tokens=tuple(_tokens(tokenizer, sample, (), name)), answer=label_of(row))
+            for name, sample in _read_by(learning, coding, row)
+        )
+        return TokenRow(id=row.id, source=row.source, file=row.file, offset=row.offset, samples=samples)
+
+    counts = learning.encode([*read_rows(dataset.path, part)], coding)
+    return Tokens(
+        dataset=dataset.record.id, model=name, part=part, max_length=coding.limit.longest, turns=coding.limit.turns,
+        over_length=coding.limit.over_length, counts=counts.facts, ids=request.ids, rows=tuple(map(read, rows)),
+    )  # fmt: skip
+
+
+def _read_by(learning: Learning, coding: Coding, row: Row) -> Iterator[tuple[Name, Sample]]:
+    """A question as it is read; whole where it is too long. Nothing where its text cannot be made plain."""
+    tries: tuple[tuple[Name, int], ...] = (("sample", coding.limit.longest), ("dropped", NO_LIMIT))
+    for name, longest in tries:
+        try:
+            yield name, learning.encode([row], replace(coding, limit=coding.limit._replace(longest=longest))).kept[0]
+            return
+        except UserError as error:
+            if error.code == "train.all_refused":
+                return
+            if error.code != "train.all_dropped":
+                raise
+
+
+def _outline(base: Input) -> PreTrainedModel:
+    """The base without its weights: what it is says how it reads."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from inhouse.engines.transformers import facts_of
+
+    path = base.path / facts_of(base).main
+    where, file = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    config = AutoConfig.from_pretrained(where, local_files_only=True, **file)
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
 
 
 def _inputs(request: TokensRequest) -> tuple[TrainParams, Input, Input]:

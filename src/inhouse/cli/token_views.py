@@ -59,6 +59,8 @@ def _row(row: TokenRow, with_ids: bool, console: Console) -> None:
         learned = sum(token.label == "learned" for token in sample.tokens)
         name = "" if sample.name == "sample" else f" · {text(f'cell.tokens.{sample.name}')}"
         told = text("cell.tokens.counted", tokens=len(sample.tokens), learned=learned)
+        if sample.answer is not None:
+            told = text("cell.tokens.answered", tokens=len(sample.tokens), answer=sample.answer)
         console.print(f"\n[bold]{escape(row.id)}[/]  [dim]{escape(place)}[/]{escape(name)}  {escape(told)}")
         if with_ids:
             _lines(sample.tokens, console)

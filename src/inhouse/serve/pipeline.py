@@ -107,12 +107,18 @@ class Near:
 
 
 class Shared(Reply):
-    """A reply that also tells those who read along, and keeps what it sends."""
+    """A reply that also tells those who read along, and keeps what it sends.
+
+    From the first one who reads along on, a task writes to its own client: nobody else waits for that one.
+    """
 
     def __init__(self, reply: Reply, flight: Flight | None, seen: Measured) -> None:
         self.reply = reply
         self.flight = flight or Flight()
         self.seen = seen
+        self._own: asyncio.Task[None] | None = None
+        self._ended = False
+        self._more = asyncio.Event()
 
     @property
     def sent(self) -> bool:
@@ -122,24 +128,52 @@ class Shared(Reply):
     async def add(self, deltas: list[Delta]) -> None:
         """Tell it, send it."""
         self.flight.add(deltas)
-        await self.reply.add(deltas)
+        if self._own is None and self.flight.followers:
+            self._own = asyncio.create_task(self._write_from(len(self.flight.pieces) - 1))
+        if self._own is None:
+            await self.reply.add(deltas)
+        self._more.set()
 
     def push(self, deltas: list[Delta]) -> bool:
         """The same without waiting."""
-        if taken := self.reply.push(deltas):
+        if taken := self._own is not None or self.reply.push(deltas):
             self.flight.add(deltas)
+            self._more.set()
         return taken
+
+    async def _write_from(self, at: int) -> None:
+        while True:
+            self._more.clear()
+            for deltas in self.flight.pieces[at:]:
+                at += 1
+                await self.reply.add(deltas)
+            if at == len(self.flight.pieces):
+                if self._ended:
+                    return
+                await self._more.wait()
 
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""
         if self.seen.ask is not None:
             self.seen.said = said(self.flight.pieces)
+        if self._own is not None:
+            self.flight.end(usage)  # the others have all of it
+            self._ended = True
+            self._more.set()
+            await self._own
         await self.reply.finish(usage)
 
     def reset(self) -> None:
         """Begin again."""
+        self.close()
         self.flight.restart()
         self.reply.reset()
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._own is not None:
+            self._own.cancel()
+            self._own = None
 
 
 class NoReply(Reply):
@@ -354,6 +388,7 @@ class Pipeline:
             if kept is not None:
                 self.cache.keep(name, kept)
         finally:
+            shared.close()
             if flight.usage is None:
                 flight.end(None)
             self.cache.flights.pop(name, None)

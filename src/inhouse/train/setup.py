@@ -120,7 +120,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     learning = Learning(params.objective).completed(rows)
     params = params.model_copy(update={"objective": learning.params})
     model, originals = _load(base, params, compute, seed)
-    coding = _coding(model, tokenizer, params, (facts.name, events, inputs))
+    coding = coding_of(model, tokenizer, params, (facts.name, events, inputs))
     check_vocabulary(model, tokenizer, facts.name)
     check_finite(model, facts.name)
     texts = Texts(rows, learning.encode(rows, coding), tokenizer, coding.ends)
@@ -143,7 +143,7 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     return Prepared(base, facts, loaded, texts, learning.prepared(start), reading, penalties, changes)
 
 
-def _coding(
+def coding_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     params: TrainParams,
