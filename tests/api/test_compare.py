@@ -100,8 +100,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     monkeypatch.setattr(Comparison, "run", staticmethod(found))
     opened = open_comparison
 
-    def here(request: Any, events: Events) -> Comparison:
-        return replace(opened(request, events), run=found)
+    def here(request: Any, events: Events, command: str) -> Comparison:
+        return replace(opened(request, events, command), run=found)
 
     for module in (compare, learning_curve, ablations):
         monkeypatch.setattr(module, "open_comparison", here)

@@ -51,7 +51,10 @@ def test_request_that_was_watched_is_gone_with_its_end_and_not_when_garbage_is_l
 def test_body_that_has_come_whole_and_is_too_large_is_refused() -> None:
     async def go(size: int) -> bytes:
         exchange = Exchange(
-            cast(Any, SimpleNamespace(flow=SimpleNamespace(resume_reading=bool))), {"method": "POST"}, True, False
+            cast(Any, SimpleNamespace(flow=SimpleNamespace(resume_reading=bool))),
+            {"method": "POST", "http_version": "1.1"},
+            True,
+            False,
         )
         exchange.body, exchange.more_body = bytearray(b"x" * size), False
         return await Call({"path": "/"}, nothing_more, Connection(unsent, "r1", exchange), {}, 100).body(100)
