@@ -87,8 +87,7 @@ class Tokens(Frozen):
 def show_tokens(request: TokensRequest) -> Tokens:
     """Every token of some rows and its label, and the counts of their part.
 
-    Raises tokens.not_built, tokens.no_training, tokens.no_rows, tokens.row_unknown and what encoding
-    rows raises.
+    Raises tokens.not_built, tokens.no_training, tokens.no_rows, tokens.row_unknown and what encoding rows raises.
     """
     from inhouse.engines.torch_chat import stored_end_tokens
     from inhouse.engines.transformers import facts_of, load_tokenizer
@@ -100,20 +99,23 @@ def show_tokens(request: TokensRequest) -> Tokens:
     tokenizer = load_tokenizer(base)
     folder = base.path / facts_of(base).main
     if params.objective.model_dump()["use"] == "classify":
-        return _questions(request, (params, base, dataset), tokenizer)
+        return _questions(request, (params, base, dataset), tokenizer, (part, rows))
     ends = stored_end_tokens(folder if folder.is_dir() else folder.parent, tokenizer)
     coder = Coder(tokenizer, ends)
     limit = Limit(params.max_length, params.turns, params.over_length)
-    counts = gather(read_rows(dataset.path, part), coder, limit, Events())
+    counts = gather(read_rows(dataset.path, part), coder, limit, Events()).facts
     return Tokens(
         dataset=dataset.record.id, model=facts_of(base).name, part=part, max_length=limit.longest, turns=limit.turns,
-        over_length=limit.over_length, counts=counts.facts, ids=request.ids,
+        over_length=limit.over_length, counts=counts, ids=request.ids,
         rows=tuple(_row(row, tokenizer, coder, limit) for row in rows),
     )  # fmt: skip
 
 
 def _questions(
-    request: TokensRequest, given: tuple[TrainParams, Input, Input], tokenizer: PreTrainedTokenizerBase
+    request: TokensRequest,
+    given: tuple[TrainParams, Input, Input],
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: tuple[Part, list[Row]],
 ) -> Tokens:
     """What a classifier reads: the question of each row, whose label is learned as a whole."""
     from inhouse.engines.transformers import facts_of
@@ -122,11 +124,11 @@ def _questions(
     from inhouse.train.setup import coding_of
 
     params, base, dataset = given
-    part, rows = _chosen(request, dataset.path)
-    name = facts_of(base).name
+    part, rows = chosen
+    model = facts_of(base).name
     learning = Learning(params.objective).completed([*read_rows(dataset.path, "train")])
     params = params.model_copy(update={"objective": learning.params})
-    coding = coding_of(_outline(base), tokenizer, params, (name, Events(), {}))
+    coding = coding_of(_outline(base), tokenizer, params, (model, Events(), {}))
 
     def read(row: Row) -> TokenRow:
         samples = tuple(
@@ -135,10 +137,10 @@ def _questions(
         )
         return TokenRow(id=row.id, source=row.source, file=row.file, offset=row.offset, samples=samples)
 
-    counts = learning.encode([*read_rows(dataset.path, part)], coding)
+    counts = learning.encode([*read_rows(dataset.path, part)], coding).facts
     return Tokens(
-        dataset=dataset.record.id, model=name, part=part, max_length=coding.limit.longest, turns=coding.limit.turns,
-        over_length=coding.limit.over_length, counts=counts.facts, ids=request.ids, rows=tuple(map(read, rows)),
+        dataset=dataset.record.id, model=model, part=part, max_length=coding.limit.longest, turns=coding.limit.turns,
+        over_length=coding.limit.over_length, counts=counts, ids=request.ids, rows=tuple(map(read, rows)),
     )  # fmt: skip
 
 

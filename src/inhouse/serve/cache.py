@@ -67,11 +67,13 @@ class Flight:
         """The engine was lost and the answer begins again; nobody has been sent anything of it."""
         self.pieces.clear()
 
-    async def follow(self) -> AsyncGenerator[list[Delta], None]:
-        """Everything from the beginning on, as it comes. Ends early when the leader fails: look at `failed`."""
-        self.followers += 1
+    async def follow(self, at: int = 0, leads: bool = False) -> AsyncGenerator[list[Delta], None]:
+        """Its pieces from number `at` on, as they come. Ends early when the leader fails: look at `failed`.
+
+        The leader itself, which reads for its own client, is no follower.
+        """
+        self.followers += not leads
         changed = self._changed = self._changed or asyncio.Event()
-        at = 0
         try:
             while True:
                 while at < len(self.pieces):
@@ -82,7 +84,7 @@ class Flight:
                 changed.clear()
                 await changed.wait()
         finally:
-            self.followers -= 1
+            self.followers -= not leads
 
 
 class AnswerCache:

@@ -1,8 +1,8 @@
 """One request and its answer on a connection, where uvicorn has its RequestResponseCycle: the same with less work.
 
 A body that has come whole is handed over at once, and an answer, or a piece of one, is written at once (an ASGI
-extension, below).
-uvicorn makes a timer, an event loop's turn and a few regular expressions of each step: a third of a plain request.
+extension, below). uvicorn makes a timer, an event loop's turn and a few regular expressions of each step: a third of
+a plain request.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ class Exchange:
         self.connection = connection
         self.scope = scope
         self._head_only = scope["method"] == "HEAD"
-        self._old = (
-            scope["http_version"] == "1.0"
-        )  # knows no chunks: an answer without a length ends with its connection
+        # HTTP/1.0 knows no chunks: an answer without a length ends with its connection.
+        self._old = scope["http_version"] == "1.0"
         self.keep_alive = keep_alive
         self.message_event = asyncio.Event()  # something has come
         self.body = bytearray()

@@ -117,8 +117,6 @@ class Shared(Reply):
         self.flight = flight or Flight()
         self.seen = seen
         self._own: asyncio.Task[None] | None = None
-        self._ended = False
-        self._more = asyncio.Event()
 
     @property
     def sent(self) -> bool:
@@ -132,25 +130,17 @@ class Shared(Reply):
             self._own = asyncio.create_task(self._write_from(len(self.flight.pieces) - 1))
         if self._own is None:
             await self.reply.add(deltas)
-        self._more.set()
 
     def push(self, deltas: list[Delta]) -> bool:
         """The same without waiting."""
         if taken := self._own is not None or self.reply.push(deltas):
             self.flight.add(deltas)
-            self._more.set()
         return taken
 
     async def _write_from(self, at: int) -> None:
-        while True:
-            self._more.clear()
-            for deltas in self.flight.pieces[at:]:
-                at += 1
+        async with aclosing(self.flight.follow(at, leads=True)) as pieces:
+            async for deltas in pieces:
                 await self.reply.add(deltas)
-            if at == len(self.flight.pieces):
-                if self._ended:
-                    return
-                await self._more.wait()
 
     async def finish(self, usage: Usage) -> None:
         """The answer is whole."""
@@ -158,8 +148,6 @@ class Shared(Reply):
             self.seen.said = said(self.flight.pieces)
         if self._own is not None:
             self.flight.end(usage)  # the others have all of it
-            self._ended = True
-            self._more.set()
             await self._own
         await self.reply.finish(usage)
 

@@ -18,6 +18,7 @@ from inhouse.core.plugins import require
 
 if TYPE_CHECKING:
     import torch
+    from opacus.accountants import IAccountant
 
     from inhouse.train.params import TrainParams
 
@@ -181,9 +182,8 @@ def run_budget(params: TrainParams, samples: int, origins: Sequence[int]) -> Bud
     if len(set(origins)) < len(origins):
         raise UserError("privacy.repeated", samples=len(origins), rows=len(set(origins)))
     batch = params.step_size
-    return plan_budget(
-        params.privacy, samples, batch, params.max_steps or ceil(params.num_train_epochs * samples / batch)
-    )
+    steps = params.max_steps or ceil(params.num_train_epochs * samples / batch)
+    return plan_budget(params.privacy, samples, batch, steps)
 
 
 def plan_budget(privacy: Privacy, rows: int, batch: int, steps: int) -> Budget:
@@ -238,13 +238,18 @@ def _noise_for(epsilon: float, delta: float, rate: float, steps: int, accountant
 
 @lru_cache(maxsize=8)
 def epsilon_of(noise: float, delta: float, rate: float, steps: int, accountant: str) -> float:
-    """The bound that so many steps keep. What is below 0, by prv's rounding, keeps 0 too."""
+    """The bound that so many steps keep."""
     from opacus.accountants import create_accountant
 
     counted = create_accountant(accountant)
     counted.history = [(noise, rate, steps)]
+    return told_by(counted, delta)
+
+
+def told_by(accountant: IAccountant, delta: float) -> float:
+    """The epsilon of the steps that it has counted. What is below 0, by prv's rounding, keeps 0 too."""
     with quietly():
-        return max(0.0, float(counted.get_epsilon(delta=delta)))
+        return max(0.0, float(accountant.get_epsilon(delta=delta)))
 
 
 @contextmanager

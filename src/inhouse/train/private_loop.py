@@ -24,7 +24,7 @@ from inhouse.train.batching import is_out_of_memory
 from inhouse.train.checkpoint import Recipe, find_complete, settle, step_of
 from inhouse.train.divergence import diverged
 from inhouse.train.params import TrainParams
-from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, check_settings, quietly, run_budget
+from inhouse.train.privacy import Budget, Privacy, Spent, check_compatible, check_settings, run_budget, told_by
 from inhouse.train.stall import stall_watch
 from inhouse.train.tokens import Sample
 from inhouse.train.watch import Pace
@@ -151,10 +151,8 @@ def train_private(model: torch.nn.Module, params: TrainParams, job: PrivateJob) 
 
 def spent(run: Run, budget: Budget, privacy: Privacy) -> Spent:
     """The guarantee of the steps that were taken."""
-    with quietly():
-        epsilon = max(0.0, float(run.accountant.get_epsilon(delta=budget.delta)))
     return Spent(
-        epsilon=epsilon,
+        epsilon=told_by(run.accountant, budget.delta),
         delta=budget.delta,
         noise_multiplier=budget.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
