@@ -42,7 +42,8 @@ def origin(asked: dict[str, Any]) -> Origin:
 
 def body(asked: dict[str, Any], number: int, **more: Any) -> bytes:
     prompts = asked.get("prompts", ["Say one word."])
-    messages = [{"role": "user", "content": prompts[number % len(prompts)]}]
+    prompt = prompts[number % len(prompts)].replace("{number}", str(number))
+    messages = [{"role": "user", "content": prompt}]
     sent = {"model": asked["model"], "messages": messages, "temperature": 0, **asked.get("extra", {}), **more}
     return json.dumps(sent).encode()
 
