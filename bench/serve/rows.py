@@ -130,6 +130,7 @@ def plain(work: Work) -> Iterator[Run]:
         all_sides = [ours, raw, engine, *litellm_where_installed(stack, work, engine.url)]
         for side in all_sides:
             side.load("plain", clients=8, requests=10, prompts=["warm"])
+        warm = ours.from_memory()
         for number in range(work.rounds):
             for clients in (32, 1):
                 for side in turned(all_sides, number):
@@ -138,6 +139,8 @@ def plain(work: Work) -> Iterator[Run]:
                     found = side.load("plain", clients=clients, requests=requests, prompts=new)
                     cost = 1e6 * found["cpu_s"] / found["requests"]
                     yield {"row": "plain", "clients": clients, "round": number, **found, "us_per_request": cost}
+        if kept := ours.from_memory() - warm:
+            raise RuntimeError(f"{kept} answers came from memory: the row tells nothing of the engine's way")
 
 
 def cached(work: Work) -> Iterator[Run]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 from gguf_files import model_file
+from prometheus_client.parser import text_string_to_metric_families
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -59,6 +60,14 @@ class Side:
         if done.returncode:
             raise RuntimeError(f"{self.name}: {done.stderr.decode()[-2000:]}")
         return {"side": self.name, "cpu_s": spent, **json.loads(done.stdout)}
+
+    def from_memory(self) -> int:
+        """How many answers our gateway has given without its engine, by its own count."""
+        asked = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {self.key}"})
+        with urllib.request.urlopen(asked, timeout=START_S) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        told = [sample for family in families for sample in family.samples if "answer_cache" in sample.name]
+        return int(sum(sample.value for sample in told if sample.labels.get("result") in ("hit", "semantic", "shared")))
 
 
 def ours() -> dict[str, str]:
