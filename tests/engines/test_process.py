@@ -33,10 +33,21 @@ def test_child_that_reports_is_ready_and_stops_when_asked() -> None:
 
 
 def test_child_that_ignores_the_request_is_ended_by_force() -> None:
-    child = Child(python("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY + SLEEP))
+    child = Child(python("import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN); " + READY + SLEEP))
     child.wait_ready()
     child.stop(grace_s=0.2)
     assert not child.running and child.died().facts["exit"] == "SIGKILL"
+
+
+def test_child_goes_on_when_its_whole_group_is_told_to_end_until_its_parent_says_so() -> None:
+    heed = "import sys; from inhouse.engines.process import heed_only_parent as heed; heed(sys.exit); "
+    child = Child(python(heed + READY + SLEEP))
+    child.wait_ready()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(child.pid, number)
+    assert not child.wait(0.3)
+    child.stop(grace_s=10.0)
+    assert child.died().facts["exit"] == "0"
 
 
 def test_child_that_is_slow_is_stopped_with_its_last_line() -> None:

@@ -174,13 +174,18 @@ def test_deadline_ends_a_request(own: Registry, launch_on: LaunchOn) -> None:
     assert server.stop() == 0
 
 
-def test_sigterm_lets_a_running_request_finish(own: Registry, launch_on: LaunchOn) -> None:
+@pytest.mark.parametrize("all_are_told", [False, True], ids=["the server alone", "its engine too, as systemd does"])
+def test_sigterm_lets_a_running_request_finish(own: Registry, launch_on: LaunchOn, all_are_told: bool) -> None:
     server = launch_on(own, ServeParams(port=0))
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(ask(server, tokens=40, content="Tell a story")))
     thread.start()
     wait_for(lambda: running(server, 1))
     children = psutil.Process(server.process.pid).children(recursive=True)
+    for child in children if all_are_told else ():
+        child.terminate()
+    time.sleep(0.2)
+    assert all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
     assert server.stop() == 0
     thread.join()
     assert answers[0].status_code == 200

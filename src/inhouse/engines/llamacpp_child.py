@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import sys
 import threading
 from typing import Any
 
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
-from inhouse.engines.process import Reporter
+from inhouse.engines.process import Reporter, heed_only_parent
 
 
 def main(argument: str) -> int:
@@ -23,8 +22,7 @@ def main(argument: str) -> int:
     die_with_parent(asked["parent"])
     reporter = Reporter()
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group: the parent decides
+    heed_only_parent(stop.set)
     # The listener is on loopback, which every local user and every web page in a local browser can reach.
     key = secrets.token_urlsafe(24)
     try:

@@ -27,6 +27,7 @@ LOG_LINES = 200
 LINE_BYTES = 4096
 STOP_GRACE_S = 5.0
 CLOSE_S = 10.0
+STOP = signal.SIGUSR1  # a parent's word that its child shall end
 log = logging.getLogger("inhouse.engines")
 
 
@@ -135,7 +136,7 @@ class Child:
         """Ask the child to end, and end it by force after `grace_s` seconds. Safe to call twice."""
         assert self._process is not None
         if grace_s > 0:
-            self._process.terminate()
+            self._process.send_signal(STOP)
             if self.wait(grace_s):
                 return
         self._process.kill()
@@ -188,6 +189,16 @@ def _parse_report(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None  # a library printed something
     return report if isinstance(report, dict) and report.keys() & {"ready", "error"} else None
+
+
+def heed_only_parent(stop: Callable[[], object]) -> None:
+    """In a child: call `stop` when the parent says so, and let other signals that end programs pass.
+
+    systemd sends SIGTERM, and a terminal Ctrl-C, to every process of a service: what runs is for the parent to finish.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(STOP, lambda *_: stop())
 
 
 class Reporter:

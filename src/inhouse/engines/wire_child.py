@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairScores, Stats
-from inhouse.engines.process import Reporter
+from inhouse.engines.process import Reporter, heed_only_parent
 from inhouse.engines.wire import MOST_LINE_BYTES, from_capabilities, from_delta, to_ask
 
 RECEIVE_BYTES = 256 * 1024
@@ -224,8 +224,7 @@ class _Server:
         self._wake_in, self._wake_out = socket.socketpair()
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, lambda *_: self._stop())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group: the parent decides
+        heed_only_parent(self._stop)
         self._select.register(self._listener, selectors.EVENT_READ)
         self._select.register(self._wake_in, selectors.EVENT_READ)
         busy = False

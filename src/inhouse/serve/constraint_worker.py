@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.run import die_with_parent
+from inhouse.engines.process import heed_only_parent
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -65,6 +66,7 @@ class _Vocabulary:
 def main(parent: int) -> int:
     """Answer requests until the parent closes the pipe."""
     die_with_parent(parent)
+    heed_only_parent(sys.exit)
     _limit_memory()
     from llguidance import LLTokenizer, TokenizerWrapper
 
