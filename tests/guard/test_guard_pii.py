@@ -222,6 +222,53 @@ def test_texts_are_judged_alone_and_spans_lie_inside(texts: list[str]) -> None:
         assert all(a.end <= b.start for a, b in pairwise(spans))
 
 
+# Other ways to write the same
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("姓名：張曉雯", [("name", "張曉雯")]),
+        ("陳大文先生來電", [("name", "陳大文")]),
+        ("吳經理", [("name", "吳")]),
+        ("業主：鄭偉強", [("name", "鄭偉強")]),
+        ("地址：北京市朝陽區建國路88號3號樓", [("address", "北京市朝陽區建國路88號3號樓")]),
+        ("護照E12345678", [("passport", "E12345678")]),
+        ("微信號wang_xm888", [("wechat", "wang_xm888")]),
+        ("車牌粵B12345", [("plate", "粵B12345")]),
+        ("電話0912-345-678", [("phone", "0912-345-678")]),
+        ("今天天氣很好，我們一起去公園散步", []),
+        ("李乾坤先生", [("name", "李乾坤")]),  # 乾 is written in simplified text too
+        ("邮箱 ｌｉｓｉ＠１６３．ｃｏｍ 谢谢", [("email", "ｌｉｓｉ＠１６３．ｃｏｍ")]),
+        ("lisi＠163.com", [("email", "lisi＠163.com")]),
+        ("京Ａ１２３４５", [("plate", "京Ａ１２３４５")]),
+        ("Dear Mr. John Smith, hello", [("name", "John Smith")]),
+        ("Dear Dr. Wang,", [("name", "Wang")]),
+    ],
+)
+def test_traditional_characters_wide_letters_and_titles_hide_nothing(text: str, wanted: list[Any]) -> None:
+    assert said(text) == wanted
+    around = find_many(["no one", text, "138 漢字", text])
+    assert around[1] == around[3] == find(text)
+
+
+def test_folding_says_what_its_python_source_says() -> None:
+    from inhouse.guard.kernels.fold import fold
+    from inhouse.guard.tables.scripts import simplified
+
+    texts = ["張abc鄭é", "", "全Ａ＠ｚ１，。", "漢\U00020000字😀龍", "繁", "a"]
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0] + [len(each) for each in encoded])
+    data = np.frombuffer(b"".join(encoded), np.uint8)
+    folded, wide = fold(data, offsets, simplified())
+    assert [folded[a:b].tobytes().decode() for a, b in pairwise(offsets)] == [
+        "张abc郑é", "", "全Ａ＠ｚ１，。", "汉\U00020000字😀龙", "繁", "a",
+    ]  # fmt: skip
+    assert wide.tolist() == [False, False, True, False, False, False]
+    slow = fold.py_func(data, offsets, simplified()) if hasattr(fold, "py_func") else (folded, wide)
+    assert slow[0].tolist() == folded.tolist() and slow[1].tolist() == wide.tolist()
+
+
 # The compiled pass
 
 

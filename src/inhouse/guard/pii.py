@@ -161,7 +161,6 @@ def _sorts() -> Bytes:
 
 def candidates(data: Bytes, offsets: Offsets) -> NDArray[np.int64]:
     """Places worth a closer look: rows of (text, start, stop, number of the rule + 1), offsets in characters."""
-    require("data", "numba")
     import numpy as np
 
     from inhouse.guard.kernels.scan import scan
@@ -176,7 +175,25 @@ def candidates(data: Bytes, offsets: Offsets) -> NDArray[np.int64]:
 
 
 def find_all(data: Bytes, offsets: Offsets, wanted: Wanted = EVERYTHING) -> dict[int, list[Span]]:
-    """The spans of every text that has any, by its number. Texts lie in `data` as UTF-8, text n at offsets[n:n+2]."""
+    """The spans of every text that has any, by its number. Texts lie in `data` as UTF-8, text n at offsets[n:n+2].
+
+    Traditional characters count as their simplified ones, full-width letters as letters.
+    """
+    require("data", "numba")
+    from inhouse.guard.kernels.fold import fold
+    from inhouse.guard.tables.scripts import WIDE, simplified
+
+    folded, wide = fold(data, offsets, simplified())
+    found = _find_all(folded, offsets, wanted)
+    for number in wide.nonzero()[0].tolist():
+        found.pop(number, None)
+        text = folded[offsets[number] : offsets[number + 1]].tobytes().decode().translate(WIDE)
+        if spans := _find_all(*_flat([text]), wanted).get(0):
+            found[number] = spans
+    return found
+
+
+def _find_all(data: Bytes, offsets: Offsets, wanted: Wanted) -> dict[int, list[Span]]:
     found: dict[int, list[Span]] = {}
     last, text, judge = -1, "", 0  # judge: the rule that found the span found last
     spans: list[Span] = []
@@ -209,13 +226,18 @@ def _keep(found: dict[int, list[Span]], number: int, text: str, spans: list[Span
 def find_many(texts: Sequence[str], wanted: Wanted = EVERYTHING) -> list[list[Span]]:
     """The spans of each text, in order of their start; they never overlap."""
     require("data", "numpy")
+    found = find_all(*_flat(texts), wanted)
+    return [found.get(number, []) for number in range(len(texts))]
+
+
+def _flat(texts: Sequence[str]) -> tuple[Bytes, Offsets]:
+    """The texts as UTF-8 behind each other, and where each begins and ends."""
     import numpy as np
 
     encoded = [text.encode("utf-8", "replace") for text in texts]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(b) for b in encoded], out=offsets[1:])
-    found = find_all(np.frombuffer(b"".join(encoded), np.uint8), offsets, wanted)
-    return [found.get(number, []) for number in range(len(encoded))]
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
 
 
 def find(text: str, wanted: Wanted = EVERYTHING) -> list[Span]:
