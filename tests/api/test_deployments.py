@@ -209,6 +209,9 @@ def test_release_is_promoted_and_shown_by_its_own_commands(
 ) -> None:
     assert "desk now serves routing:v2" in shown(capsys, "release", "promote", "routing:v2", "--deployment", "desk")
     assert said(capsys, "release", "promote", "routing:v1", "--deployment", "other")[1]["deployment"] == "other"
+    again = shown(capsys, "release", "promote", "routing:v2", "--deployment", "desk")
+    assert "serves routing:v2 already" in again and "before" not in again
+    assert said(capsys, "deployments", "promote", "desk", "routing:v2")[1]["changed"] is False
     assert said(capsys, "release", "rollback", "desk")[1]["release"] == "routing:v1"
     detail = said(capsys, "release", "show", "routing:v3")[1]
     assert detail["line"]["passed"] is False and detail["evidence"]["verdicts"][0]["figure"] == "tuned.accuracy"

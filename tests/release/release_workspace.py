@@ -43,6 +43,14 @@ def publish(
     return settle(store, kind, recipe, out, facts, licences)
 
 
+def compressed(store: Store, model: Artifact, method: dict[str, Any]) -> Artifact:
+    """The record of the same files as the stage of compression writes it."""
+    facts = {**model.facts, "fallbacks": 2, "parity": {}}
+    record = model.model_copy(update={"stage": "compress", "params": {"method": method}, "facts": facts})
+    store.use(record)
+    return record
+
+
 def settle(
     store: Store, kind: Kind, recipe: str, out: Path, facts: dict[str, Any], licences: tuple[Licence, ...]
 ) -> Artifact:

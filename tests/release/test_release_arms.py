@@ -117,7 +117,12 @@ def test_canary_taken_back_leaves_its_reason_and_a_second_gateway_changes_nothin
     entry = four.audit(1, "desk")[0]
     assert entry.action == "canary.rollback" and entry.actor == "serve"
     assert (entry.detail["canary"], entry.detail["reason"]) == ("routing:v2", "errors: 5 of 50")
-    assert four.rollback("desk").release.label == "routing:v1"  # not back to the bad canary
+    with pytest.raises(UserError) as error:  # who meant the canary must not put v1 in the place of v3
+        four.rollback("desk")
+    assert error.value.code == "release.canary_ended" and "routing:v2" in str(error.value)
+    assert four.deployment("desk") == found
+    four.promote("desk", "routing:v1")
+    assert four.rollback("desk").release.label == "routing:v3"
 
 
 def test_canary_of_what_is_live_or_beside_another_or_of_nothing_is_refused(four: Registry) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
-from release_workspace import APACHE, Make, make_model, make_report, publish, run_stage
+from release_workspace import APACHE, Make, compressed, make_model, make_report, publish, run_stage
 
 from inhouse.core.artifact import Licence
 from inhouse.core.errors import UserError
@@ -176,6 +176,18 @@ def test_evidence_holds_everything_behind_the_verdict(store: Store, make_release
     page = (store.path(record.id) / "measured" / "evidence.md").read_text(encoding="utf-8")
     for expected in ("FAILED · 未通过", "| tuned.accuracy | &gt;= 0.9", "0.75", "Apache-2.0", "c0ffee", "inhouse run"):
         assert expected.replace("&gt;", ">") in page
+
+
+def test_evidence_tells_how_the_served_model_was_compressed(store: Store) -> None:
+    plain = make_model(store, b"GGUF")
+    report = make_report(store, FIGURES)
+    bare = run_stage(store, ReleaseNode(), {"model": plain, "report": report})
+    assert evidence(store, bare)["compression"] == {}
+    model = compressed(store, plain, {"use": "gguf", "type": "q8_0"})
+    record = run_stage(store, ReleaseNode(project="other"), {"model": model, "report": report})
+    assert evidence(store, record)["compression"] == {"use": "gguf", "type": "q8_0", "fallbacks": 2}
+    page = (store.path(record.id) / "measured" / "evidence.md").read_text(encoding="utf-8")
+    assert "| q8_0 |" in page and "inhouse run PROJECT_FILE" in page and "`release.serve`" in page
 
 
 def test_evidence_page_does_not_carry_markup_of_its_inputs(store: Store) -> None:

@@ -83,6 +83,7 @@ class DeploymentLine(Frozen):
     changed_at: str
     generation: int
     arms: tuple[ArmLine, ...]
+    changed: bool = Field(True, description="whether this command has changed anything")
 
 
 class DeploymentLines(Frozen):
@@ -163,7 +164,14 @@ def shadow_deployment(request: ShadowRequest) -> DeploymentLine:
 
 def promote_deployment(request: ArmRequest) -> DeploymentLine:
     """Let one release answer everything: one transaction, refused when its gates failed."""
-    return line_of(open_registry(request.store).promote(request.deployment, request.release))
+    return promoted(open_registry(request.store), request.deployment, request.release)
+
+
+def promoted(registry: Registry, deployment: str, release: str) -> DeploymentLine:
+    """The deployment after a promotion, and whether that was one."""
+    before = next((each.generation for each in registry.deployments() if each.name == deployment), None)
+    found = registry.promote(deployment, release)
+    return line_of(found).model_copy(update={"changed": found.generation != before})
 
 
 def rollback_deployment(request: DeploymentRequest) -> DeploymentLine:

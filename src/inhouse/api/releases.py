@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from inhouse.api.deployments import DeploymentLine, line_of
+from inhouse.api.deployments import DeploymentLine, promoted
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.store import Store
@@ -73,7 +73,7 @@ def promote_release(request: PromoteRequest) -> DeploymentLine:
     registry = open_registry(request.store)
     found = registry.show(request.release)
     name = request.deployment or _deployment_of(request.store, found)
-    return line_of(registry.promote(name, found.label))
+    return promoted(registry, name, found.label)
 
 
 def _deployment_of(store: Store, release: Release) -> str:

@@ -41,6 +41,9 @@ def deployment(result: DeploymentDetail, console: Console) -> None:
 
 def deployed(result: DeploymentLine, console: Console) -> None:
     """What answers after a change."""
+    if not result.changed:
+        console.print(text("cell.deployed_already", deployment=result.deployment, release=result.release))
+        return
     if len(result.arms) == 1:
         previous = result.previous or "-"
         console.print(text("cell.deployed", deployment=result.deployment, release=result.release, previous=previous))

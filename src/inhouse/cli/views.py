@@ -208,6 +208,12 @@ def lineage(result: Lineage, console: Console) -> None:
             continue
         for name, content in record.external.items():
             console.print(f"{'  ' * line.depth}    [cyan]{escape(name)}[/] {escape(content)}")
+    if result.made:
+        console.print(text("cell.made_from"))
+    for made in result.made:
+        told = f"  [green]{escape(', '.join(made.releases))}[/]" if made.releases else ""
+        head = f"  [bold]{made.record.kind}[/] {made.record.id[:12]}{told}"
+        console.print(f"{head}  [dim]{made.record.stage} · {made.record.created}[/]")
 
 
 def doctor(result: Diagnosis, console: Console) -> None:

@@ -33,3 +33,12 @@ def lineage(store: Store, artifact_id: str) -> tuple[Ancestor, ...]:
 
     visit(store.get(artifact_id), "", 0)
     return tuple(found)
+
+
+def made_from(store: Store, artifact_id: str) -> tuple[Artifact, ...]:
+    """What came from the artifact, at any distance, that used last behind: to be made again without it."""
+    records = {record.id: record for record in store.records()}
+    found = {artifact_id}
+    while more := {id for id, record in records.items() if id not in found and found & set(record.inputs.values())}:
+        found |= more
+    return tuple(record for id, record in records.items() if id in found and id != artifact_id)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+BY_SERVER = "serve"  # who changes a deployment when nobody does
+
 
 @dataclass(frozen=True)
 class AuditEntry:

@@ -15,6 +15,12 @@ from inhouse.release.settings import ReleaseNode
 Evidence = dict[str, Any]
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
+SETTINGS = (
+    "The settings, those of the command line included, stand in evidence.json under `asked`: those of each stage under "
+    "`stages`, those of serving under `release.serve`.  \n"
+    "全部设置（含命令行覆盖项）见 evidence.json 的 `asked`：各阶段的在 `stages`，服务的在 `release.serve`。"
+)
+
 
 def gather(
     release: Mapping[str, Any],
@@ -41,7 +47,7 @@ def gather(
         "data": _facts(records, "dataset"),
         "sources": _sources(records),
         "training": _facts(records, "tuned") or (_facts(records, "model") if records["model"].stage == "train" else {}),
-        "compression": _facts(records, "exported"),
+        "compression": _compression(records["model"]),
         "figures": measured,
         "verdicts": [json.loads(v.model_dump_json()) for v in verdicts],
         "parity": {name: f for name, f in measured.items() if name.startswith("parity.")},
@@ -50,7 +56,7 @@ def gather(
         "packages": dict(sorted(packages.items())),
         "commits": commits,
         "seed": context.seed,
-        "reproduce": "inhouse run inhouse.yaml",
+        "reproduce": "inhouse run PROJECT_FILE",
     }
 
 
@@ -77,7 +83,7 @@ def as_markdown(evidence: Evidence) -> str:
     ]
     for heading, (columns, rows) in _sections(evidence):
         lines += ["", f"## {heading}", "", *_table(columns, rows)]
-    lines += ["", "## Reproduce · 复现", "", "```", evidence["reproduce"], "```", ""]
+    lines += ["", "## Reproduce · 复现", "", "```", evidence["reproduce"], "```", "", SETTINGS, ""]
     return "\n".join(lines)
 
 
@@ -147,6 +153,14 @@ def _origin(evidence: Evidence) -> Iterable[tuple[str, Table]]:
 
 def _facts(records: Mapping[str, Artifact], role: str) -> dict[str, Any]:
     return dict(records[role].facts) if role in records else {}
+
+
+def _compression(model: Artifact) -> dict[str, Any]:
+    """How the served model was compressed: the method's settings, and what was found besides the model's own facts."""
+    if model.stage != "compress":
+        return {}
+    found = {name: told for name, told in model.facts.items() if name not in ("model", "parity")}
+    return {**model.params["method"], **found}
 
 
 def _sources(records: Mapping[str, Artifact]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from inhouse.release.arms import (
     releases_by_id,
     write_layout,
 )
-from inhouse.release.audit import AuditEntry, now, read_entries, write_entry
+from inhouse.release.audit import BY_SERVER, AuditEntry, now, read_entries, write_entry
 from inhouse.release.database import connect
 from inhouse.release.rules import WHOLE, Rules, write_rules
 from inhouse.release.settings import NAME
@@ -125,7 +125,11 @@ class Registry:
             return self._change(connection, deployment, Layout(live, None, shadows), Deed(action, actor))
 
     def rollback(self, deployment: str, actor: str | None = None) -> Deployment:
-        """End the canary; without one, return to the live arms before. Doing that twice returns to where it was."""
+        """End the canary; without one, return to the live arms before. Doing that twice returns to where it was.
+
+        Raises release.canary_ended where a server has just taken the canary back: who meant that one would otherwise
+        put an earlier release in the place of the live one.
+        """
         with writing(self.engine) as connection:
             before = read_deployment(connection, deployment)
             old = _layout(connection, deployment)
@@ -133,6 +137,10 @@ class Registry:
             if not live:
                 raise UserError("release.no_previous", deployment=deployment, release=before.release.label)
             if old.canary is None:
+                last = next(iter(read_entries(connection, 1, deployment)), None)
+                if last is not None and last.action == "canary.rollback" and last.actor == BY_SERVER:
+                    told = {"canary": last.detail.get("canary", "-"), "when": last.at, "release": before.release.label}
+                    raise UserError("release.canary_ended", deployment=deployment, **told)
                 for release in releases_by_id(connection, set(live)).values():
                     self._check_servable(release, deployment)
             shadows = {r: w for r, w in old.shadows.items() if r not in live}

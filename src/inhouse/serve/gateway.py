@@ -102,7 +102,11 @@ class Gateway:
             await connection.refuse(stopping())
         except (InhouseError, DBAPIError) as error:  # the registry is locked, away or full; an engine does not load
             log.error("request %s: %s", connection.request_id, error)
-            await connection.refuse(ApiError(503, "temporarily_unavailable", text("serve.not_now")))
+            full = isinstance(error, InhouseError) and error.code == "store.no_space"
+            if full or "disk is full" in str(error):
+                await connection.refuse(ApiError(507, "insufficient_storage", text("serve.disk_full")))
+            else:
+                await connection.refuse(ApiError(503, "temporarily_unavailable", text("serve.not_now")))
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
             log.exception("request %s failed", connection.request_id)
             await connection.refuse(ApiError(500, "internal_error", text("serve.internal")))

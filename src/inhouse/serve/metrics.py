@@ -179,6 +179,7 @@ class Metrics:
             answers = [seen for seen in together if seen.first is not None]
             self._tokens(who, answers)
             self._times(who, answers)
+            self._read(who, [seen for seen in together if seen.first is None and seen.status == 200])
         for seen in unseen:
             seen.gaps = []  # recent requests are kept, but not the pause before each token: megabytes
 
@@ -204,6 +205,12 @@ class Metrics:
             self.prefix_hits.add(who, sum(usage.cached for _, usage in spent))
             self.prompts.add(who, [usage.prompt for _, usage in spent])
             self.answers.add(who, [usage.answer for _, usage in spent])
+
+    def _read(self, who: Labels, vectors: list[Measured]) -> None:
+        """Tokens of requests that are answered with vectors and scores."""
+        for seen in vectors:
+            if read := seen.usage.prompt:
+                self.prompt_tokens.add((*who, seen.key), read)
 
     def _times(self, who: Labels, answers: list[Measured]) -> None:
         self.first_token.add(who, _known(seen.first_token_s for seen in answers))

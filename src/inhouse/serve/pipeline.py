@@ -288,7 +288,8 @@ class Pipeline:
             copy.add_done_callback(self._copies.discard)
 
     async def _shadow(self, way: Way, target: Target, ask: Ask, caller: Caller) -> None:
-        seen = Measured(f"{caller.request_id}-shadow", caller.key.name, caller.tenant, target.release.label)
+        # Nobody's request: the key that was copied neither sees it nor counts it.
+        seen = Measured(f"{caller.request_id}-shadow", "-", "", target.release.label)
         seen.deployment, seen.route = way.deployment, "shadow"
         seen.arm = next(arm for arm in way.serving.deployment.arms if arm.release.id == target.release.id)
         try:

@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass, field
 
 from inhouse.release.arms import Arm, Deployment
+from inhouse.release.audit import BY_SERVER
 from inhouse.release.canary import judge_canary
 from inhouse.release.registry import Registry
 from inhouse.release.results import Counters, add_results
 from inhouse.serve.errors import STOPPING
-from inhouse.serve.measured import Measured
+from inhouse.serve.measured import CLIENT_LEFT, Measured
 
 OURS = 500  # from this status on, a failure is ours and not the client's
 Unsaved = dict[str, dict[tuple[int, str, str], tuple[Arm, Counters]]]  # by deployment, then by arm
@@ -39,12 +40,16 @@ class Trials:
         self._windows: dict[str, Window] = {}
 
     def count(self, deployment: str, arm: Arm, seen: Measured) -> None:
-        """One finished request, or copy of one. A client's mistake is not the release's."""
+        """One request that is over, or copy of one. A client's mistake is not the release's.
+
+        One whose client did not wait any longer counts with the time that it did: were it left out, a release whose
+        answers take too long for anybody would look quick.
+        """
         if (
             seen.elsewhere
             or seen.error == STOPPING
             or seen.cache in ("hit", "shared", "semantic")
-            or 400 <= seen.status < OURS
+            or (400 <= seen.status < OURS and seen.status != CLIENT_LEFT)
         ):
             return
         failed, seconds, usage = seen.status >= OURS, seen.total_s, seen.usage
@@ -79,10 +84,10 @@ class Trials:
             step = judge_canary(window.live, window.on_trial, seconds, canary.weight, found.rules.canary)
         if step.action == "roll_back":
             log.error("canary %s is taken back: %s", canary.release.label, step.detail)
-            self._registry.roll_back_canary(found.name, canary, f"{step.reason}: {step.detail}", "serve")
+            self._registry.roll_back_canary(found.name, canary, f"{step.reason}: {step.detail}", BY_SERVER)
         elif step.action == "advance":
             log.warning("canary %s gets %g %%: %s", canary.release.label, step.weight / 10, step.detail)
-            self._registry.advance_canary(found.name, canary, step.weight, "serve")
+            self._registry.advance_canary(found.name, canary, step.weight, BY_SERVER)
 
     def save(self) -> None:
         """Add to the registry what was counted since the last time."""
