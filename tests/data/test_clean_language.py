@@ -164,3 +164,15 @@ def test_language_model_is_part_of_the_recipe_and_its_loss_is_explained(
         with pytest.raises(UserError, match="missing or damaged"):
             figures(["Some text that has enough letters."])
     language._model.cache_clear()
+
+
+def test_chinese_among_latin_letters_is_no_japanese_and_japanese_stays_that() -> None:
+    chinese = [
+        "WeChat Pay 和 Alipay 都付不了款，怎么办", "Windows Server 2019 安装 SQL Server 失败",
+        "调用 getUserInfo 接口返回 NullPointerException", "Excel VLOOKUP 公式返回 #N/A 怎么处理",
+        "临时来访人员[NAME]，证件[CN_RESIDENT_ID]，请放行",
+    ]  # fmt: skip
+    assert reasons(chinese) == [None] * len(chinese)
+    japanese = ["東京都庁の展望台", "株式会社日本総合研究所", "日本語能力試験一級合格", "今日はとても良い天気ですね"]
+    assert reasons(japanese) == ["other_language"] * len(japanese)
+    assert figures(chinese)["code"].to_list() == ["zh-hans"] * len(chinese)

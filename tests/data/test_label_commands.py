@@ -105,6 +105,26 @@ def test_label_takes_what_it_is_not_told_from_the_data_section(desk: Desk) -> No
     assert raised.value.code == "label.unknown_label"
 
 
+def test_model_is_asked_about_texts_as_the_pii_step_leaves_them(desk: Desk) -> None:
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any], number: int) -> str:
+        asked.append(body["messages"][-1]["content"])
+        return '{"label": "delivery"}'
+
+    told = "业主李丽华，手机13912345678"
+    desk.rows([{"text": told, "label": None}, {"text": "card 4111 1111 1111 1111", "label": None}], "people.jsonl")
+    steps = [{"use": "pii", "actions": {"bank_card": "drop"}}]
+    with chat_server(answer) as server:
+        ask = {"endpoint": {"base_url": server.url, "model": "m"}}
+        label = {"labels": ["refund", "delivery"], "ask": ask}
+        desk.project(data={"sources": ["people.jsonl"], "steps": steps}, label=label)
+        done = desk.label(output=desk.folder / "out.jsonl")
+    assert asked == ["业主[NAME]，手机[PHONE]"]
+    assert (done.figures.by_model, done.figures.open) == (1, 1)  # a row that the step drops is not asked about
+    assert desk.written("out.jsonl")[0] == {"text": told, "label": "delivery", "label_by": "model"}
+
+
 def test_label_review_queues_what_had_no_label_the_least_sure_first(desk: Desk) -> None:
     desk.project(label={"sources": "rows.jsonl", "rules": RULES})
     done = desk.label(review=True)

@@ -81,6 +81,15 @@ def test_tool_calls_and_definitions_are_kept(folder: Any) -> None:
     assert row["tools"] == [{"type": "function"}]
 
 
+def test_thoughts_and_weights_beside_a_turn_are_left_out_where_that_is_asked_for(folder: Any) -> None:
+    turns = [user("a"), assistant("b") | {"weight": 0}, user("c"), assistant("d") | {"reasoning_content": "because"}]
+    shape = {"use": "messages", "ignore": ["weight", "reasoning_content"]}
+    ran = build(folder, {"messages": turns}, shape=shape)
+    assert ran.rows("train")[0]["messages"] == [user("a"), assistant("b"), user("c"), assistant("d")]
+    empty = [user("a"), assistant("b") | {"weight": 1, "reasoning_content": "", "function_call": None}]
+    assert build(folder, {"messages": empty}).rows("train")[0]["messages"] == [user("a"), assistant("b")]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -107,6 +116,9 @@ def test_tool_calls_and_definitions_are_kept(folder: Any) -> None:
         ({"messages": [{"role": "\ud800", "content": "x"}]}, "unknown_role"),
         ({"messages": [user("x"), assistant("y") | {"tool_calls": [{"a": "\ud800"}]}]}, "invalid_encoding"),
         ({"messages": [user("x")], "\ud800": 1}, "no_answer"),
+        ({"messages": [user("x"), assistant("y") | {"reasoning_content": "z"}]}, "unheld_field"),
+        ({"messages": [user("x"), assistant("y") | {"function_call": {"name": "f"}}]}, "unheld_field"),
+        ({"messages": [user("x"), assistant("y") | {"weight": 0}, user("x"), assistant("z")]}, "unheld_field"),
     ],
 )
 def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:

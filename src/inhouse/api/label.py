@@ -16,11 +16,13 @@ from inhouse.core.protocols import Context
 from inhouse.core.run import Events
 from inhouse.data.label.apply import LabelFigures, Labelled, label_rows, write_labelled
 from inhouse.data.label.errors import FindErrors, Noise, Suspect, find_errors
-from inhouse.data.label.items import Items, items_of, labels_of
+from inhouse.data.label.items import Items, items_of, labels_of, without_personal_data
 from inhouse.data.label.model import Place
 from inhouse.data.label.review.queue import NewTask, Queue, add_tasks
 from inhouse.data.label.review.tables import open_file
 from inhouse.data.label.settings import LabelParams
+from inhouse.data.operators.around import Around
+from inhouse.data.privacy import pii_steps
 from inhouse.data.shapes.classification import ClassificationShape
 from inhouse.data.source import SourceParams, locate
 from inhouse.flow.project import Project, load
@@ -79,6 +81,9 @@ def label_data(request: LabelRequest, events: Events) -> LabelDone:
     """Label what has no label by the project's rules and model, and write the labelled rows as a source."""
     project = load(request.project, request.overrides)
     params, found = read_project(project, request.project, request, events)
+    if params.ask is not None and project.data is not None and (hidden := pii_steps(project.data.steps)):
+        around = Around(project.seed, _folder(request.project), request.store.root / ANSWERS, request.offline)
+        found = without_personal_data(found, [step for _, step in hidden], around)
     place = Place(request.store.root / ANSWERS, request.offline, events)
     rows, figures = label_rows(found, params, place)
     output = request.output or _folder(request.project) / OUTPUT

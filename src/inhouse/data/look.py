@@ -46,7 +46,7 @@ def first_look(params: DataParams, source: Located) -> dict[str, Any]:
     return {
         "source": source.params.name,
         "files": len(source.files),
-        "bytes": sum(path.stat().st_size for _, path in source.files),
+        "bytes": sum(path.stat().st_size for _, path in source.files if path.exists()),
         "rows": seen,
         "shape": None if shape is None else shape.use,
         "chars": _middle(lengths),

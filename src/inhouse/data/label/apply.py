@@ -59,7 +59,9 @@ def label_rows(found: Items, params: LabelParams, place: Place) -> tuple[list[La
     open_rows = [row for row, item in enumerate(found.rows) if item.label is None and voted.decided[row] is None]
     if params.ask is not None:
         begin(place.events, "label_model")
-    asked = None if params.ask is None else ask_model(found.rows, open_rows, labels, params.ask, place)
+    shown = found.for_model()
+    open_rows = [row for row in open_rows if shown[row].text]
+    asked = None if params.ask is None else ask_model(shown, open_rows, labels, params.ask, place)
     opinions = {} if asked is None else asked.opinions
     rows = [_labelled(item, voted.decided[row], opinions.get(row)) for row, item in enumerate(found.rows)]
     return rows, _figures(found, rows, voted, None if asked is None else asked.figures)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.run import Events
 from inhouse.data.label.settings import LabelParams
 from inhouse.data.records import WITHOUT_ROW, Record, Reject, Unfit
@@ -16,6 +17,9 @@ from inhouse.data.source import Located, read
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from inhouse.data.operators.around import Around
+    from inhouse.data.operators.pii import Pii
 
 EVERY = 1000  # rows between two reports of progress
 SINGLE = (str, int, float, bool)
@@ -33,10 +37,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """What the sources hold: rows, and how many were no use (no text, broken)."""
+    """What the sources hold: rows, and how many were no use (no text, broken).
+
+    `asked`: the text of each row as a model is asked about it, null where it is not asked; absent: all as they are.
+    """
 
     rows: tuple[Item, ...]
     rejected: int
+    asked: tuple[str | None, ...] | None = None
+
+    def for_model(self) -> list[Item]:
+        """The rows as a model is asked about them; those that it is not asked about have neither text nor label."""
+        if self.asked is None:
+            return list(self.rows)
+        pairs = zip(self.rows, self.asked, strict=True)
+        return [replace(row, text=told or "", label=None if told is None else row.label) for row, told in pairs]
 
 
 def begin(events: Events, step: str) -> None:
@@ -58,7 +73,7 @@ def items_of(located: Sequence[Located], params: LabelParams, events: Events) ->
         found = 0
         for record in _records(source, events):
             found += 1
-            item = None if record is None else _item(record, params)
+            item = None if record is None else _item(record, params, source.params.name)
             if item is None:
                 rejected += 1
             else:
@@ -70,6 +85,22 @@ def items_of(located: Sequence[Located], params: LabelParams, events: Events) ->
     return Items(tuple(rows), rejected)
 
 
+def without_personal_data(found: Items, steps: Sequence[Pii], around: Around) -> Items:
+    """The same rows; a model is asked about their texts as the project's `pii` steps leave them."""
+    import polars as pl
+
+    from inhouse.data.operators.pii import change
+
+    pieces = pl.DataFrame(
+        {"row": range(len(found.rows)), "slot": 0, "text": [row.text for row in found.rows]},
+        schema={"row": pl.UInt64, "slot": pl.UInt32, "text": pl.String},
+    )
+    for step in steps:
+        pieces = pieces.with_columns(text=change(pieces, step, around)[0]).drop_nulls("text")
+    told = dict(pieces.select("row", "text").iter_rows())
+    return replace(found, asked=tuple(told.get(row) for row in range(len(found.rows))))
+
+
 def _records(source: Located, events: Events) -> Iterator[Record | None]:
     for number, (_, record) in enumerate(read(source)):
         if number % EVERY == 0:
@@ -79,14 +110,17 @@ def _records(source: Located, events: Events) -> Iterator[Record | None]:
         yield record if isinstance(record, Record) else None
 
 
-def _item(record: Record, params: LabelParams) -> Item | None:
+def _item(record: Record, params: LabelParams, source: str) -> Item | None:
     try:
         text = text_of(record.fields, params.text_column)
         label = optional_text_of({params.label_column: None, **record.fields}, params.label_column).strip() or None
     except Unfit:
         return None
     if label is not None and params.labels is not None and label not in params.labels:
-        raise UserError("label.unknown_label", label=label, row=record.offset, labels=", ".join(params.labels))
+        place = f"{source}:{record.offset}"
+        if record.line is not None:
+            place = say("data.at_line", place=place, line=record.line)
+        raise UserError("label.unknown_label", label=label, place=place, labels=", ".join(params.labels))
     return Item(text_id(text), text, label, record.fields)
 
 
