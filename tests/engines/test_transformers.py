@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Input
 from inhouse.core.rows import Message
-from inhouse.engines.transformers import TransformersEngine, load_model, load_tokenizer, open_model
+from inhouse.engines.transformers import TransformersEngine, facts_of, load_model, load_tokenizer, open_model
 
 PROMPTS = [
     [Message(role="user", content=f"Which desk? {text}")]
@@ -157,6 +158,20 @@ def test_damaged_folder_is_an_error_without_its_path(tiny_llama: Path, tmp_path:
         load_model(source(folder))
     assert error.value.code == "torch.unreadable"
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 3}, {"vocab_size": "400"}, {"pad_token_id": 99999}])
+def test_settings_that_go_with_no_model_are_an_error_that_names_it(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = tmp_path / "contrary"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_model(source(folder))
+    assert error.value.code == "torch.unreadable"
+    assert error.value.facts["path"] == facts_of(source(folder)).name and "config.json" in str(error.value)
 
 
 def test_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:

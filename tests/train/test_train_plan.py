@@ -846,3 +846,9 @@ def test_products_of_many_shapes_do_not_fill_a_jobs_memory() -> None:
     environment = child_environment(offline=True)
     done = subprocess.run([sys.executable, "-c", SHAPES], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 30 << 20
+
+
+def test_no_training_ends_before_its_learning_rate_has_risen() -> None:
+    params = train_params()
+    assert [params.warmup_steps(steps) for steps in (1, 2, 10, 11, 100)] == [0, 1, 1, 2, 10]
+    assert [train_params(warmup_ratio=0.9).warmup_steps(steps) for steps in (1, 2, 3)] == [0, 1, 2]

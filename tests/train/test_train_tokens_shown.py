@@ -48,6 +48,7 @@ class Shown:
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder = folder
+        self.base = base
         (folder / "inhouse.yaml").write_text(
             "version: 1\nname: demo\n"
             f"model: {{base: {base}}}\n"
@@ -163,6 +164,15 @@ def test_counts_are_those_of_the_part(shown: Shown) -> None:
     assert (found.counts["rows"], found.counts["samples"], found.counts["dropped"]) == (4, 3, 1)
     test = show_tokens(shown.request(row="t:0"))
     assert test.part == "test" and test.counts["rows"] == 1
+
+
+def test_limit_is_that_of_the_training_the_positions_of_the_model_included(shown: Shown) -> None:
+    positions = json.loads((shown.base / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    asked = {"overrides": (f"train.max_length={10 * positions}",), "n": 0}
+    assert show_tokens(shown.request(**asked)).max_length == positions
+    stretched = ("train.rope_scaling.rope_type=linear", "train.rope_scaling.factor=2")
+    asked["overrides"] = (*asked["overrides"], *stretched)
+    assert show_tokens(shown.request(**asked)).max_length == 2 * positions
 
 
 @pytest.mark.parametrize(

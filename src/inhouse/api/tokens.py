@@ -91,6 +91,7 @@ def show_tokens(request: TokensRequest) -> Tokens:
     """
     from inhouse.engines.torch_chat import stored_end_tokens
     from inhouse.engines.transformers import facts_of, load_tokenizer
+    from inhouse.train.setup import longest
     from inhouse.train.spans import Coder
     from inhouse.train.tokens import Limit, gather
 
@@ -102,7 +103,7 @@ def show_tokens(request: TokensRequest) -> Tokens:
         return _questions(request, (params, base, dataset), tokenizer, (part, rows))
     ends = stored_end_tokens(folder if folder.is_dir() else folder.parent, tokenizer)
     coder = Coder(tokenizer, ends)
-    limit = Limit(params.max_length, params.turns, params.over_length)
+    limit = Limit(longest(_outline(base, params).config, params, Events()), params.turns, params.over_length)
     counts = gather(read_rows(dataset.path, part), coder, limit, Events()).facts
     return Tokens(
         dataset=dataset.record.id, model=facts_of(base).name, part=part, max_length=limit.longest, turns=limit.turns,
@@ -128,7 +129,7 @@ def _questions(
     model = facts_of(base).name
     learning = Learning(params.objective).completed([*read_rows(dataset.path, "train")])
     params = params.model_copy(update={"objective": learning.params})
-    coding = coding_of(_outline(base), tokenizer, params, (model, Events(), {}))
+    coding = coding_of(_outline(base, params), tokenizer, params, (model, Events(), {}))
 
     def read(row: Row) -> TokenRow:
         samples = tuple(
@@ -158,18 +159,19 @@ def _read_by(learning: Learning, coding: Coding, row: Row) -> Iterator[tuple[Nam
                 raise
 
 
-def _outline(base: Input) -> PreTrainedModel:
-    """The base without its weights: what it is says how it reads."""
+def _outline(base: Input, params: TrainParams) -> PreTrainedModel:
+    """The base as it is trained, without its weights: what it is says how it reads, and how long texts may be."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     from inhouse.engines.transformers import facts_of
+    from inhouse.train.setup import shaped
 
     path = base.path / facts_of(base).main
     where, file = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     config = AutoConfig.from_pretrained(where, local_files_only=True, **file)
     with torch.device("meta"):
-        return AutoModel.from_config(config)
+        return shaped(AutoModel.from_config(config), params)
 
 
 def _inputs(request: TokensRequest) -> tuple[TrainParams, Input, Input]:

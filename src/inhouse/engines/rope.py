@@ -98,6 +98,9 @@ def shaped_like(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def rebuilt(model: PreTrainedModel, changes: dict[str, Any]) -> PreTrainedModel:
     """A model of changed settings with the weights of this one: layers read their settings when they are made."""
     config = type(model.config).from_dict(model.config.to_dict() | changes)
+    if model.device.type == "meta":  # an outline, without weights
+        with model.device:
+            return type(model)(config)
     made: PreTrainedModel = type(model).from_pretrained(
         None, config=config, state_dict=model.state_dict(), dtype=model.dtype
     )

@@ -91,7 +91,7 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=facts.remote_code)
     except reading_errors(facts) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, facts.name) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -135,7 +135,7 @@ def _load_weights(source: Input, dtype: Precision) -> PreTrainedModel:
             output_loading_info=True,
         )
     except reading_errors(facts) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, facts.name) from error
     _check_whole(model, told, facts.name)
     return model
 
@@ -166,9 +166,11 @@ def check_finite(model: PreTrainedModel, name: str) -> None:
 
 def reading_errors(facts: ModelFacts) -> tuple[type[Exception], ...]:
     """What is raised for files that no model can be made of; code that a folder brings may fail in more ways."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    known = (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError)
+    contradictory = (StrictDataclassError, AssertionError)  # settings that go with no model
+    known = (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError, *contradictory)
     return (*known, ImportError, AttributeError, TypeError) if facts.remote_code else known
 
 

@@ -29,7 +29,7 @@ def arguments(params: TrainParams, folder: Path, steps: int, seed: int) -> Train
         max_steps=steps,
         learning_rate=params.learning_rate,
         lr_scheduler_type=params.lr_scheduler_type,
-        warmup_steps=ceil(steps * params.warmup_ratio),
+        warmup_steps=params.warmup_steps(steps),
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
         logging_steps=params.logging_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -71,3 +72,7 @@ class TrainParams(WatchParams, BatchingParams):
     save_dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="type of the merged weights; auto: fp32 below 1B parameters, else bf16"
     )
+
+    def warmup_steps(self, steps: int) -> int:
+        """In how many of a training's steps the learning rate rises, from 0 on: it must not end before it has risen."""
+        return min(ceil(steps * self.warmup_ratio), steps - 1)

@@ -182,7 +182,7 @@ def start(model: torch.nn.Module, params: TrainParams, budget: Budget, folder: P
         raise UserError("privacy.unsupported", problem=str(error).splitlines()[0][:300]) from error
     trained = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=params.learning_rate, weight_decay=params.weight_decay)
-    schedule = get_scheduler(params.lr_scheduler_type, adam, ceil(budget.steps * params.warmup_ratio), budget.steps)
+    schedule = get_scheduler(params.lr_scheduler_type, adam, params.warmup_steps(budget.steps), budget.steps)
     optimizer = DPOptimizer(
         adam,
         noise_multiplier=budget.noise_multiplier,

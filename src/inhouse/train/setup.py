@@ -31,7 +31,7 @@ from inhouse.train.virtual import virtual_ids
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from inhouse.train.loop import Job, Penalty
     from inhouse.train.tokens import Sample, Samples
@@ -154,7 +154,7 @@ def coding_of(
     from inhouse.engines.torch_chat import end_tokens
 
     name, events, inputs = known
-    limit = Limit(_longest(model, params, events), params.turns, params.over_length)
+    limit = Limit(longest(model.config, params, events), params.turns, params.over_length)
     if Learning(params.objective).labels:
         if any(one.model_dump().get("use") == "ewc" for one in params.penalties):
             raise UserError("train.classify_ewc")
@@ -169,9 +169,9 @@ def coding_of(
     return Coding(tokenizer, ends, limit, events, inputs)
 
 
-def _longest(model: PreTrainedModel, params: TrainParams, events: Events) -> int:
+def longest(config: PretrainedConfig, params: TrainParams, events: Events) -> int:
     """`max_length`, but no more than the model has positions for, with the virtual tokens before a text."""
-    most = longest_text(model.config)
+    most = longest_text(config)
     virtual: int = params.method.model_dump().get("num_virtual_tokens", 0)
     if most is None or params.max_length <= most - virtual:
         return params.max_length
@@ -315,10 +315,10 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype, seed: int) -> 
     labels = Learning(params.objective).labels
     if labels:
         model, fresh = load_headed(base, labels, NAMES[str(kept)], seed)
-        model = _shaped(model, params)
+        model = shaped(model, params)
         model.fresh_modules = fresh  # so that adapters are saved with them: no base has them
     else:
-        model, fresh = _shaped(load_model(base, NAMES[str(kept)]), params), ()
+        model, fresh = shaped(load_model(base, NAMES[str(kept)]), params), ()
     model.requires_grad_(False)
     # PEFT asks the hub for the settings of whatever the model is named after, at every save: no name, no question.
     model.name_or_path = model.config.name_or_path = ""
@@ -330,7 +330,7 @@ def _load(base: Input, params: TrainParams, compute: torch.dtype, seed: int) -> 
     return model, originals
 
 
-def _shaped(model: PreTrainedModel, params: TrainParams) -> PreTrainedModel:
+def shaped(model: PreTrainedModel, params: TrainParams) -> PreTrainedModel:
     """The base with its positions stretched, or its attention cut to a window, where that is asked for."""
     if params.rope_scaling is not None:
         model = scale_rope(model, params.rope_scaling)

@@ -120,7 +120,7 @@ def _hands(model: torch.nn.Module, params: TrainParams, steps: int) -> Hands:
         for cut in (True, False)
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=params.learning_rate)
-    warmup = ceil(steps * params.warmup_ratio)
+    warmup = params.warmup_steps(steps)
     schedule = get_scheduler(params.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     return Hands(trained, optimizer, schedule)
 
