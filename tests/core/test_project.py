@@ -197,3 +197,27 @@ def test_problem_is_said_in_the_language_in_use(tmp_path: Path, text: str, en: s
         finally:
             use_language("en")
         assert said in caught.value.facts["problem"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "en", "zh"),
+    [
+        ("name: a\nmode： fast\ntrain: {epochs: 1}\n", 2, "'：', where YAML needs ':'", "全角符号“：”"),
+        ("name: a\ntrain: {epochs: 1， fast: true}\n", 2, "'，', where YAML needs ','", "“，”"),
+        ("name:　a\nmode: fast\n", 1, "where YAML needs ' '", "半角的“ ”"),
+        ("name: a\ntrain:\n\tepochs: 1\n", 3, "indented with spaces", "制表符"),
+        ("name: a  # 说明：在此\ntrain: [1\n", 3, "expected", "expected"),
+    ],
+)
+def test_sign_of_a_chinese_keyboard_is_named_with_its_line(
+    tmp_path: Path, text: str, line: int, en: str, zh: str
+) -> None:
+    for language, said in (("en", en), ("zh", zh)):
+        use_language(language)
+        try:
+            with pytest.raises(UserError) as caught:
+                load_project(write(tmp_path, text), Sample)
+        finally:
+            use_language("en")
+        assert (caught.value.code, caught.value.facts["line"]) == ("project.yaml", line)
+        assert said in caught.value.facts["problem"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -83,6 +84,13 @@ def test_lineage_reaches_the_data_and_the_base(made_project: Project) -> None:
     shown = made_project.run("lineage", lines[0]["record"]["id"][:8]).stdout
     assert "release" in shown and "news" in shown
     assert made_project.run("lineage", "ffffffff").returncode == 2
+    by_name = made_project.json("lineage", "tiny:v1")
+    assert by_name["lines"] == lines and by_name["made"] == []
+    dataset = next(line["record"]["id"] for line in lines if line["record"]["kind"] == "dataset")
+    made = made_project.json("lineage", dataset)["made"]
+    assert {one["record"]["kind"] for one in made} >= {"model", "predictions", "report", "release"}
+    assert [one["releases"] for one in made if one["record"]["kind"] == "release"] == [["tiny:v1"]]
+    assert "tiny:v1" in made_project.run("lineage", dataset).stdout
 
 
 def test_release_list_and_show_give_the_evidence(made_project: Project) -> None:
@@ -282,6 +290,19 @@ def test_bug_is_one_line_and_its_traceback_a_file(
     log.unlink()
 
 
+@pytest.mark.parametrize(("number", "said"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "MB")])
+def test_disk_that_takes_nothing_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: int, said: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "x"))
+
+    monkeypatch.setattr("inhouse.api.machine.examine", refuse)
+    assert main(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path) in told and "fault of inhouse" not in told
+
+
 def test_values_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
@@ -303,3 +324,13 @@ def test_no_process_of_ours_is_left_behind(made_project: Project) -> None:
     assert threading.active_count() < 20
     left = [p for p in psutil.process_iter(["cmdline"]) if "inhouse.api.worker" in " ".join(p.info["cmdline"] or [])]
     assert not [p for p in left if str(made_project.folder) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_terminal_without_the_signs_still_gets_the_verdict(made_project: Project) -> None:
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-m", "inhouse", "release", "list"], cwd=made_project.folder, capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "gbk", "INHOUSE_LANG": "zh"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "tiny:v1" in done.stdout.decode("gbk"), done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 from inhouse.core.errors import InhouseError
 from inhouse.core.run import Events, collect_seldom, die_with_parent, end_quickly
-from inhouse.core.store import write_durably
+from inhouse.core.store import disk_error, write_durably
 
 
 def main(folder: Path) -> int:
@@ -29,8 +29,11 @@ def main(folder: Path) -> int:
         outcome, code = {"error": error.to_dict()}, error.exit_code
     except BaseException as error:  # noqa: BLE001  the border of the process: a bug is reported, its traceback logged
         traceback.print_exc()
-        bug = InhouseError("job.bug", kind=type(error).__name__, log=folder / "output.log")
-        outcome, code = {"error": bug.to_dict()}, bug.exit_code
+        told: InhouseError | None = None
+        if isinstance(error, OSError):
+            told = disk_error(error, Path(error.filename or folder))
+        told = told or InhouseError("job.bug", kind=type(error).__name__, log=folder / "output.log")
+        outcome, code = {"error": told.to_dict()}, told.exit_code
     events.close()
     write_durably(folder / "result.json", json.dumps(outcome, ensure_ascii=False))
     end_quickly()

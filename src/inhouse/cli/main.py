@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
@@ -151,6 +153,9 @@ def choose_language(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0, 2 user error, 3 gate failed, 4 missing extra, 130 stopped)."""
     typed = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of GBK has no ✓: better a ? than no verdict
+            stream.reconfigure(errors="replace")
     choose_language(typed)
     try:
         ended = root().main(typed, prog_name="inhouse", standalone_mode=False)
@@ -166,15 +171,21 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(error, as_json="--json" in typed)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the border of the program: a bug's traceback goes to a file
-        _complain(_bug(error), as_json="--json" in typed)
-        return InhouseError.exit_code
+        told = _told(error)
+        _complain(told, as_json="--json" in typed)
+        return told.exit_code
     return ended if isinstance(ended, int) else 0  # click gives the code of an Exit as the result
 
 
-def _bug(error: Exception) -> InhouseError:
+def _told(error: Exception) -> InhouseError:
+    """What is said of an error that nobody expected: a disk that takes nothing is no bug."""
     import tempfile
     import traceback
 
+    from inhouse.core.store import disk_error  # not for --help
+
+    if isinstance(error, OSError) and (told := disk_error(error, Path(error.filename or "."))) is not None:
+        return told
     with tempfile.NamedTemporaryFile("w", prefix="inhouse-", suffix=".log", delete=False, encoding="utf-8") as log:
         traceback.print_exception(error, file=log)
     return InhouseError("job.bug", kind=type(error).__name__, log=log.name)

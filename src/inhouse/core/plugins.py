@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from inhouse.core.errors import MissingExtra
+from inhouse.core.errors import MissingExtra, UserError
 
 FOLDERS = {
     "reader": "inhouse.data.readers",
@@ -61,7 +61,13 @@ def operators(kind: str) -> dict[str, Operator]:
     """Every operator of `kind` by name, sorted; ours first, a third party may not replace one of ours."""
     found: dict[str, Operator] = {}
     for point in entry_points(group=f"inhouse.{kind}"):
-        module = point.load()
+        try:
+            module = point.load()
+        except Exception as error:  # whatever a stranger's module raises
+            problem = (str(error) or type(error).__name__).splitlines()[0]
+            origin = point.dist.name if point.dist is not None else "?"
+            told = {"name": point.name, "kind": kind, "package": origin, "problem": problem}
+            raise UserError("plugins.broken", **told) from error
         if operator := _operator(point.name, module):
             found[operator.name] = operator
     package = importlib.import_module(FOLDERS[kind])

@@ -19,6 +19,8 @@ Key = tuple[str | int, ...]
 Lines = dict[Key, int]
 
 MOST_PLACES, DEEPEST = 3, 6  # sections that are named, and how deep they are looked for
+# What a Chinese keyboard writes for the signs of YAML.
+FULL_WIDTH = dict(zip("：，｛｝［］“”‘’　－", [*":,{}[]\"\"''", " ", "-"], strict=True))
 MOST_NODES = 100_000  # of a project file with its aliases written out
 WANTED = {
     "int": "problem.type_int",
@@ -64,14 +66,27 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         node, data = _parse(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError("project.yaml", path=path, line=mark.line + 1 if mark else 1, problem=problem) from None
+        line, problem = _yaml_problem(text, error)
+        raise UserError("project.yaml", path=path, line=line, problem=problem) from None
     if node is None or not isinstance(data, dict):
         raise UserError("project.yaml", path=path, line=1, problem=say("problem.sections"))
     lines: Lines = {}
     _number(node, (), lines)
     return _apart(data), lines
+
+
+def _yaml_problem(text: str, error: Exception) -> tuple[int, str]:
+    """The line of what is no YAML, and what is wrong: a full-width sign or a tab where one stands just before."""
+    mark = getattr(error, "problem_mark", None)
+    last = mark.line + 1 if mark else 1
+    lines = text.splitlines()[:last]
+    for number in range(len(lines), max(0, len(lines) - 3), -1):
+        plain = lines[number - 1].split(" #")[0]
+        if found := next((sign for sign in plain if sign in FULL_WIDTH), None):
+            return number, say("problem.full_width", sign=found, plain=FULL_WIDTH[found])
+        if plain.lstrip(" ").startswith("\t"):
+            return number, say("problem.tab")
+    return last, getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:

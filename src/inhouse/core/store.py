@@ -167,11 +167,20 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _no_space(path) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+        if (told := disk_error(error, path)) is not None:
+            raise told from error
+        if error.errno in (errno.ENOTDIR, errno.EISDIR):
             raise UserError("store.read_only", path=path) from error
         raise
+
+
+def disk_error(error: OSError, path: Path) -> UserError | None:
+    """The error of a disk that is full or must not be written to; None for any other. `path`: where it was met."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _no_space(path)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError("store.read_only", path=path)
+    return None
 
 
 def full_disk(path: Path) -> UserError | None:
