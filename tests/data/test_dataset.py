@@ -19,7 +19,8 @@ from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.messages import use_language
 from inhouse.core.protocols import Context
 from inhouse.core.run import Events
-from inhouse.data.stage import DataParams, external, run
+from inhouse.data.look import first_look
+from inhouse.data.stage import DataParams, external, located_of, run
 from inhouse.dataset import read_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "desk-routing" / "inhouse.yaml"
@@ -312,6 +313,10 @@ def test_link_to_nowhere_is_named_and_the_other_files_are_read(folder: Any) -> N
     ran = folder.run({"sources": "d", "shape": "text", "split": {"test": 0}})
     (reject,) = ran.lines("rejected.jsonl")
     assert (reject["file"], reject["reason"], ran.facts["rows"]["train"]) == ("b.jsonl", "unreadable", 30)
+    params = DataParams.model_validate({"sources": ["d"], "shape": "text"})
+    [source] = located_of(params, folder.context())
+    looked = first_look(params, source)
+    assert (looked["files"], looked["bytes"]) == (2, (folder.path / "d" / "a.jsonl").stat().st_size)
 
 
 def test_group_that_no_row_has_is_refused(folder: Any) -> None:

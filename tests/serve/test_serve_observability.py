@@ -10,10 +10,13 @@ import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.exc import OperationalError
 
+from inhouse.core.errors import UserError
 from inhouse.core.serving import Ask, Delta, Sampling, Usage
 from inhouse.core.store import Store
 from inhouse.guard import ready
@@ -435,6 +438,81 @@ def test_arms_counts_are_saved_and_a_bad_canary_is_taken_back(registry: Registry
     trials._windows["desk"].began -= 2
     trials.look(found)
     assert calls[1] == "advance 250"
+
+
+def test_canary_whose_clients_give_up_is_slow_and_taken_back(registry: Registry) -> None:
+    from inhouse.release.arms import Arm, Deployment, Release
+    from inhouse.release.rules import CanaryRules, Rules
+    from inhouse.serve.trials import Trials
+
+    old, new = (Release(n, "r", n, "a", True, "") for n in (1, 2))
+    live, canary = Arm(old, 900, "live", ""), Arm(new, 100, "canary", "")
+    found = Deployment("desk", old, None, "", 1, (live, canary), Rules(canary=CanaryRules(min_requests=5)))
+    calls: list[str] = []
+    spy = SimpleNamespace(
+        engine=registry.engine, roll_back_canary=lambda name, arm, reason, actor: calls.append(reason)
+    )
+    trials = Trials(spy)  # type: ignore[arg-type]
+    trials.look(found)
+    for _ in range(6):
+        left = answered()
+        left.status, left.ended = 499, left.began + 60
+        trials.count("desk", canary, left)
+        trials.count("desk", live, answered())
+    trials.look(found)
+    assert len(calls) == 1 and calls[0].startswith("latency")
+
+
+def test_copy_for_a_shadow_is_nobodys_request() -> None:
+    from inhouse.serve.pipeline import Caller, NoReply, Pipeline
+
+    told: list[Measured] = []
+
+    async def within(ask: Any, reply: Any, going: Any, flight: Any) -> None:
+        assert isinstance(reply, NoReply)
+
+    release = SimpleNamespace(id=2, label="desk:v2")
+    arm, target = SimpleNamespace(release=release), SimpleNamespace(release=release)
+    deployment = SimpleNamespace(arms=[arm], rules=SimpleNamespace(guard=()))
+    way = SimpleNamespace(deployment="desk", serving=SimpleNamespace(deployment=deployment))
+    caller = Caller(SimpleNamespace(id=7, name="ann"), "r1")  # type: ignore[arg-type]
+    pipeline = SimpleNamespace(
+        _within=within,
+        _tell=lambda name, arm, seen: told.append(seen),
+        deployments=SimpleNamespace(leave=lambda target: None),
+    )
+    asyncio.run(Pipeline._shadow(pipeline, way, target, None, caller))  # type: ignore[arg-type]
+    (seen,) = told
+    assert (seen.key, seen.tenant, seen.route, seen.status) == ("-", "", "shadow", 200)
+    watchers = Watchers(no_gauges(), None, None)
+    watchers.finished(seen)
+    assert watchers.recent("r1-shadow", "7") is None
+    assert 'key="ann"' not in watchers.metrics.text().decode()
+
+
+def test_tokens_that_are_answered_with_vectors_are_counted() -> None:
+    seen = Measured(key="ann", model="desk:v1", engine="llamacpp", status=200, route="/v1/embeddings")
+    seen.turn()
+    seen.usages = [Usage(42, 0)]
+    metrics = no_gauges()
+    metrics.observe(seen)
+    found = samples(metrics.text())
+    assert [value for name, value in found.items() if name.startswith("inhouse_prompt_tokens_total")] == [42]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("store.no_space", path="x", free_mb=0), 507),
+        (OperationalError("insert", {}, Exception("database or disk is full")), 507),
+        (OperationalError("insert", {}, Exception("database is locked")), 503),
+        (UserError("store.read_only", path="x"), 503),
+    ],
+)
+def test_full_disk_is_told_from_what_may_pass(error: Any, status: int) -> None:
+    from inhouse.serve.gateway import unable
+
+    assert unable(error).status == status
 
 
 def test_answers_that_no_guard_looked_at_do_not_thin_out_the_alarms(registry: Registry) -> None:

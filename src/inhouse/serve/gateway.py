@@ -102,11 +102,7 @@ class Gateway:
             await connection.refuse(stopping())
         except (InhouseError, DBAPIError) as error:  # the registry is locked, away or full; an engine does not load
             log.error("request %s: %s", connection.request_id, error)
-            full = isinstance(error, InhouseError) and error.code == "store.no_space"
-            if full or "disk is full" in str(error):
-                await connection.refuse(ApiError(507, "insufficient_storage", text("serve.disk_full")))
-            else:
-                await connection.refuse(ApiError(503, "temporarily_unavailable", text("serve.not_now")))
+            await connection.refuse(unable(error))
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
             log.exception("request %s failed", connection.request_id)
             await connection.refuse(ApiError(500, "internal_error", text("serve.internal")))
@@ -144,3 +140,10 @@ class Gateway:
         if key is None:
             raise ApiError(401, "invalid_api_key", text("serve.bad_key"))
         return key
+
+
+def unable(error: InhouseError | DBAPIError) -> ApiError:
+    """Our words for what this server cannot do now: 507 where the disk is full, which trying again does not help."""
+    if (isinstance(error, InhouseError) and error.code == "store.no_space") or "disk is full" in str(error):
+        return ApiError(507, "insufficient_storage", text("serve.disk_full"))
+    return ApiError(503, "temporarily_unavailable", text("serve.not_now"))
