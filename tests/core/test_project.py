@@ -167,6 +167,16 @@ def test_load_shared_alias_is_read(tmp_path: Path) -> None:
     assert project.steps[0] == project.steps[1]
 
 
+def refused_in(language: str, path: Path) -> UserError:
+    use_language(language)
+    try:
+        with pytest.raises(UserError) as caught:
+            load_project(path, Sample)
+    finally:
+        use_language("en")
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("text", "en", "zh"),
     [
@@ -190,13 +200,7 @@ def test_load_shared_alias_is_read(tmp_path: Path) -> None:
 )
 def test_problem_is_said_in_the_language_in_use(tmp_path: Path, text: str, en: str, zh: str) -> None:
     for language, said in (("en", en), ("zh", zh)):
-        use_language(language)
-        try:
-            with pytest.raises(UserError) as caught:
-                load_project(write(tmp_path, text), Sample)
-        finally:
-            use_language("en")
-        assert said in caught.value.facts["problem"]
+        assert said in refused_in(language, write(tmp_path, text)).facts["problem"]
 
 
 @pytest.mark.parametrize(
@@ -207,17 +211,13 @@ def test_problem_is_said_in_the_language_in_use(tmp_path: Path, text: str, en: s
         ("name:　a\nmode: fast\n", 1, "where YAML needs ' '", "半角的“ ”"),
         ("name: a\ntrain:\n\tepochs: 1\n", 3, "indented with spaces", "制表符"),
         ("name: a  # 说明：在此\ntrain: [1\n", 3, "expected", "expected"),
+        ("name: 你好，世界\nmode: 说明：好\ntrain: [1\n", 4, "expected", "expected"),
     ],
 )
 def test_sign_of_a_chinese_keyboard_is_named_with_its_line(
     tmp_path: Path, text: str, line: int, en: str, zh: str
 ) -> None:
     for language, said in (("en", en), ("zh", zh)):
-        use_language(language)
-        try:
-            with pytest.raises(UserError) as caught:
-                load_project(write(tmp_path, text), Sample)
-        finally:
-            use_language("en")
-        assert (caught.value.code, caught.value.facts["line"]) == ("project.yaml", line)
-        assert said in caught.value.facts["problem"]
+        error = refused_in(language, write(tmp_path, text))
+        assert (error.code, error.facts["line"]) == ("project.yaml", line)
+        assert said in error.facts["problem"]

@@ -265,7 +265,8 @@ def test_folding_says_what_its_python_source_says() -> None:
         "张abc郑é", "", "全Ａ＠ｚ１，。", "汉\U00020000字😀龙", "繁", "a",
     ]  # fmt: skip
     assert wide.tolist() == [False, False, True, False, False, False]
-    slow = fold.py_func(data, offsets, simplified()) if hasattr(fold, "py_func") else (folded, wide)
+    compiled: Any = fold
+    slow = compiled.py_func(data, offsets, simplified())
     assert slow[0].tolist() == folded.tolist() and slow[1].tolist() == wide.tolist()
 
 

@@ -83,7 +83,7 @@ class DeploymentLine(Frozen):
     changed_at: str
     generation: int
     arms: tuple[ArmLine, ...]
-    changed: bool = Field(True, description="whether this command has changed anything")
+    changed: bool | None = Field(None, description="of a promotion: whether it has changed anything")
 
 
 class DeploymentLines(Frozen):

@@ -41,7 +41,7 @@ def deployment(result: DeploymentDetail, console: Console) -> None:
 
 def deployed(result: DeploymentLine, console: Console) -> None:
     """What answers after a change."""
-    if not result.changed:
+    if result.changed is False:
         console.print(text("cell.deployed_already", deployment=result.deployment, release=result.release))
         return
     if len(result.arms) == 1:

@@ -76,17 +76,29 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def _yaml_problem(text: str, error: Exception) -> tuple[int, str]:
-    """The line of what is no YAML, and what is wrong: a full-width sign or a tab where one stands just before."""
+    """The line of what is no YAML, and what is wrong: a full-width sign or a tab where that stands in the way."""
     mark = getattr(error, "problem_mark", None)
     last = mark.line + 1 if mark else 1
-    lines = text.splitlines()[:last]
-    for number in range(len(lines), max(0, len(lines) - 3), -1):
-        plain = lines[number - 1].split(" #")[0]
-        if found := next((sign for sign in plain if sign in FULL_WIDTH), None):
-            return number, say("problem.full_width", sign=found, plain=FULL_WIDTH[found])
-        if plain.lstrip(" ").startswith("\t"):
+    lines = text.splitlines()
+    for number in range(min(last, len(lines)), max(0, last - 3), -1):
+        line = lines[number - 1]
+        if line.lstrip(" ").startswith("\t"):
             return number, say("problem.tab")
+        found = next((sign for sign in line if sign in FULL_WIDTH), None)
+        plain = [*lines[: number - 1], line.translate(str.maketrans(FULL_WIDTH)), *lines[number:]]
+        if found is not None and _reads_on("\n".join(plain), last):  # else it is prose, and something else is wrong
+            return number, say("problem.full_width", sign=found, plain=FULL_WIDTH[found])
     return last, getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def _reads_on(text: str, line: int) -> bool:
+    """Whether YAML finds nothing wrong up to this line."""
+    try:
+        yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        return mark is not None and mark.line + 1 > line
+    return True
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
