@@ -40,6 +40,9 @@ def main() -> None:
 
 def train(asked: Settings, clock: Clock, folder: Path) -> dict:
     """Prepare and run the loop as the stage does, the clock listening to its events."""
+    from inhouse.core.run import collect_seldom
+
+    collect_seldom()  # as each command does when it starts
     import inhouse.train.loop as loop
     from inhouse.train.params import TrainParams
     from inhouse.train.segments import pack

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inhouse.core.errors import UserError
-from inhouse.engines.gguf_header import TYPES, ArrayValue, read_header
+from inhouse.engines.gguf_header import TYPES, ArrayValue, items, read_header
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,23 @@ def test_header_of_a_good_file_equals_what_was_written(small):
     assert header.text("f") is None
     assert header.number("general.name") is None
     assert header.number("absent") is None
+
+
+def test_items_of_an_array_are_all_of_it_in_order(small):
+    header = read_header(small)
+    assert items(small, header, "names") == [f"token{i}" for i in range(100)]
+    assert items(small, header, "numbers") == list(range(100))
+    assert items(small, header, "general.architecture") == [] == items(small, header, "absent")
+
+
+def test_an_array_with_a_text_that_is_not_utf8_is_told_where_it_stands(small):
+    held = small.read_bytes()
+    broken = small.with_name("broken.gguf")
+    broken.write_bytes(held.replace(b"token99", b"token\xff9"))
+    with pytest.raises(UserError) as error:
+        items(broken, read_header(broken), "names")
+    assert error.value.code == "gguf.damaged"
+    assert held[error.value.facts["at"] + 8 :].startswith(b"token99")
 
 
 def _assert_equals_gguf_package(path: Path) -> None:

@@ -246,7 +246,7 @@ def test_gguf_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
     for load in (load_model, load_tokenizer):
         with pytest.raises(UserError) as error:
             load(gguf_source(path))
-        assert error.value.code == "torch.unreadable"
+        assert error.value.code == "gguf.damaged"
 
 
 def write_tokens_only(path: Path, pre: str, bos: bool = False) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from inhouse.core.errors import UserError
 
@@ -79,11 +79,12 @@ Declared = tuple[str, tuple[int, ...], int, int]  # a tensor's name, shape, type
 
 @dataclass(frozen=True)
 class ArrayValue:
-    """An array of the header: its length, its first items, and where in the file the first one stands."""
+    """An array of the header: its length, its first items, and where in the file the first one stands (`items`)."""
 
     length: int
     shown: tuple[Scalar, ...]
     at: int = field(default=0, compare=False)
+    kind: int = field(default=STRING, compare=False)  # the value type of its items
 
 
 Value = Scalar | ArrayValue
@@ -143,6 +144,32 @@ def read_header(path: Path) -> GgufHeader:
             return _Reader(file, path, os.fstat(file.fileno()).st_size).header()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError("gguf.missing", path=path) from error
+
+
+def items(path: Path, header: GgufHeader, key: str) -> list[Any]:
+    """Every item of an array of the metadata, in order; empty where the file has no such array.
+
+    `header` is that of the same file: `read_header` has found the array to lie whole inside it.
+    Raises gguf.damaged for a text that is not UTF-8.
+    """
+    value = header.metadata.get(key)
+    if not isinstance(value, ArrayValue):
+        return []
+    with path.open("rb") as file:
+        file.seek(value.at)
+        if value.kind != STRING:
+            form = f"<{value.length}{SCALARS[value.kind][1]}"
+            return list(struct.unpack(form, file.read(struct.calcsize(form))))
+        held = file.read(header.tensors_offset - value.at)
+    length_of, at, found = struct.Struct("<Q").unpack_from, 0, []
+    try:
+        for _ in range(value.length):
+            end = at + 8 + int(length_of(held, at)[0])
+            found.append(held[at + 8 : end].decode("utf-8"))
+            at = end
+    except UnicodeDecodeError as error:
+        raise UserError("gguf.damaged", path=path, at=value.at + at, reason="a text is not UTF-8") from error
+    return found
 
 
 def pass_strings(piece: bytes, most: int) -> tuple[int, int]:
@@ -209,7 +236,7 @@ class _Reader:
         first, at = min(length, ARRAY_SHOWN), self.at
         shown = struct.unpack(f"<{first}{SCALARS[kind][1]}", self.take(first * width))
         self.skip((length - first) * width)
-        return ArrayValue(length, shown, at)
+        return ArrayValue(length, shown, at, kind)
 
     def strings(self, length: int) -> ArrayValue:
         self.items_left -= length

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from inhouse.core.control_tokens import FAMILIES, ControlTokens, is_control, proven
 from inhouse.core.errors import UserError
-from inhouse.engines.gguf_header import ArrayValue, GgufHeader
+from inhouse.engines.gguf_header import ArrayValue, GgufHeader, items
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 CONTROL = 3  # gguf.TokenType
@@ -25,12 +24,11 @@ def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
     by their texts control tokens, and parses those that are user defined too.
     Raises gguf.damaged for more of them than any model has.
     """
-    tokens, types = header.metadata.get(TOKENS), header.metadata.get(TYPES)
+    tokens = header.metadata.get(TOKENS)
     if not isinstance(tokens, ArrayValue):
         return {}
+    marked = {at for at, kind in enumerate(items(path, header, TYPES)) if kind == CONTROL}
     with path.open("rb") as file:
-        kinds = _kinds(file, types) if isinstance(types, ArrayValue) else ()
-        marked = {at for at, kind in enumerate(kinds) if kind == CONTROL}
         texts = _texts(file, tokens, header, marked)
         found = {text: at for at, text in texts if is_control(text, at in marked)}
     if len(found) > MOST:
@@ -49,15 +47,6 @@ def control_of(path: Path, header: GgufHeader, tokenize: Callable[[str], Sequenc
         return [ids.isdisjoint(tokenize(text)) for text in texts]
 
     return ControlTokens(*proven(known, plain))
-
-
-def _kinds(file: BinaryIO, types: ArrayValue) -> array[int]:
-    """The type of each token (int32)."""
-    file.seek(types.at)
-    kinds = array("i")
-    held = file.read(types.length * kinds.itemsize)
-    kinds.frombytes(held[: len(held) // kinds.itemsize * kinds.itemsize])
-    return kinds
 
 
 def _texts(file: BinaryIO, tokens: ArrayValue, header: GgufHeader, wanted: Container[int]) -> Iterator[tuple[int, str]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
+from inhouse.engines.gguf_header import ArrayValue, GgufHeader, Tensor, items, read_header
+from inhouse.engines.gguf_tokens import TOKENS
+from inhouse.engines.gguf_tokens import TYPES as TOKEN_TYPES
 
 if TYPE_CHECKING:
     import torch
-    from gguf import GGUFReader
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -32,37 +34,9 @@ PRE_TOKENIZERS: dict[str, tuple[bool, str]] = {
     "deepseek-r1-qwen": (False, WORDS + r"\p{N}" + LINES),
 }
 PLAIN = ("llama", "qwen2", "qwen3")  # architectures whose GGUF tensors differ from transformers' in name and order only
+JOINED = 8 * 2**10  # bytes of a row
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-
-
-def open_reader(path: Path) -> GGUFReader:
-    """A GGUF file, its header parsed; raise torch.unreadable when it is not a whole GGUF.
-
-    Parsing takes seconds (the reader makes three arrays of every token), so tokenizer and weights share one parse.
-    """
-    stat = path.stat()
-    return _parse(path, stat.st_size, stat.st_mtime_ns)
-
-
-def close_reader() -> None:
-    """Forget the file that was parsed last: 250 MB for a vocabulary of 49,152."""
-    _parse.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def _parse(path: Path, size: int, changed: int) -> GGUFReader:
-    import gguf
-
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, OverflowError) as error:
-        raise UserError("torch.unreadable", path=path.name, problem=str(error) or type(error).__name__) from error
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Every key of a GGUF header with its value."""
-    return {name: field.contents() for name, field in open_reader(path).fields.items()}
 
 
 def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -72,38 +46,34 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     pre-tokenizer, and it takes `eos` from the wrong id (SmolLM2: `<|im_start|>`), so that no answer would end.
     """
     header = read_header(path)
-    if header.get("tokenizer.ggml.model") == "gpt2":
-        tokenizer = _byte_level(path, header)
+    tokens = items(path, header, TOKENS)
+    if header.text("tokenizer.ggml.model") == "gpt2":
+        tokenizer = _byte_level(path, header, tokens)
     else:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    tokens = header["tokenizer.ggml.tokens"]
     for name, key in SPECIALS.items():
-        at = header.get(f"tokenizer.ggml.{key}_token_id")
-        if at is not None and at < len(tokens):
+        at = header.number(f"tokenizer.ggml.{key}_token_id")
+        if at is not None and 0 <= at < len(tokens):
             setattr(tokenizer, name, tokens[at])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = header.get("tokenizer.chat_template")
-    tokenizer.model_max_length = _context_length(header)
+    tokenizer.chat_template = header.text("tokenizer.chat_template")
+    tokenizer.model_max_length = header.number(f"{header.text('general.architecture')}.context_length") or 2048
     return tokenizer
 
 
-def _context_length(header: dict[str, Any]) -> int:
-    return int(header.get(f"{header.get('general.architecture')}.context_length", 2048))
-
-
-def _byte_level(path: Path, header: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _byte_level(path: Path, header: GgufHeader, tokens: list[str]) -> PreTrainedTokenizerBase:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    pre = header.get("tokenizer.ggml.pre", "default")
+    pre = header.text("tokenizer.ggml.pre") or "default"
     if pre not in PRE_TOKENIZERS:
         raise UserError("torch.gguf_tokenizer", path=path.name, pre=pre, known=", ".join(PRE_TOKENIZERS))
     digits, pattern = PRE_TOKENIZERS[pre]
-    tokens, types = header["tokenizer.ggml.tokens"], header["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ", 1)) for merge in header["tokenizer.ggml.merges"]]
+    types = items(path, header, TOKEN_TYPES)
+    merges = [tuple(merge.split(" ", 1)) for merge in items(path, header, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
@@ -111,8 +81,8 @@ def _byte_level(path: Path, header: dict[str, Any]) -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    if header.get("tokenizer.ggml.add_bos_token"):
-        at = header["tokenizer.ggml.bos_token_id"]
+    at = header.number("tokenizer.ggml.bos_token_id")
+    if header.metadata.get("tokenizer.ggml.add_bos_token") and at is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[at]} $A", special_tokens=[(tokens[at], at)]
         )
@@ -134,15 +104,16 @@ def _plain_model(path: Path, dtype: torch.dtype) -> PreTrainedModel | None:
     transformers' own way is 3 times as slow: it parses the header twice and rebuilds its table of names for each
     submodule (SmolLM2-135M: 18 s against 6 s on a busy 2-core machine).
     """
+    import numpy
     import torch
-    from gguf import MODEL_ARCH_NAMES, dequantize, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    header, reader = read_header(path), open_reader(path)
-    architecture = str(header.get("general.architecture"))
-    if architecture not in PLAIN or "mistral" in str(header.get("general.name", "")).lower():
+    header = read_header(path)
+    architecture = str(header.text("general.architecture"))
+    if architecture not in PLAIN or "mistral" in (header.text("general.name") or "").lower():
         return None
-    config = _config(header, architecture, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+    config = _config(path, header, tied=all(tensor.name != "output.weight" for tensor in header.tensors))
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         shapes = kind(config).state_dict()
@@ -150,11 +121,12 @@ def _plain_model(path: Path, dtype: torch.dtype) -> PreTrainedModel | None:
     names = get_tensor_name_map(arch, config.num_hidden_layers)
     wanted = {f"{names.get_name(name.rpartition('.')[0])}.{name.rpartition('.')[2]}": name for name in shapes}
     weights = {}
-    for tensor in reader.tensors:
+    file = numpy.asarray(numpy.memmap(path, dtype=numpy.uint8, mode="c"))
+    for tensor in header.tensors:
         name = wanted.get(tensor.name)
         if name is None:
             return None
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type)).to(dtype)  # a copy: the file is read-only
+        values = _values(tensor, file).to(dtype)
         if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             values = unpermute(values, heads)
@@ -165,24 +137,46 @@ def _plain_model(path: Path, dtype: torch.dtype) -> PreTrainedModel | None:
     return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
+def _values(tensor: Tensor, file: Any) -> torch.Tensor:
+    """A tensor of a GGUF file's bytes as floats, apart from the file.
+
+    The package works on 16 rows at a time: rows are joined, so that numpy gets tens of kilobytes a call.
+    """
+    import torch
+    from gguf import GGMLQuantizationType, dequantize
+
+    rows, width = prod(tensor.shape[1:]), tensor.bytes // prod(tensor.shape[1:])
+    while rows % 2 == 0 and width < JOINED:
+        rows, width = rows // 2, width * 2
+    data = file[tensor.offset : tensor.offset + tensor.bytes].reshape(rows, width)
+    floats = dequantize(data, GGMLQuantizationType[tensor.type]).reshape(tensor.shape[::-1])
+    return torch.from_numpy(floats.copy() if tensor.type == "F32" else floats)
+
+
 def unpermute(values: torch.Tensor, heads: int) -> torch.Tensor:
     """Undo the order of rotary pairs that llama.cpp's converter gives to llama's query and key rows."""
     half = values.shape[0] // heads // 2
     return values.reshape(heads, half, 2, values.shape[1]).transpose(1, 2).reshape(values.shape).contiguous()
 
 
-def _config(header: dict[str, Any], architecture: str, tied: bool) -> PreTrainedConfig:
+def _config(path: Path, header: GgufHeader, tied: bool) -> PreTrainedConfig:
     """The model's settings, by transformers' own table of GGUF keys."""
     from transformers import AutoConfig
     from transformers.integrations import GGUF_CONFIG_MAPPING
 
+    architecture = str(header.text("general.architecture"))
     table = GGUF_CONFIG_MAPPING[architecture]
     prefix = f"{architecture}."
-    known = {table.get(key.removeprefix(prefix)): value for key, value in header.items() if key.startswith(prefix)}
+    known = {
+        table.get(key.removeprefix(prefix)): items(path, header, key) if isinstance(value, ArrayValue) else value
+        for key, value in header.metadata.items()
+        if key.startswith(prefix)
+    }
     values = {name: value for name, value in known.items() if isinstance(name, str)}
-    values.setdefault("vocab_size", len(header["tokenizer.ggml.tokens"]))
+    if isinstance(tokens := header.metadata.get(TOKENS), ArrayValue):
+        values.setdefault("vocab_size", tokens.length)
     for name, key in SPECIALS.items():
-        if (at := header.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+        if (at := header.number(f"tokenizer.ggml.{key}_token_id")) is not None:
             values[f"{name}_id"] = at
     return AutoConfig.for_model(architecture, **values, tie_word_embeddings=tied)
 

@@ -82,13 +82,14 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
 
     facts = facts_of(source)
     path = source.path / facts.main
-    if path.suffix == ".gguf":
-        from inhouse.engines.torch_gguf import gguf_tokenizer
-
-        return gguf_tokenizer(path)
-    if not any((path / name).is_file() for name in TOKENIZERS) and not facts.remote_code:
+    plain = path.suffix != ".gguf"
+    if plain and not any((path / name).is_file() for name in TOKENIZERS) and not facts.remote_code:
         raise UserError("torch.no_tokenizer", name=facts.name)
     try:
+        if not plain:
+            from inhouse.engines.torch_gguf import gguf_tokenizer
+
+            return gguf_tokenizer(path)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=facts.remote_code)
     except reading_errors(facts) as error:
         raise unreadable(path, error, facts.name) from error

@@ -107,7 +107,6 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
     import_adapters_quickly()
     import torch
 
-    from inhouse.engines.torch_gguf import close_reader
     from inhouse.engines.transformers import check_finite, check_vocabulary, facts_of, load_tokenizer
     from inhouse.train.step import checked_reading
 
@@ -132,7 +131,6 @@ def prepare(params: TrainParams, inputs: Mapping[str, Input], seed: int, events:
         texts = replace(texts, samples=mixed.samples, replay=mixed.facts)
     model, changes = apply_changes(model, params.changes, events)
     loaded = _adapt(model, (originals, save_dtype(base, params)), params, seed)
-    close_reader()
     release_memory()  # what reading the model took, before anything is measured or trained
     texts = _with_virtual(loaded.model, texts)
     known = [*texts.samples.kept, *texts.valid]
