@@ -1,10 +1,10 @@
 """The files of a dataset artifact: Parquet tables of rows, one or more for each part.
 
 `train-00000.parquet`, `train-00001.parquet`, … hold the rows of a part in the order of their ids. Columns: `id`,
-`messages` (list of role, content and, where tools are used, tool_calls as JSON and tool_call_id) or `text` for plain
-documents, `label` where there are labels, `source`, `file`, `offset`, and `parent` (the row it was made from, or null)
-where rows were augmented. Where a row has them also `tools` (definitions as JSON), `rejected` (the worse answer, as
-`messages`) and `desirable` (true or false).
+`messages` (list of role, content and, where tools are used, tool_calls as JSON and tool_call_id; where turns are not
+learned, weight: 0 or null) or `text` for plain documents, `label` where there are labels, `source`, `file`, `offset`,
+and `parent` (the row it was made from, or null) where rows were augmented. Where a row has them also `tools`
+(definitions as JSON), `rejected` (the worse answer, as `messages`) and `desirable` (true or false).
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ def write_rows(folder: Path, part: Part, rows: Sequence[Row]) -> int:
     require("data", "polars")
     import polars as pl
 
-    tools = any(turn.tool_calls or turn.tool_call_id for row in rows for turn in row.messages)
+    turns = [turn for row in rows for turn in row.messages]
+    tools = any(turn.tool_calls or turn.tool_call_id for turn in turns)
+    weights = any(turn.weight is not None for turn in turns)
     columns = {
         "id": pl.Series([row.id for row in rows], dtype=pl.String),
-        "messages": messages_column([row.messages for row in rows], tools=tools),
+        "messages": messages_column([row.messages for row in rows], tools=tools, weights=weights),
         **extra_columns([(row.tools, row.rejected, row.desirable) for row in rows]),
         "label": pl.Series([row.label for row in rows], dtype=pl.String),
         "source": pl.Series([row.source for row in rows], dtype=pl.String),
@@ -94,14 +96,16 @@ def _even(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         yield rest.rechunk()
 
 
-def messages_column(turns: Iterable[Sequence[Message] | None], *, tools: bool) -> pl.Series:
-    """Conversations as a column of lists of turns; tool_calls and tool_call_id only where `tools`."""
+def messages_column(turns: Iterable[Sequence[Message] | None], *, tools: bool, weights: bool = False) -> pl.Series:
+    """Conversations as a column of lists of turns; tool_calls and tool_call_id only where `tools`, weight likewise."""
     import polars as pl
 
     fields: dict[str, Any] = {"role": pl.String, "content": pl.String}
     if tools:
         fields |= {"tool_calls": pl.String, "tool_call_id": pl.String}
-    values = [None if conversation is None else [_turn(turn, tools) for turn in conversation] for conversation in turns]
+    if weights:
+        fields["weight"] = pl.Int8
+    values = [None if talk is None else [_turn(turn, fields) for turn in talk] for talk in turns]
     return pl.Series("messages", values, dtype=pl.List(pl.Struct(fields)))
 
 
@@ -129,12 +133,9 @@ def extra_columns(rows: Sequence[Extra], *, among: Collection[str] | None = None
     return found
 
 
-def _turn(turn: Message, tools: bool) -> dict[str, str | None]:
-    shown = {"role": turn.role, "content": turn.content}
-    if tools:
-        calls = None if turn.tool_calls is None else json.dumps(turn.tool_calls, ensure_ascii=False)
-        shown |= {"tool_calls": calls, "tool_call_id": turn.tool_call_id}
-    return shown
+def _turn(turn: Message, fields: Collection[str]) -> dict[str, Any]:
+    calls = None if turn.tool_calls is None else json.dumps(turn.tool_calls, ensure_ascii=False)
+    return {name: calls if name == "tool_calls" else getattr(turn, name) for name in fields}
 
 
 def _row(fields: Mapping[str, Any]) -> Row:
@@ -155,7 +156,7 @@ def _row(fields: Mapping[str, Any]) -> Row:
     )
 
 
-def _message(turn: Mapping[str, str | None]) -> Message:
+def _message(turn: Mapping[str, Any]) -> Message:
     calls = turn.get("tool_calls")
     shown = {**turn, "tool_calls": None if calls is None else json.loads(calls)}
     return Message.model_validate(shown)

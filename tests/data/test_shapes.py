@@ -9,6 +9,7 @@ import pytest
 from inhouse.core.errors import UserError
 from inhouse.core.messages import text
 from inhouse.data.stage import DataParams
+from inhouse.dataset import read_rows
 
 ALPACA = {"instruction": "Translate", "input": "hello", "output": "你好"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
@@ -90,6 +91,44 @@ def test_thoughts_and_weights_beside_a_turn_are_left_out_where_that_is_asked_for
     assert build(folder, {"messages": empty}).rows("train")[0]["messages"] == [user("a"), assistant("b")]
 
 
+def test_answers_without_weight_stay_so_up_to_the_last_that_is_learned(folder: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    asked = [user("Weather?  "), {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0}]
+    turns = [*asked, {"role": "tool", "content": "sunny", "tool_call_id": "1"}, assistant("Sunny.") | {"loss": False}]
+    rows = [
+        {
+            "messages": [
+                *turns,
+                user("So?"),
+                assistant("Go out.") | {"weight": 1},
+                user("Ah"),
+                assistant("!") | {"weight": 0},
+            ]
+        },
+        {"messages": [user("Plain?"), assistant("Yes.")]},
+    ]
+    folder.jsonl("train.jsonl", rows)
+    folder.jsonl("test.jsonl", [{"messages": [user("fixed"), assistant("row")]}])
+    sources = [{"name": part, "from": f"{part}.jsonl", "part": part} for part in ("train", "test")]
+    ran = folder.run({"sources": sources, "steps": ["normalize_space", "exact_dedup"]})
+    told = {row["messages"][0]["content"]: row["messages"] for row in ran.rows("train")}
+    assert [turn.get("weight") for turn in told["Weather?"]] == [None, 0, None, 0, None, None]
+    assert told["Weather?"][1]["tool_calls"] == [call] and told["Weather?"][-1] == assistant("Go out.")
+    assert told["Plain?"] == [user("Plain?"), assistant("Yes.")]
+    held = next(row for row in read_rows(ran.out, "train") if len(row.messages) == 6)
+    assert [turn.learned for turn in held.messages] == [False, False, False, False, False, True]
+
+
+def test_thoughts_are_written_before_the_content_where_that_is_asked_for(folder: Any) -> None:
+    turns = [user("2+2?"), assistant("4") | {"reasoning_content": "\ntwo and two\n"}, user("且?"), assistant("好")]
+    ran = build(folder, {"messages": turns}, shape={"use": "messages", "thoughts": "content"})
+    said = [turn["content"] for turn in ran.rows("train")[0]["messages"]]
+    assert said == ["2+2?", "<think>\ntwo and two\n</think>\n\n4", "且?", "好"]
+    turns[1] = assistant("4") | {"reasoning": "mail a@b.org"}
+    ran = build(folder, {"messages": turns}, shape={"use": "messages", "thoughts": "content"}, steps=["pii"])
+    assert "a@b.org" not in ran.rows("train")[0]["messages"][1]["content"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -118,7 +157,10 @@ def test_thoughts_and_weights_beside_a_turn_are_left_out_where_that_is_asked_for
         ({"messages": [user("x")], "\ud800": 1}, "no_answer"),
         ({"messages": [user("x"), assistant("y") | {"reasoning_content": "z"}]}, "unheld_field"),
         ({"messages": [user("x"), assistant("y") | {"function_call": {"name": "f"}}]}, "unheld_field"),
-        ({"messages": [user("x"), assistant("y") | {"weight": 0}, user("x"), assistant("z")]}, "unheld_field"),
+        ({"messages": [user("x"), assistant("y") | {"weight": 0}]}, "no_answer"),
+        ({"messages": [user("x"), assistant("y") | {"weight": 0.5}]}, "wrong_type"),
+        ({"messages": [user("x"), assistant("y") | {"weight": "0"}]}, "wrong_type"),
+        ({"messages": [user("x") | {"reasoning": "z"}, assistant("y")]}, "unheld_field"),
     ],
 )
 def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:

@@ -126,6 +126,24 @@ def test_learned_tokens_are_the_answers_and_their_ends(
         assert sample == (wanted if turns == "all" else only_last(wanted))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_without_weight_are_read_and_not_learned(tokenizers: dict[str, Any], family: str) -> None:
+    tokenizer, whole = tokenizers[family], PLAIN["three"]
+    unlearned = whole.messages[3].model_copy(update={"weight": 0})
+    row = whole.model_copy(update={"messages": [*whole.messages[:3], unlearned, *whole.messages[4:]]})
+    told = FAMILIES[family].tell(whole.messages, None)
+    spoken = [place for place, (_, learned) in enumerate(told) if learned]
+    first, last = (next(at for at in spoken if text in told[at][0]) for text in ("基准利率", "the bank"))
+    wanted = expected(
+        tokenizer, [(text, learned and not first <= at < last) for at, (text, learned) in enumerate(told)]
+    )
+    ends = ends_of(tokenizer, *FAMILIES[family].ends)
+    found = encode_rows([row, row, whole, row], tokenizer, ends, Limit(999, "all"), Events()).kept
+    assert found[0] == found[1] == found[3] == wanted
+    assert found[2] == expected(tokenizer, told) != wanted
+    assert encode(row, tokenizer, ends, "last") == only_last(wanted)
+
+
 @pytest.mark.parametrize("name", TOOL_TALKS)
 def test_calls_are_learned_and_their_results_are_not(tokenizers: dict[str, Any], name: str) -> None:
     tokenizer, row = tokenizers["qwen25"], TOOL_TALKS[name]
@@ -317,6 +335,19 @@ def test_split_of_all_turns_learns_every_answer_once(tokenizers: dict[str, Any])
     found = encoded(tokenizer, [LONG], room, "all", "split")
     halves = [talk("q1", "a1", "q2", "a2", system="S"), talk("q3", "a3", "q4", "a4", system="S")]
     assert found.kept == [encode(half, tokenizer, ends_of(tokenizer), "all") for half in halves]
+
+
+def test_split_keeps_answers_without_weight_with_the_question_behind_them(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["chatml"]
+    turns = list(LONG.messages)
+    turns[2] = turns[2].model_copy(update={"weight": 0})
+    row = LONG.model_copy(update={"messages": turns})
+    room = len(encode(talk("q3", "a3", "q4", "a4", system="S"), tokenizer, ends_of(tokenizer)).ids)
+    found = encoded(tokenizer, [row], room, "all", "split").kept
+    first = row.model_copy(update={"messages": turns[:5]})
+    last = talk("q3", "a3", "q4", "a4", system="S")
+    assert found == [encode(part, tokenizer, ends_of(tokenizer), "all") for part in (first, last)]
+    assert tokenizer.decode([i for i, own in zip(found[0].ids, found[0].learned, strict=True) if own]) == "a2<|im_end|>"
 
 
 def test_split_leaves_out_a_question_that_fits_nowhere(tokenizers: dict[str, Any]) -> None:

@@ -21,10 +21,16 @@ class Message(BaseModel):
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    weight: Literal[0] | None = Field(None, description="0: a turn of the assistant that is read and not learned")
+
+    @property
+    def learned(self) -> bool:
+        """Whether a model learns to write this turn."""
+        return self.role == "assistant" and self.weight != 0
 
     def as_dict(self) -> dict[str, Any]:
         """The turn as chat templates and HTTP clients expect it, absent keys left out."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude={"weight"}, exclude_none=True)
 
 
 class Row(BaseModel):

@@ -113,14 +113,18 @@ def read_frame(path: Path, *columns: str) -> pl.DataFrame:
 
 def turns_of(draft: Draft) -> str | None:
     """What of a conversation its texts do not tell, as JSON; None for the most of them."""
-    if all(turn.content is not None and not turn.tool_calls and not turn.tool_call_id for turn in draft.turns):
+    if all(
+        turn.content is not None and not turn.tool_calls and not turn.tool_call_id and turn.weight is None
+        for turn in draft.turns
+    ):
         return None
     return json.dumps(_bare(draft.turns), ensure_ascii=False)
 
 
 def _bare(turns: Sequence[Message]) -> list[dict[str, Any]]:
     """Turns without what they say, which stands in the pieces."""
-    return [turn.model_copy(update={"content": None if turn.content is None else ""}).as_dict() for turn in turns]
+    said = [turn.model_copy(update={"content": None if turn.content is None else ""}) for turn in turns]
+    return [turn.model_dump(exclude_none=True) for turn in said]
 
 
 def extra_of(draft: Draft) -> str | None:

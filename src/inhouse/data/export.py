@@ -83,7 +83,11 @@ def _write_lines(source: Path, part: Part, target: Path) -> None:
         for row in read_rows(source, part):
             fields = row.model_dump(exclude={"messages"}, exclude_none=True)
             plain = len(row.messages) == 1  # a document: an answer without a question
-            said = {"text": row.answer} if plain else {"messages": [turn.as_dict() for turn in row.messages]}
+            said = (
+                {"text": row.answer}
+                if plain
+                else {"messages": [turn.model_dump(exclude_none=True) for turn in row.messages]}
+            )
             f.write(json.dumps({"id": fields.pop("id"), **said, **fields}, ensure_ascii=False) + "\n")
 
 

@@ -36,6 +36,7 @@ class Form:
     documents: bool  # every source is plain text: a column text instead of messages
     labels: bool
     tools: bool
+    weights: bool  # whether a turn is not learned
     extra: tuple[str, ...]  # of the columns that only some datasets have
     children: bool
     gender: bool  # whether words for men and women are counted, before and after augmentation
@@ -97,17 +98,22 @@ def form_of(built: Built) -> Form:
         read_frame(built.shards[n].folder / f"{built.shards[n].name}.rows.arrow", "label", "turns", "extra")
         for n in used
     )
-    # Whether each column has a value, and which names stand in the JSON of `extra`.
-    found = [(frame.null_count() < frame.height, _named(frame["extra"])) for frame in frames]
+    # Whether each column has a value, and which names stand in the JSON of `extra` and of `turns`.
+    found = [(frame.null_count() < frame.height, _named(frame["extra"]), _fields(frame["turns"])) for frame in frames]
     return Form(
         shapes=shapes,
         documents=all(isinstance(shape, TextShape) for shape in shapes.values()),
-        labels=any(has["label"].item() for has, _ in found),
-        tools=any(has["turns"].item() for has, _ in found),
-        extra=tuple(name for name in EXTRA if any(name in named for _, named in found)),
+        labels=any(has["label"].item() for has, _, _ in found),
+        tools=any("tool_call" in fields for _, _, fields in found),
+        weights=any("weight" in fields for _, _, fields in found),
+        extra=tuple(name for name in EXTRA if any(name in named for _, named, _ in found)),
         children=built.index["parent"].null_count() < built.index.height,
         gender=any(step.use == "counterfactual" for step in built.params.steps),  # type: ignore[attr-defined]
     )
+
+
+def _fields(turns: pl.Series) -> set[str]:
+    return {name for name in ("tool_call", "weight") if turns.str.contains(f'"{name}', literal=True).any()}
 
 
 def _named(extra: pl.Series) -> set[str]:
@@ -158,7 +164,7 @@ def _table(batch: Batch, copies: pl.Series, form: Form) -> pl.DataFrame:
         shapes = [form.shapes[name] for name in batch.rows["source"]]
         drafts = list(drafts_of(batch))
         turns = [finish(draft, said, shape) for (draft, said), shape in zip(drafts, shapes, strict=True)]
-        columns["messages"] = messages_column(turns, tools=form.tools)
+        columns["messages"] = messages_column(turns, tools=form.tools, weights=form.weights)
         if form.extra:
             held = [(draft.tools, finish_worse(draft, said), draft.desirable) for draft, said in drafts]
             columns |= extra_columns(held, among=form.extra)

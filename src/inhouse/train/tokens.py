@@ -207,10 +207,15 @@ def is_document(row: Row) -> bool:
 
 def talk_of(row: Row, turns: Turns) -> Talk:
     """A row as a conversation whose last answer, or every answer, is learned. Raises train.no_answer."""
-    answers = tuple(at for at, message in enumerate(row.messages) if message.role == "assistant" and at > 0)
+    answers = learned_turns(row.messages)
     if not answers or answers[-1] != len(row.messages) - 1:
         raise UserError("train.no_answer", id=row.id, source=row.source, offset=row.offset)
     return Talk(row.messages, answers if turns == "all" else answers[-1:], row.tools)
+
+
+def learned_turns(messages: Sequence[Message]) -> tuple[int, ...]:
+    """The places of the assistant's turns that are learned; a first one, which answers nothing, is not."""
+    return tuple(at for at, turn in enumerate(messages) if turn.learned and at > 0)
 
 
 def document_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -423,7 +428,7 @@ class _Work:
 
     def _fitting(self, head: list[Message], turns: Sequence[Message], talk: Talk, last_only: bool) -> Sample | None:
         messages = [*head, *turns]
-        answers = tuple(at for at, turn in enumerate(messages) if turn.role == "assistant" and at > 0)
+        answers = learned_turns(messages)
         part = Talk(messages, answers[-1:] if last_only else answers, talk.tools)
         samples = self.coder.encode([part])[0]
         return samples[0] if len(samples) == 1 and len(samples[0].ids) <= self.limit.longest else None
@@ -439,5 +444,5 @@ def _questions(messages: Sequence[Message]) -> tuple[list[Message], list[list[Me
             groups.append([])
             answered = False
         groups[-1].append(messages[at])
-        answered = answered or (messages[at].role == "assistant" and at > 0)
+        answered = answered or (messages[at].learned and at > 0)
     return list(messages[:first]), groups

@@ -41,7 +41,7 @@ def conversation(turns: Sequence[Message]) -> Draft:
 
     Raises Unfit without a question or a final answer.
     """
-    if not turns or turns[-1].role != "assistant" or not turns[-1].content:
+    if not turns or not turns[-1].learned or not turns[-1].content:
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):
         raise Unfit("no_prompt")

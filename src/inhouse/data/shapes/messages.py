@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -20,19 +20,27 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 
 # What a turn may hold that no row can: trained without it, a model would learn what the row does not say.
-UNHELD = ("reasoning_content", "reasoning", "function_call", "weight")
+THOUGHTS = ("reasoning_content", "reasoning")
+UNHELD = (*THOUGHTS, "function_call")
 Unheld = Literal["reasoning_content", "reasoning", "function_call", "weight"]
 
 
 class MessagesShape(Params):
     """A column messages with turns as OpenAI's API takes them.
 
-    Rows whose turns hold thoughts apart from their content, an old function call or a weight of 0 are refused: write
-    thoughts into the content, as the model's template does, or name the field in `ignore`.
+    A turn of the assistant with `weight: 0` (or ms-swift's `loss: false`) is read and not learned; what follows the
+    last one that is learned is left out. Rows whose turns hold thoughts apart from their content or an old function
+    call are refused: `thoughts` says where thoughts go, `ignore` names fields to leave out.
     """
 
     use: Literal["messages"] = "messages"
+    thoughts: Literal["content"] | None = Field(
+        None, description="content: write reasoning_content before the content, between <think> and </think>"
+    )
     ignore: tuple[Unheld, ...] = Field((), description="fields of turns to leave out instead of refusing the row")
+
+
+PLAIN = MessagesShape()
 
 
 def matches(columns: Set[str]) -> bool:
@@ -41,44 +49,63 @@ def matches(columns: Set[str]) -> bool:
 
 
 def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
-    """The turns as they are; the last one must be the assistant's."""
+    """The turns as they are, up to the last that is learned, which must be the assistant's."""
     if "messages" not in fields:
         raise Unfit("missing_column", "messages")
-    return conversation(turns_of(fields["messages"], ignore=params.ignore))
+    turns = turns_of(fields["messages"], params=params)
+    if turns and turns[-1].role == "assistant" and not turns[-1].learned:
+        turns = turns[: max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)]
+    return conversation(turns)
 
 
-def turns_of(value: object, column: str = "messages", ignore: Collection[str] = ()) -> list[Message]:
-    """Turns of a list of role/content objects; blank system turns are left out. `ignore`: of UNHELD."""
+def turns_of(value: object, column: str = "messages", params: MessagesShape = PLAIN) -> list[Message]:
+    """Turns of a list of role/content objects; blank system turns are left out."""
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"{column}: {type(value).__name__}")
-    held = [name for name in UNHELD if name not in ignore]
-    turns = [_turn(item, f"{column}[{number}]", held) for number, item in enumerate(value)]
+    turns = [_turn(item, f"{column}[{number}]", params) for number, item in enumerate(value)]
     return [turn for turn in turns if turn is not None]
 
 
-def _turn(item: object, place: str, held: Sequence[str]) -> Message | None:
+def _turn(item: object, place: str, params: MessagesShape) -> Message | None:
     if not isinstance(item, dict):
         raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
-    for name in held:
-        if (value := item.get(name)) is not None and (value == 0 if name == "weight" else value != ""):
-            raise Unfit("unheld_field", f"{place}.{name}")
     role = ROLES.get(str(item.get("role")))
     if role is None:
         raise Unfit("unknown_role", str(item.get("role")))
-    content = _content(item.get("content"), place)
+    folded = THOUGHTS if params.thoughts == "content" and role == "assistant" else ()
+    for name in UNHELD:
+        if name not in params.ignore and name not in folded and item.get(name) not in (None, ""):
+            raise Unfit("unheld_field", f"{place}.{name}")
+    content = _thoughts(item, place, folded) + _content(item.get("content"), place)
     calls = item.get("tool_calls") or None
     if not content.strip():
         if role == "system":
             return None
         if role != "assistant" or calls is None:
             raise Unfit("empty_text", place)
-    fields = {"role": role, "content": content if content.strip() else None}
+    fields: dict[str, Any] = {"role": role, "content": content if content.strip() else None}
     fields |= {"tool_calls": calls, "tool_call_id": item.get("tool_call_id")}
+    if role == "assistant" and "weight" not in params.ignore:
+        fields["weight"] = _weight(item, place)
     text_value(json.dumps([calls, item.get("tool_call_id")], ensure_ascii=False), f"{place}.tool_calls")
     try:
         return Message.model_validate(fields)
     except ValidationError as error:
         raise Unfit("wrong_type", f"{place}.{error.errors()[0]['loc'][0]}") from None
+
+
+def _weight(item: Mapping[str, Any], place: str) -> int | None:
+    """0 for a turn that shall not be learned; OpenAI knows the weights 0 and 1."""
+    weight = item.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise Unfit("wrong_type", f"{place}.weight")
+    return 0 if weight == 0 or item.get("loss") is False else None
+
+
+def _thoughts(item: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
+    """Thoughts as the templates of Qwen3, GLM-4.5 and DeepSeek-R1 write them before an answer."""
+    told = next((text_value(item[name], f"{place}.{name}") for name in names if item.get(name)), "").strip()
+    return f"<think>\n{told}\n</think>\n\n" if told else ""
 
 
 def _content(value: object, place: str) -> str:
