@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.errors import InhouseError
+from inhouse.core.plugins import unexpected
 from inhouse.core.run import Events, collect_seldom, die_with_parent, end_quickly
 from inhouse.core.store import disk_error, write_durably
 
@@ -32,7 +33,7 @@ def main(folder: Path) -> int:
         told: InhouseError | None = None
         if isinstance(error, OSError):
             told = disk_error(error, Path(error.filename or folder))
-        told = told or InhouseError("job.bug", kind=type(error).__name__, log=folder / "output.log")
+        told = told or unexpected(error, folder / "output.log")
         outcome, code = {"error": told.to_dict()}, told.exit_code
     events.close()
     write_durably(folder / "result.json", json.dumps(outcome, ensure_ascii=False))

@@ -182,13 +182,14 @@ def _told(error: Exception) -> InhouseError:
     import tempfile
     import traceback
 
-    from inhouse.core.store import disk_error  # not for --help
+    from inhouse.core.plugins import unexpected  # not for --help
+    from inhouse.core.store import disk_error
 
     if isinstance(error, OSError) and (told := disk_error(error, Path(error.filename or "."))) is not None:
         return told
     with tempfile.NamedTemporaryFile("w", prefix="inhouse-", suffix=".log", delete=False, encoding="utf-8") as log:
         traceback.print_exception(error, file=log)
-    return InhouseError("job.bug", kind=type(error).__name__, log=log.name)
+    return unexpected(error, log.name)
 
 
 def _complain(error: InhouseError, as_json: bool) -> None:

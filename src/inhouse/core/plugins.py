@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from inhouse.core.errors import MissingExtra, UserError
+from inhouse.core.errors import InhouseError, MissingExtra, UserError
 
 FOLDERS = {
     "reader": "inhouse.data.readers",
@@ -91,6 +92,23 @@ def _operator(name: str, module: ModuleType) -> Operator | None:
             if field is not None and field.default == name:
                 return Operator(name, module, member)
     return None  # a helper module beside the operators
+
+
+def unexpected(error: BaseException, log: Path | str) -> InhouseError:
+    """What is said of an error that nobody expected: a fault of the plugin in or below whose code it was raised."""
+    packages = {
+        point.module.partition(".")[0]: (kind, point)
+        for kind in FOLDERS
+        for point in entry_points(group=f"inhouse.{kind}")
+    }
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = packages.get(str(frame.f_globals.get("__name__")).partition(".")[0])
+        if found is not None:
+            kind, point = found
+            package = point.dist.name if point.dist is not None else "?"
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            return InhouseError("plugins.failed", kind=kind, name=point.name, package=package, problem=problem, log=log)
+    return InhouseError("job.bug", kind=type(error).__name__, log=log)
 
 
 @cache
