@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import socket
 import sys
 import threading
@@ -205,6 +207,17 @@ def test_init_in_a_nameless_folder_finds_a_name(tmp_path: Path) -> None:
     assert load(path).name == "project"
     with pytest.raises(UserError):
         init(InitRequest(folder=tmp_path / "项目"))
+
+
+def test_init_names_a_command_that_can_be_copied_and_paths_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "a [bold]b"]) == 0
+    said = capsys.readouterr().out
+    command = re.search(r"`(inhouse run .*?) --dry-run`", said.replace("\n", ""))
+    assert command and shlex.split(command[1]) == ["inhouse", "run", "a [bold]b/inhouse.yaml"]
+    assert "+ a [bold]b/inhouse.yaml" in said
 
 
 def test_schema_is_printed_or_written(made_project: Project, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,9 @@ def _released(result: RunResult, console: Console) -> None:
         )
     elif release.passed:
         console.print(text("cell.registered", release=release.label))
-    console.print(f"[dim]{text('cell.evidence')} {release.evidence}[/]")
+    console.print(f"[dim]{text('cell.evidence')} {escape(str(release.evidence))}[/]")
     if result.report is not None:
-        console.print(f"[dim]{text('cell.report')} {result.report}[/]")
+        console.print(f"[dim]{text('cell.report')} {escape(str(result.report))}[/]")
 
 
 def show_next_steps() -> None:
@@ -145,8 +146,8 @@ def show_next_steps() -> None:
 def created(result: Created, console: Console) -> None:
     """The files of a new project."""
     for path in result.files:
-        console.print(f"[green]+[/] {path}")
-    console.print(text("cell.created", project=result.files[0]))
+        console.print(f"[green]+[/] {escape(str(path))}")
+    console.print(text("cell.created", project=shlex.quote(str(result.files[0]))), markup=False)
 
 
 def schema(result: Schema, console: Console) -> None:
@@ -154,7 +155,7 @@ def schema(result: Schema, console: Console) -> None:
     if result.output is None:
         print(json.dumps(result.document, indent=1, ensure_ascii=False))
     else:
-        console.print(f"[green]+[/] {result.output}")
+        console.print(f"[green]+[/] {escape(str(result.output))}")
 
 
 def releases(result: Releases, console: Console) -> None:
@@ -176,7 +177,7 @@ def release(result: ReleaseDetail, console: Console) -> None:
     from rich.markdown import Markdown
 
     console.print(Markdown(result.evidence_file.read_text(encoding="utf-8")))
-    console.print(f"[dim]{result.evidence_file}[/]")
+    console.print(f"[dim]{escape(str(result.evidence_file))}[/]")
 
 
 def jobs(result: Jobs, console: Console) -> None:
@@ -247,14 +248,14 @@ def retuned(result: RetuneResult, console: Console) -> None:
     table(console, text("cell.step"), *(f">{text(f'cell.{name}')}" for name in names), rows=rows)
     for step in result.steps:
         if step.samples:
-            console.print(f"[dim]{step.step}: {', '.join(step.samples)}[/]")
+            console.print(f"[dim]{escape(f'{step.step}: ' + ', '.join(step.samples))}[/]")
     console.print(text("cell.retune_note", dataset=f"{result.version} ({result.dataset[:12]})"))
 
 
 def report(result: Report, console: Console) -> None:
     """The table of a report and where its page lies."""
     summary_table(result.table, console)
-    console.print(f"{text('cell.report')} {result.page}")
+    console.print(f"{text('cell.report')} {escape(str(result.page))}")
 
 
 def served(result: ServeCommand) -> None:
