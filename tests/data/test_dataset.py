@@ -418,6 +418,7 @@ def test_damaged_file_counts_as_a_lost_row_and_an_empty_one_does_not(folder: Any
         ({}, {"sources": {"from": "https://nowhere.example/a.jsonl", "part": "train"}}, "data.never_test"),
         ({"a.jsonl": PROMPTS}, {"sources": "a.jsonl", "split": {"test": 0, "valid": 0.999}}, "data.no_train"),
         ({"a.jsonl": PROMPTS[:1]}, {"sources": "a.jsonl", "split": {"test": 0.0001}}, "split.no_test"),
+        ({"a.jsonl": PROMPTS[:1]}, {"sources": "a.jsonl", "split": {"test": 0.99}}, "data.one_row"),
         (
             {"a.jsonl": PROMPTS},
             {"sources": "a.jsonl", "steps": [{"use": "length", "min_words": 99}]},

@@ -189,10 +189,13 @@ def refuse_unusable(built: Built) -> None:
     rows = built.index.height
     if not rows:
         raise UserError("data.all_dropped", read=built.read, dropped=_why(built))
+    documents = all(isinstance(source.shape, TextShape) for source in built.sources if source.shape)
+    measured = not (documents and split_of(built.params).test == 0)  # what is learnt is measured
+    if rows == 1 and measured:
+        raise UserError("data.one_row", dropped=_why(built))
     if not counts.get("train"):
         raise UserError("data.no_train", rows=rows, dropped=_why(built))
-    documents = all(isinstance(source.shape, TextShape) for source in built.sources if source.shape)
-    if not counts.get("test") and not (documents and split_of(built.params).test == 0):  # what is learnt is measured
+    if measured and not counts.get("test"):
         raise UserError("data.no_test", rows=rows, dropped=_why(built))
     labels = beside.train_labels(built)
     if len(labels) == 1 and (label := labels.pop()) is not None:
