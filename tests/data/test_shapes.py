@@ -129,9 +129,57 @@ def test_thoughts_are_written_before_the_content_where_that_is_asked_for(folder:
     assert "a@b.org" not in ran.rows("train")[0]["messages"][1]["content"]
 
 
+def test_sharegpt_turns_hold_weights_and_thoughts_as_messages_do(folder: Any) -> None:
+    def said(speaker: str, value: str, **more: Any) -> dict[str, Any]:
+        return {"from": speaker, "value": value, **more}
+
+    turns = [said("human", "a"), said("gpt", "b", loss=False), said("human", "c"), said("gpt", "d", reasoning="why")]
+    talk = [*turns, said("human", "e"), said("gpt", "f", weight=0)]
+    folder.jsonl("train.jsonl", [{"conversations": talk}])
+    folder.jsonl("test.jsonl", [{"conversations": [said("human", "x"), said("gpt", "y")]}])
+    sources = [{"name": part, "from": f"{part}.jsonl", "part": part} for part in ("train", "test")]
+    shape = {"use": "sharegpt", "thoughts": "content"}
+    (row,) = folder.run({"sources": sources, "shape": shape, "steps": []}).rows("train")
+    assert row["messages"] == [
+        user("a"),
+        assistant("b") | {"weight": 0},
+        user("c"),
+        assistant("<think>\nwhy\n</think>\n\nd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        (
+            ALPACA | {"history": [["q1", "a1"], ["q2", "a2"]]},
+            [user("q1"), assistant("a1"), user("q2"), assistant("a2")],
+        ),
+        (ALPACA | {"history": []}, []),
+        (ALPACA | {"system": "S", "history": [["q1", "a1"]]}, [system("S"), user("q1"), assistant("a1")]),
+        ({"prompt": "p", "completion": "c", "system": "S"}, [system("S")]),
+        ({"prompt": [user("p")], "completion": [assistant("c")], "system": "S"}, [system("S")]),
+        ({"prompt": [system("own"), user("p")], "completion": [assistant("c")], "system": "S"}, [system("own")]),
+        ({"messages": [user("p"), assistant("c")], "system": "S"}, [system("S")]),
+        ({"prompt": "p", "completion": "c", "system": " "}, []),
+    ],
+)
+def test_what_stands_before_the_question_in_columns_of_its_own(
+    folder: Any, row: dict[str, Any], before: list[dict[str, str]]
+) -> None:
+    (found,) = build(folder, row).rows("train")
+    assert found["messages"][:-2] == before
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        (ALPACA | {"history": "q"}, "wrong_type"),
+        (ALPACA | {"history": [["q"]]}, "wrong_type"),
+        (ALPACA | {"history": [["q", ""]]}, "empty_text"),
+        ({"messages": [user("x"), assistant("y") | {"loss": "false"}]}, "wrong_type"),
+        ({"messages": [user("x"), assistant("y")], "desirable": "yes"}, "wrong_type"),
+        ({"messages": [user("x"), assistant("y") | {"tool_calls": "[{"}]}, "wrong_type"),
         (ALPACA | {"output": None}, "empty_text"),
         (ALPACA | {"output": "  "}, "empty_text"),
         (ALPACA | {"output": 4.5}, "wrong_type"),

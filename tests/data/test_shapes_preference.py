@@ -236,3 +236,61 @@ def test_versions_show_a_changed_worse_answer_tell_it_and_copy_it_out(tmp_path: 
     export(second, tmp_path / "tables", "parquet")
     columns = json.loads(mlflow_input(second, tmp_path / "tables")["dataset"]["schema"])["mlflow_colspec"]
     assert {column["name"]: column["required"] for column in columns}["rejected"] is False
+
+
+def told(row: Row) -> dict[str, Any]:
+    fields = row.model_dump(exclude_none=True)
+    return {name: fields[name] for name in ("messages", "tools", "rejected", "desirable") if name in fields}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": f"q {n}", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(9)],
+        [{"prompt": f"q {n}", "completion": f"a {n}", "label": n % 2 == 0} for n in range(9)],
+        [
+            {
+                "messages": [
+                    user(f"Weather {n}?"),
+                    {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": n % 2},
+                    {"role": "tool", "content": "rain", "tool_call_id": "1"},
+                    assistant(f"Rain {n}."),
+                ],
+                "tools": [TOOL],
+            }
+            for n in range(9)
+        ],
+    ],
+    ids=["pairs", "thumbs", "calls"],
+)
+def test_rows_that_were_copied_out_come_back_as_they_were(
+    tmp_path: Path, folder: Any, rows: list[dict[str, Any]], form: Any
+) -> None:
+    version = built(tmp_path, rows)
+    export(version, folder.path / "copy", form)
+    parts = {"train": f"copy/train*.{form}", "test": f"copy/test*.{form}"}
+    sources = [{"name": part, "from": where, "part": part} for part, where in parts.items()]
+    ran = folder.run({"sources": sources, "steps": []})
+    for part in ("train", "test"):
+        before = [told(row) for row in read_rows(version.folder, part)]
+        after = [told(row) for row in read_rows(ran.out, part)]
+        assert sorted(before, key=json.dumps) == sorted(after, key=json.dumps) and before
+
+
+def test_worse_answer_beside_messages_may_be_a_text_or_a_whole_conversation(folder: Any) -> None:
+    asked = [user("a"), assistant("b"), user("c")]
+    rows = [
+        {"messages": [*asked, assistant("good")], "rejected_response": "bad"},  # ms-swift
+        {"messages": [*asked, assistant("fine")], "rejected": [*asked, assistant("bad")], "system": "S"},
+        {"messages": [*asked, assistant("only")], "rejected": [], "desirable": None},
+    ]
+    found = {row["messages"][-1]["content"]: row for row in build(folder, *rows).rows("train")}
+    assert found["good"]["rejected"] == found["fine"]["rejected"] == [assistant("bad")]
+    assert found["fine"]["messages"][0] == system("S")
+    assert "rejected" not in found["only"] and "desirable" not in found["only"]
+
+
+def test_system_column_stands_before_both_answers(folder: Any) -> None:
+    (row,) = build(folder, {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5", "system": "S"}).rows("train")
+    assert row["messages"] == [system("S"), user("2 + 2 ="), assistant("4")] and row["rejected"] == [assistant("5")]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
-from inhouse.data.shapes.draft import Draft, conversation, optional_text_of, text_of
+from inhouse.data.records import Unfit
+from inhouse.data.shapes.draft import Draft, conversation, opened, optional_text_of, text_of, text_value
 
-COLUMNS = "instruction, output [, input, system]"
+COLUMNS = "instruction, output [, input, system, history]"
 
 
 class AlpacaShape(Params):
-    """Columns instruction and output, with input and system where there are any."""
+    """Columns instruction and output, with input, system and history ([[question, answer], …]) where there are any."""
 
     use: Literal["alpaca"] = "alpaca"
 
@@ -27,8 +28,25 @@ def draft(fields: Mapping[str, Any], params: AlpacaShape) -> Draft:
     """The instruction, its input below it, as the question; the output as the answer."""
     question = text_of(fields, "instruction")
     extra = optional_text_of(fields, "input") if "input" in fields else ""
-    system = optional_text_of(fields, "system") if "system" in fields else ""
-    turns = [Message(role="system", content=system)] if system.strip() else []
-    turns.append(Message(role="user", content=f"{question}\n\n{extra}" if extra.strip() else question))
-    turns.append(Message(role="assistant", content=text_of(fields, "output")))
-    return conversation(turns)
+    asked = Message(role="user", content=f"{question}\n\n{extra}" if extra.strip() else question)
+    answer = Message(role="assistant", content=text_of(fields, "output"))
+    return conversation(opened(fields, [*_history(fields.get("history")), asked, answer]))
+
+
+def _history(value: object) -> Iterator[Message]:
+    """The turns before the instruction."""
+    for number, pair in enumerate(_listed(value, "history")):
+        place = f"history[{number}]"
+        said = [text_value(text, place) for text in _listed(pair, place)]
+        if len(said) != 2 or not all(text.strip() for text in said):
+            raise Unfit("empty_text" if len(said) == 2 else "wrong_type", place)
+        yield Message(role="user", content=said[0])
+        yield Message(role="assistant", content=said[1])
+
+
+def _listed(value: object, place: str) -> list[Any]:
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        raise Unfit("wrong_type", f"{place}: {type(value).__name__}")
+    return value

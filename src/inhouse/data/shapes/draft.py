@@ -115,6 +115,14 @@ def _retold(turns: Sequence[Message], left: Iterator[str]) -> list[Message]:
     return told
 
 
+def opened(fields: Mapping[str, Any], turns: Sequence[Message]) -> list[Message]:
+    """Turns behind what a column `system` says, unless they begin with a system turn of their own."""
+    system = optional_text_of(fields, "system") if "system" in fields else ""
+    if not system.strip() or (turns and turns[0].role == "system"):
+        return list(turns)
+    return [Message(role="system", content=system), *turns]
+
+
 def text_of(fields: Mapping[str, Any], column: str) -> str:
     """The text in a column. Raises Unfit when it is missing, blank, not text, or not valid Unicode."""
     found = optional_text_of(fields, column)

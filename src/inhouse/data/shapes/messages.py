@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from inhouse.core.params import Params
-from inhouse.core.rows import Message
+from inhouse.core.rows import Message, after_question
 from inhouse.data.records import Unfit
-from inhouse.data.shapes.draft import Draft, conversation, text_value
+from inhouse.data.shapes.draft import Draft, conversation, opened, preference, text_of, text_value
 
 COLUMNS = "messages: [{role, content}, …]"
 KIND = re.compile(r"[A-Za-z_]{1,20}\Z")  # a longer or other one is a value at the wrong place
@@ -25,22 +26,32 @@ UNHELD = (*THOUGHTS, "function_call")
 Unheld = Literal["reasoning_content", "reasoning", "function_call", "weight"]
 
 
-class MessagesShape(Params):
-    """A column messages with turns as OpenAI's API takes them.
+class TurnsShape(Params):
+    """What is done with fields of turns besides who says what.
 
     A turn of the assistant with `weight: 0` (or ms-swift's `loss: false`) is read and not learned; what follows the
     last one that is learned is left out. Rows whose turns hold thoughts apart from their content or an old function
     call are refused: `thoughts` says where thoughts go, `ignore` names fields to leave out.
     """
 
-    use: Literal["messages"] = "messages"
     thoughts: Literal["content"] | None = Field(
         None, description="content: write reasoning_content before the content, between <think> and </think>"
     )
     ignore: tuple[Unheld, ...] = Field((), description="fields of turns to leave out instead of refusing the row")
 
 
-PLAIN = MessagesShape()
+class MessagesShape(TurnsShape):
+    """A column messages with turns as OpenAI's API takes them.
+
+    Beside it may stand `system`, `tools`, `rejected` (the worse answer: turns or a text), as `inhouse data export` and
+    ms-swift (`rejected_response`) write them, and `desirable` (true or false).
+    """
+
+    use: Literal["messages"] = "messages"
+
+
+PLAIN = TurnsShape()
+WORSE = ("rejected", "rejected_response")
 
 
 def matches(columns: Set[str]) -> bool:
@@ -52,21 +63,46 @@ def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
     """The turns as they are, up to the last that is learned, which must be the assistant's."""
     if "messages" not in fields:
         raise Unfit("missing_column", "messages")
-    turns = turns_of(fields["messages"], params=params)
-    if turns and turns[-1].role == "assistant" and not turns[-1].learned:
-        turns = turns[: max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)]
-    return conversation(turns)
+    turns = up_to_learned(opened(fields, turns_of(fields["messages"], params=params)))
+    found = conversation(turns)
+    column = next((name for name in WORSE if fields.get(name)), None)
+    if column is not None and "chosen" not in fields:  # beside `chosen` it belongs to the shape preference
+        found = preference(turns, _worse(fields, column, turns, params))
+    if (liked := fields.get("desirable")) is not None:
+        if not isinstance(liked, bool):
+            raise Unfit("wrong_type", f"desirable: {type(liked).__name__}")
+        found = replace(found, desirable=liked)
+    return found
 
 
-def turns_of(value: object, column: str = "messages", params: MessagesShape = PLAIN) -> list[Message]:
+def _worse(fields: Mapping[str, Any], column: str, turns: Sequence[Message], params: TurnsShape) -> list[Message]:
+    """The conversation with the worse answer: whole, or what follows the last question."""
+    if not isinstance(fields[column], list):
+        told = [Message(role="assistant", content=text_of(fields, column))]
+    else:
+        told = turns_of(fields[column], column, params)
+    if told and told[0].role in ("system", "user"):
+        return opened(fields, told)
+    return [*turns[: after_question(turns)], *told]
+
+
+def up_to_learned(turns: list[Message]) -> list[Message]:
+    """Turns without those that follow the last one that is learned, where the last is the assistant's."""
+    if not turns or turns[-1].role != "assistant" or turns[-1].learned:
+        return turns
+    return turns[: max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)]
+
+
+def turns_of(value: object, column: str = "messages", params: TurnsShape = PLAIN) -> list[Message]:
     """Turns of a list of role/content objects; blank system turns are left out."""
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"{column}: {type(value).__name__}")
-    turns = [_turn(item, f"{column}[{number}]", params) for number, item in enumerate(value)]
+    turns = [turn_of(item, f"{column}[{number}]", params) for number, item in enumerate(value)]
     return [turn for turn in turns if turn is not None]
 
 
-def _turn(item: object, place: str, params: MessagesShape) -> Message | None:
+def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
+    """One turn of a list; None for a blank system turn."""
     if not isinstance(item, dict):
         raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
     role = ROLES.get(str(item.get("role")))
@@ -77,7 +113,7 @@ def _turn(item: object, place: str, params: MessagesShape) -> Message | None:
         if name not in params.ignore and name not in folded and item.get(name) not in (None, ""):
             raise Unfit("unheld_field", f"{place}.{name}")
     content = _thoughts(item, place, folded) + _content(item.get("content"), place)
-    calls = item.get("tool_calls") or None
+    calls = _calls(item.get("tool_calls"), place)
     if not content.strip():
         if role == "system":
             return None
@@ -94,12 +130,22 @@ def _turn(item: object, place: str, params: MessagesShape) -> Message | None:
         raise Unfit("wrong_type", f"{place}.{error.errors()[0]['loc'][0]}") from None
 
 
+def _calls(value: object, place: str) -> object:
+    """Calls of tools as they are; as JSON, the way that tables of this product's datasets hold them."""
+    if isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise Unfit("wrong_type", f"{place}.tool_calls: not JSON") from None
+    return value or None
+
+
 def _weight(item: Mapping[str, Any], place: str) -> int | None:
     """0 for a turn that shall not be learned; OpenAI knows the weights 0 and 1."""
-    weight = item.get("weight")
-    if weight is not None and weight not in (0, 1):
-        raise Unfit("wrong_type", f"{place}.weight")
-    return 0 if weight == 0 or item.get("loss") is False else None
+    for name in ("weight", "loss"):
+        if item.get(name) is not None and item[name] not in (0, 1):  # false and true are these, too
+            raise Unfit("wrong_type", f"{place}.{name}")
+    return 0 if 0 in (item.get("weight"), item.get("loss")) else None
 
 
 def _thoughts(item: Mapping[str, Any], place: str, names: Sequence[str]) -> str:

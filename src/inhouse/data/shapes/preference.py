@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
-from inhouse.data.shapes.draft import Draft, preference, text_of
+from inhouse.data.shapes.draft import Draft, opened, preference, text_of
 from inhouse.data.shapes.messages import turns_of
 
-COLUMNS = "chosen, rejected [, prompt]"
+COLUMNS = "chosen, rejected [, prompt, system]"
 
 
 class PreferenceShape(Params):
@@ -30,8 +30,8 @@ def draft(fields: Mapping[str, Any], params: PreferenceShape) -> Draft:
     better, worse = (_turns(fields, column) for column in ("chosen", "rejected"))
     # Published data sets repeat the prompt in whole conversations beside it; an answer alone begins with its own turn.
     if prompt is None or (better and better[0].role != "assistant"):
-        return preference(better, worse)
-    asked = _prompt(fields)
+        return preference(opened(fields, better), opened(fields, worse))
+    asked = opened(fields, _prompt(fields))
     return preference([*asked, *better], [*asked, *worse])
 
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
-from inhouse.data.shapes.draft import Draft, conversation, text_of
+from inhouse.data.shapes.draft import Draft, conversation, opened, text_of
 from inhouse.data.shapes.messages import turns_of
 
-COLUMNS = "prompt, completion"
+COLUMNS = "prompt, completion [, system]"
 
 
 class PromptCompletionShape(Params):
@@ -27,6 +27,6 @@ def matches(columns: Set[str]) -> bool:
 def draft(fields: Mapping[str, Any], params: PromptCompletionShape) -> Draft:
     """The prompt as the question, the completion as the answer."""
     if isinstance(fields.get("prompt"), list) and isinstance(fields.get("completion"), list):
-        return conversation(turns_of([*fields["prompt"], *fields["completion"]]))
+        return conversation(opened(fields, turns_of([*fields["prompt"], *fields["completion"]])))
     question = Message(role="user", content=text_of(fields, "prompt"))
-    return conversation([question, Message(role="assistant", content=text_of(fields, "completion"))])
+    return conversation(opened(fields, [question, Message(role="assistant", content=text_of(fields, "completion"))]))

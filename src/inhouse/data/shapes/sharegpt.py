@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
-from inhouse.core.params import Params
 from inhouse.core.rows import Message, Role
 from inhouse.data.records import Unfit
-from inhouse.data.shapes.draft import Draft, conversation, optional_text_of, text_value
+from inhouse.data.shapes.draft import Draft, conversation, opened, text_value
+from inhouse.data.shapes.messages import TurnsShape, turn_of, up_to_learned
 
 COLUMNS = "conversations: [{from, value}, …]"
 SPEAKERS: dict[str, Role] = {
@@ -24,8 +24,8 @@ SPEAKERS: dict[str, Role] = {
 }
 
 
-class ShareGptShape(Params):
-    """A column conversations with turns from human and gpt."""
+class ShareGptShape(TurnsShape):
+    """A column conversations with turns from human and gpt; what else a turn may hold is as with messages."""
 
     use: Literal["sharegpt"] = "sharegpt"
 
@@ -37,18 +37,14 @@ def matches(columns: Set[str]) -> bool:
 
 def draft(fields: Mapping[str, Any], params: ShareGptShape) -> Draft:
     """The turns with OpenAI's role names; a column `system` comes first."""
-    turns = []
-    if "system" in fields and (system := optional_text_of(fields, "system")).strip():
-        turns.append(Message(role="system", content=system))
     value = fields.get("conversations")
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"conversations: {type(value).__name__}")
-    for number, item in enumerate(value):
-        turns.append(_turn(item, f"conversations[{number}]"))
-    return conversation(turns)
+    turns = [_turn(item, f"conversations[{number}]", params) for number, item in enumerate(value)]
+    return conversation(up_to_learned(opened(fields, turns)))
 
 
-def _turn(item: object, place: str) -> Message:
+def _turn(item: object, place: str, params: ShareGptShape) -> Message:
     if not isinstance(item, dict):
         raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
     speaker = str(item.get("from"))
@@ -57,4 +53,6 @@ def _turn(item: object, place: str) -> Message:
     content = text_value(item.get("value"), place)
     if not content.strip():
         raise Unfit("empty_text", place)
-    return Message(role=SPEAKERS[speaker], content=content)
+    found = turn_of({**item, "role": SPEAKERS[speaker], "content": content}, place, params)
+    assert found is not None  # only blank system turns are left out
+    return found
