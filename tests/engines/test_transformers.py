@@ -249,20 +249,22 @@ def test_gguf_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         assert error.value.code == "gguf.damaged"
 
 
-def write_tokens_only(path: Path, pre: str, bos: bool = False) -> Path:
-    """A GGUF of a byte-level vocabulary without weights."""
+def write_tokens_only(path: Path, pre: str, bos: bool | None = False, whole: str = "Ġa", types: bool = True) -> Path:
+    """A GGUF of a byte-level vocabulary without weights; no merge makes the token `whole`."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(["<s>", "</s>", "<u>", "a", "b", "ab", "Ġ", "1", "ĠĠ", "Ġa"])
-    writer.add_token_types([3, 3, 4, 1, 1, 1, 1, 1, 1, 1])
-    writer.add_token_merges(["a b", "Ġ Ġ", "Ġ a"])
+    writer.add_token_list(["<s>", "</s>", "<u>", "a", "b", "ab", "Ġ", "1", "ĠĠ", whole])
+    if types:
+        writer.add_token_types([3, 3, 4, 1, 1, 1, 1, 1, 1, 1])
+    writer.add_token_merges(["a b", "Ġ Ġ"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    writer.add_add_bos_token(bos)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -281,6 +283,66 @@ def test_gguf_tokenizer_puts_the_first_token_where_the_header_says(tmp_path: Pat
     tokenizer = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "bos.gguf", "gpt-2", bos=True)))
     assert tokenizer.encode("ab") == [0, 5]
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.model_max_length) == ("</s>", "</s>", 64)
+
+
+def test_gguf_tokenizer_of_llama_3_takes_whole_tokens_before_merges_and_begins_texts(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "l3.gguf", "llama-bpe", whole="ba")))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ba ab")) == ["ba", "Ġ", "ab"]  # the header says no bos
+    silent = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "l3s.gguf", "llama-bpe", whole="ba", bos=None)))
+    assert silent.convert_ids_to_tokens(silent.encode("ba")) == ["<s>", "ba"]
+    merged = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "g.gguf", "gpt-2", whole="ba", bos=None)))
+    assert merged.convert_ids_to_tokens(merged.encode("ba")) == ["b", "a"]
+
+
+def test_gguf_vocabulary_without_types_is_read(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(gguf_source(write_tokens_only(tmp_path / "t.gguf", "gpt-2", types=False)))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab</s>")) == ["ab", "</s>"]
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+PIECES = ["▁", "a", "b", "▁a", "ab", "▁ab", "▁abab", "<|im_start|>"]
+
+
+def write_sentencepiece(path: Path, **flags: bool) -> Path:
+    """A GGUF of a sentencepiece vocabulary whose last token is user defined, without weights."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *BYTES, *PIECES])
+    writer.add_token_scores([0.0] * 259 + [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, 0.0])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * 7, 4])
+    for name, at in (("unk", 0), ("bos", 1), ("eos", 2)):
+        getattr(writer, f"add_{name}_token_id")(at)
+    for name, value in flags.items():
+        getattr(writer, f"add_add_{name}_token")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "begin", "end"),
+    [({}, [1], []), ({"bos": True}, [1], []), ({"bos": False, "eos": True}, [], [2])],
+)
+def test_gguf_sentencepiece_vocabulary_cuts_texts_as_llama_cpp_does(
+    tmp_path: Path, flags: dict[str, bool], begin: list[int], end: list[int]
+) -> None:
+    tokenizer = load_tokenizer(gguf_source(write_sentencepiece(tmp_path / "spm.gguf", **flags)))
+    # what llama-server's /tokenize answers for a file with this vocabulary
+    told = {
+        "ab": [264],
+        "<|im_start|>ab": [266, 264],
+        "a<|im_start|>abab</s>": [262, 266, 265, 2],
+        "é<unk>b": [259, 198, 172, 0, 259, 261],
+    }
+    for text, ids in told.items():
+        assert tokenizer(text)["input_ids"] == [*begin, *ids, *end]
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
 
 
 def test_gguf_with_an_unknown_pre_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

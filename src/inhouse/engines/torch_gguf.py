@@ -35,7 +35,11 @@ PRE_TOKENIZERS: dict[str, tuple[bool, str]] = {
 }
 PLAIN = ("llama", "qwen2", "qwen3")  # architectures whose GGUF tensors differ from transformers' in name and order only
 JOINED = 8 * 2**10  # bytes of a row
-CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # gguf.TokenType
+WHOLE = (
+    "llama-bpe",
+    "llama3",
+)  # a whole piece that is a token is not cut; texts begin with bos where the header is silent
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -45,6 +49,8 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     transformers' own reader is used for sentencepiece vocabularies only: for byte-level ones it forgets the
     pre-tokenizer, and it takes `eos` from the wrong id (SmolLM2: `<|im_start|>`), so that no answer would end.
     """
+    from tokenizers import AddedToken
+
     header = read_header(path)
     tokens = items(path, header, TOKENS)
     if header.text("tokenizer.ggml.model") == "gpt2":
@@ -53,6 +59,16 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        _frame(tokenizer.backend_tokenizer, header, tokens, begins=True)
+    types = items(path, header, TOKEN_TYPES) or [NORMAL] * len(tokens)
+    end = header.number("tokenizer.ggml.eos_token_id")
+    # As llama.cpp has it, these are one token wherever they stand; transformers reads none in sentencepiece's files.
+    kinds = [
+        (token, CONTROL if at == end else kind) for at, (token, kind) in enumerate(zip(tokens, types, strict=True))
+    ]
+    special = [AddedToken(token, normalized=False, special=True) for token, kind in kinds if kind in (UNKNOWN, CONTROL)]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == USER_DEFINED])
     for name, key in SPECIALS.items():
         at = header.number(f"tokenizer.ggml.{key}_token_id")
         if at is not None and 0 <= at < len(tokens):
@@ -65,31 +81,44 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _byte_level(path: Path, header: GgufHeader, tokens: list[str]) -> PreTrainedTokenizerBase:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     pre = header.text("tokenizer.ggml.pre") or "default"
     if pre not in PRE_TOKENIZERS:
         raise UserError("torch.gguf_tokenizer", path=path.name, pre=pre, known=", ".join(PRE_TOKENIZERS))
     digits, pattern = PRE_TOKENIZERS[pre]
-    types = items(path, header, TOKEN_TYPES)
     merges = [tuple(merge.split(" ", 1)) for merge in items(path, header, "tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges))
+    whole = pre in WHOLE
+    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges, ignore_merges=whole))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    at = header.number("tokenizer.ggml.bos_token_id")
-    if header.metadata.get("tokenizer.ggml.add_bos_token") and at is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[at]} $A", special_tokens=[(tokens[at], at)]
-        )
-    kinds = list(zip(tokens, types, strict=True))
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in kinds if k == CONTROL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == USER_DEFINED])
+    _frame(tokenizer, header, tokens, begins=whole)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def _frame(tokenizer: Any, header: GgufHeader, tokens: list[str], begins: bool) -> None:
+    """Put the tokens at a text's beginning and end that the header asks for; `begins`: where it does not say."""
+    from tokenizers import processors
+
+    held = header.metadata
+    wanted = {
+        "bos": held.get("tokenizer.ggml.add_bos_token", begins),
+        "eos": held.get("tokenizer.ggml.add_eos_token", False),
+    }
+    ids = {name: header.number(f"tokenizer.ggml.{name}_token_id") for name in wanted}
+    placed = [(f"<{name}>", at) for name, at in ids.items() if wanted[name] and at is not None and at < len(tokens)]
+    if not placed:
+        return
+    names = dict(placed)
+    template = " ".join(["<bos>"] * ("<bos>" in names) + ["$A"] + ["<eos>"] * ("<eos>" in names))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[{"id": name, "ids": [at], "tokens": [tokens[at]]} for name, at in placed]
+    )
 
 
 def gguf_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:

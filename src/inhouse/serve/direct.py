@@ -50,6 +50,7 @@ async def borrowed(services: Services, caller: Caller, model: str, turn: bool) -
     seconds = services.settings.deadline_s
     admitted = False
     async with services.pipeline.attend(model, caller) as (way, seen):
+        seen.aside = not turn
         target = way.target
         if turn and way.adapter is not None:
             told = text("serve.adapter_writes", deployment=way.deployment)

@@ -47,6 +47,7 @@ class Measured:
     written: int = 0  # tokens that have come so far
     arm: Arm | None = None
     elsewhere: bool = False  # answered by the overflow, not by a release
+    aside: bool = False  # tokens or a rendered prompt: nothing that a release answers
     ask: Ask | None = None  # only where the log holds content
     said: str = ""
     overheard: Overheard | None = None  # the answer, for a guard; forgotten when it has looked

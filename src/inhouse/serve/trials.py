@@ -47,6 +47,7 @@ class Trials:
         """
         if (
             seen.elsewhere
+            or seen.aside
             or seen.error == STOPPING
             or seen.cache in ("hit", "shared", "semantic")
             or (400 <= seen.status < OURS and seen.status != CLIENT_LEFT)

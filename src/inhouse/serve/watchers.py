@@ -31,7 +31,8 @@ class Watchers:
     def finished(self, seen: Measured) -> None:
         """One request is over."""
         seen.end()
-        self.metrics.observe(seen)
+        if not seen.aside:
+            self.metrics.observe(seen)
         self.remember(seen)
         if self.trace is not None:
             self.trace(seen)
