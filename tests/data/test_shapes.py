@@ -124,6 +124,14 @@ def test_thoughts_are_written_before_the_content_where_that_is_asked_for(folder:
     ran = build(folder, {"messages": turns}, shape={"use": "messages", "thoughts": "content"})
     said = [turn["content"] for turn in ran.rows("train")[0]["messages"]]
     assert said == ["2+2?", "<think>\ntwo and two\n</think>\n\n4", "且?", "好"]
+    calls = [{"id": "1", "type": "function", "function": {"name": "sum", "arguments": "{}"}}]
+    asked = [user("x"), {"role": "assistant", "tool_calls": calls, "thinking": "ask"}, assistant("4")]
+    ran = build(folder, {"messages": asked}, shape={"use": "messages", "thoughts": "content"})
+    assert ran.rows("train")[0]["messages"][1]["content"] == "<think>\nask\n</think>\n\n"
+    with pytest.raises(UserError) as error:  # thoughts without an answer, as where a trace was cut
+        folder.jsonl("cut.jsonl", [{"messages": [user("x"), assistant("") | {"thinking": "z"}]}])
+        folder.run({"sources": "cut.jsonl", "shape": {"use": "messages", "thoughts": "content"}})
+    assert text("data.reason.empty_text") in str(error.value)
     turns[1] = assistant("4") | {"reasoning": "mail a@b.org"}
     ran = build(folder, {"messages": turns}, shape={"use": "messages", "thoughts": "content"}, steps=["pii"])
     assert "a@b.org" not in ran.rows("train")[0]["messages"][1]["content"]
@@ -209,6 +217,7 @@ def test_what_stands_before_the_question_in_columns_of_its_own(
         ({"messages": [user("x"), assistant("y") | {"weight": 0.5}]}, "wrong_type"),
         ({"messages": [user("x"), assistant("y") | {"weight": "0"}]}, "wrong_type"),
         ({"messages": [user("x") | {"reasoning": "z"}, assistant("y")]}, "unheld_field"),
+        ({"messages": [user("x"), assistant("y") | {"thinking": "z"}]}, "unheld_field"),
     ],
 )
 def test_chat_row_that_does_not_fit_is_rejected_with_its_reason(folder: Any, row: dict[str, Any], reason: str) -> None:

@@ -294,3 +294,18 @@ def test_worse_answer_beside_messages_may_be_a_text_or_a_whole_conversation(fold
 def test_system_column_stands_before_both_answers(folder: Any) -> None:
     (row,) = build(folder, {"prompt": "2 + 2 =", "chosen": "4", "rejected": "5", "system": "S"}).rows("train")
     assert row["messages"] == [system("S"), user("2 + 2 ="), assistant("4")] and row["rejected"] == [assistant("5")]
+
+
+def test_thoughts_are_written_before_both_answers_where_that_is_asked_for(folder: Any) -> None:
+    pair = {
+        "prompt": [user("a")],
+        "chosen": [assistant("good") | {"reasoning_content": "because"}],
+        "rejected": [assistant("bad")],
+    }
+    folder.jsonl("train.jsonl", [pair])
+    folder.jsonl("test.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
+    sources = [{"name": part, "from": f"{part}.jsonl", "part": part} for part in ("train", "test")]
+    shape = {"use": "preference", "thoughts": "content"}
+    (row,) = folder.run({"sources": sources, "shape": shape, "steps": []}).rows("train")
+    assert row["messages"][-1]["content"] == "<think>\nbecause\n</think>\n\ngood"
+    assert row["rejected"] == [assistant("bad")]

@@ -350,6 +350,37 @@ def test_split_keeps_answers_without_weight_with_the_question_behind_them(tokeni
     assert tokenizer.decode([i for i, own in zip(found[0].ids, found[0].learned, strict=True) if own]) == "a2<|im_end|>"
 
 
+def test_split_keeps_what_is_learned_behind_a_long_answer_without_weight(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["chatml"]
+    unlearned = turn("assistant", "crude " * 40, weight=0)
+    row = row_of(turn("user", "q1"), unlearned, turn("user", "q2"), turn("assistant", "a2"))
+    alone = encode(talk("q2", "a2"), tokenizer, ends_of(tokenizer))
+    for turns in ("last", "all"):
+        found = encoded(tokenizer, [row], 30, turns, "split")
+        assert found.kept == [alone] and found.counts.split == 1 and found.counts.questions_lost == 0
+    longer = row_of(
+        *row.messages, turn("user", "q3"), turn("assistant", "a3"), turn("user", "q4"), turn("assistant", "a4")
+    )
+    found = encoded(tokenizer, [longer], 2 * len(alone.ids) + 2, "all", "split")
+    assert found.kept == [
+        encode(part, tokenizer, ends_of(tokenizer), "all") for part in (talk("q2", "a2", "q3", "a3"), talk("q4", "a4"))
+    ]
+    assert found.counts.questions_lost == 0
+
+
+def test_greeting_is_not_learned_though_the_template_marks_it() -> None:
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(marked)
+    row = row_of(turn("assistant", "Welcome!"), turn("user", "oil?"), turn("assistant", "crude"))
+    (sample,) = encode_rows([row], tokenizer, ends_of(tokenizer), Limit(999, "all"), Events()).kept
+    learned = [token for token, own in zip(sample.ids, sample.learned, strict=True) if own]
+    assert tokenizer.decode(learned) == "crude<|im_end|>"
+
+
 def test_split_leaves_out_a_question_that_fits_nowhere(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["chatml"]
     row = talk("q1", "a1", "q2", "crude " * 40, "q3", "a3")

@@ -252,8 +252,10 @@ class Coder:
     def _compare_marks(self, talk: Talk, whole: Written) -> None:
         """Raise train.mark_missing or train.mark_wrong when a template marks as generated what is not learned here.
 
-        White space behind an answer's end may be marked: it is never learned.
+        White space behind an answer's end may be marked: it is never learned. Nor is a greeting, marked or not.
         """
+        if talk.messages[0].role == "assistant":
+            return
         places = tuple(at for at, turn in enumerate(talk.messages) if turn.role == "assistant" and at > 0)
         samples = self._careful([Talk(talk.messages, places, talk.tools)], [whole])[0]
         turns, tools = as_written(self.tokenizer, talk.messages, talk.tools)

@@ -420,18 +420,20 @@ class _Work:
                 held = []
                 longer = self._fitting(head, question, talk, last_only=False)
             if longer is None:
-                self.counts.questions_lost += 1
+                self.counts.questions_lost += any(turn.learned for turn in question)
                 best, held = None, []
                 continue
             best, held = longer, [*held, *question]
-        return [*found, best] if best else found
+        return [part for part in (*found, best) if part is not None and any(part.learned)]
 
     def _fitting(self, head: list[Message], turns: Sequence[Message], talk: Talk, last_only: bool) -> Sample | None:
         messages = [*head, *turns]
         answers = learned_turns(messages)
-        part = Talk(messages, answers[-1:] if last_only else answers, talk.tools)
-        samples = self.coder.encode([part])[0]
-        return samples[0] if len(samples) == 1 and len(samples[0].ids) <= self.limit.longest else None
+        read = answers or tuple(at for at, turn in enumerate(messages) if turn.role == "assistant" and at > 0)
+        samples = self.coder.encode([Talk(messages, read[-1:] if last_only else read, talk.tools)])[0]
+        if len(samples) != 1 or len(samples[0].ids) > self.limit.longest:
+            return None
+        return samples[0] if answers else self.coder.sample(samples[0].ids, [False] * len(samples[0].ids))
 
 
 def _questions(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -444,5 +446,5 @@ def _questions(messages: Sequence[Message]) -> tuple[list[Message], list[list[Me
             groups.append([])
             answered = False
         groups[-1].append(messages[at])
-        answered = answered or (messages[at].learned and at > 0)
+        answered = answered or (messages[at].role == "assistant" and at > 0)
     return list(messages[:first]), groups

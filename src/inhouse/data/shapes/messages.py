@@ -21,9 +21,9 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 
 # What a turn may hold that no row can: trained without it, a model would learn what the row does not say.
-THOUGHTS = ("reasoning_content", "reasoning")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 UNHELD = (*THOUGHTS, "function_call")
-Unheld = Literal["reasoning_content", "reasoning", "function_call", "weight"]
+Unheld = Literal["reasoning_content", "reasoning", "thinking", "function_call", "weight"]
 
 
 class TurnsShape(Params):
@@ -112,14 +112,16 @@ def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
     for name in UNHELD:
         if name not in params.ignore and name not in folded and item.get(name) not in (None, ""):
             raise Unfit("unheld_field", f"{place}.{name}")
-    content = _thoughts(item, place, folded) + _content(item.get("content"), place)
+    content = _content(item.get("content"), place)
     calls = _calls(item.get("tool_calls"), place)
     if not content.strip():
         if role == "system":
             return None
         if role != "assistant" or calls is None:
             raise Unfit("empty_text", place)
-    fields: dict[str, Any] = {"role": role, "content": content if content.strip() else None}
+        content = ""
+    content = _thoughts(item, place, folded) + content
+    fields: dict[str, Any] = {"role": role, "content": content or None}
     fields |= {"tool_calls": calls, "tool_call_id": item.get("tool_call_id")}
     if role == "assistant" and "weight" not in params.ignore:
         fields["weight"] = _weight(item, place)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
-from inhouse.core.params import Params
 from inhouse.core.rows import Message
 from inhouse.data.shapes.draft import Draft, conversation, opened, text_of
-from inhouse.data.shapes.messages import turns_of
+from inhouse.data.shapes.messages import TurnsShape, turns_of
 
 COLUMNS = "prompt, completion [, system]"
 
 
-class PromptCompletionShape(Params):
+class PromptCompletionShape(TurnsShape):
     """Columns prompt and completion."""
 
     use: Literal["prompt_completion"] = "prompt_completion"
@@ -27,6 +26,6 @@ def matches(columns: Set[str]) -> bool:
 def draft(fields: Mapping[str, Any], params: PromptCompletionShape) -> Draft:
     """The prompt as the question, the completion as the answer."""
     if isinstance(fields.get("prompt"), list) and isinstance(fields.get("completion"), list):
-        return conversation(opened(fields, turns_of([*fields["prompt"], *fields["completion"]])))
+        return conversation(opened(fields, turns_of([*fields["prompt"], *fields["completion"]], params=params)))
     question = Message(role="user", content=text_of(fields, "prompt"))
     return conversation(opened(fields, [question, Message(role="assistant", content=text_of(fields, "completion"))]))

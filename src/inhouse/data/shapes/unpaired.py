@@ -6,9 +6,9 @@ from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any, Literal
 
-from inhouse.core.params import Params
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.draft import Draft
+from inhouse.data.shapes.messages import TurnsShape
 from inhouse.data.shapes.prompt_completion import PromptCompletionShape
 from inhouse.data.shapes.prompt_completion import draft as pair_of
 
@@ -16,7 +16,7 @@ COLUMNS = "prompt, completion, label: true or false"
 LIKED: dict[str, bool] = {"true": True, "1": True, "false": False, "0": False}  # as tables of text write them
 
 
-class UnpairedShape(Params):
+class UnpairedShape(TurnsShape):
     """Columns prompt, completion and label, which is true for a good answer and false for a bad one."""
 
     use: Literal["unpaired"] = "unpaired"
@@ -34,4 +34,6 @@ def draft(fields: Mapping[str, Any], params: UnpairedShape) -> Draft:
     liked = LIKED.get(str(fields["label"]).strip().lower())
     if liked is None:
         raise Unfit("wrong_type", f"label: {type(fields['label']).__name__}")
-    return replace(pair_of(fields, PromptCompletionShape()), desirable=liked)
+    return replace(
+        pair_of(fields, PromptCompletionShape(thoughts=params.thoughts, ignore=params.ignore)), desirable=liked
+    )
