@@ -162,6 +162,29 @@ def test_message_says_what_chat_says_whole_and_streamed(http: httpx.Client, endp
 
 
 @real
+def test_tools_are_counted_as_they_are_charged(http: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"name": "weather", "description": "Weather of a city", "input_schema": schema}]
+    asked = {"model": "desk", "system": "Be brief.", "messages": SEA, "tools": tools}
+    counted = http.post("/v1/messages/count_tokens", json=asked).json()["input_tokens"]
+    spent = http.post("/v1/messages", json={**asked, "max_tokens": 1}).json()["usage"]
+    assert counted == spent["input_tokens"] + spent["cache_read_input_tokens"]
+    plain = http.post("/v1/messages/count_tokens", json={**asked, "tools": []}).json()["input_tokens"]
+    assert counted > plain + 20
+
+
+@real
+@pytest.mark.parametrize("field", ["output_config", "output_format"])
+def test_answer_follows_the_schema_that_anthropics_clients_name(http: httpx.Client, field: str) -> None:
+    schema = {"type": "object", "properties": {"sea": {"enum": ["red", "dead"]}}, "required": ["sea"]}
+    form = {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
+    asked = {"model": "desk", "max_tokens": 24, "messages": SEA}
+    asked[field] = {"format": form, "effort": "low"} if field == "output_config" else form
+    said = http.post("/v1/messages", json=asked).json()["content"][0]["text"]
+    assert json.loads(said)["sea"] in ("red", "dead")
+
+
+@real
 def test_stop_sequence_that_was_met_is_told_whole_and_streamed(http: httpx.Client) -> None:
     asked = {"model": "desk", "max_tokens": 24, "temperature": 0, "messages": SEA}
     said = http.post("/v1/messages", json=asked).json()["content"][0]["text"]
@@ -189,6 +212,9 @@ def test_stop_sequence_that_was_met_is_told_whole_and_streamed(http: httpx.Clien
         ({"stop_sequences": ["x" * 300]}, "stop_sequences"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"output_config": {"format": {"type": "grammar"}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": 3}}}, "output_config.format.schema"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),
         ({"tools": [{"type": "web_search_20250305"}]}, "tools.0.type"),
         ({"tools": [{"name": "f"}], "tool_choice": {"type": "all"}}, "tool_choice.type"),
     ],

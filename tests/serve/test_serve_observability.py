@@ -433,6 +433,13 @@ def test_arms_counts_are_saved_and_a_bad_canary_is_taken_back(registry: Registry
     assert len(calls) == 1 and calls[0].startswith("desk r:v2 errors")
     trials.look(Deployment("desk", old, None, "", 2, (live,), rules))
     trials.look(found)
+    trials._windows["desk"].began -= 2
+    for _ in range(10):
+        aside = answered()
+        aside.aside = True  # a count of tokens
+        trials.count("desk", canary, aside)
+    trials.look(found)
+    assert len(calls) == 1
     for _ in range(10):
         trials.count("desk", canary, answered())
     trials._windows["desk"].began -= 2

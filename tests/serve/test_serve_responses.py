@@ -126,11 +126,12 @@ def test_items_become_the_messages_of_a_chat() -> None:
         {"type": "function_call_output", "call_id": "a", "output": "here"},
         {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "there"}]},
     ]
-    found = messages_of(items)
+    found, places = messages_of(items)
     assert [message["role"] for message in found] == ["developer", "user", "assistant", "tool", "tool"]
+    assert places == [0, 1, 3, 6, 7]
     assert found[2]["content"] == "I look." and [c["id"] for c in found[2]["tool_calls"]] == ["a", "b"]
     assert found[4] == {"role": "tool", "tool_call_id": "b", "content": "there"}
-    lonely = messages_of([items[4]])
+    lonely, _ = messages_of([items[4]])
     assert lonely[0]["content"] is None and lonely[0]["tool_calls"][0]["function"]["name"] == "look"
 
 
@@ -312,6 +313,42 @@ def test_background_response_is_done_later_or_cancelled(client: openai.OpenAI) -
 
 
 @real
+def test_background_response_for_a_model_that_is_not_served_is_refused_at_once(http: httpx.Client) -> None:
+    reply = http.post("/v1/responses", json={"model": "nobody", "input": "x", "background": True})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@real
+def test_background_response_whose_prompt_is_too_long_failed_by_its_prompt(client: openai.OpenAI) -> None:
+    long = client.responses.create(model="desk", input="word " * 700, background=True)
+    done = wait_until_done(client, long.id)
+    assert done.status == "failed" and done.error and done.error.code == "invalid_prompt"
+
+
+@real
+def test_place_of_a_wrong_item_is_told_behind_a_response_before(client: openai.OpenAI, http: httpx.Client) -> None:
+    first = client.responses.create(model="desk", input="Name one sea.", max_output_tokens=2)
+    body = {"model": "desk", "previous_response_id": first.id, "input": UNASKED, "instructions": "Be brief."}
+    assert http.post("/v1/responses", json=body).json()["error"]["param"] == "input.1.call_id"
+
+
+@real
+def test_items_of_a_response_come_in_pages(client: openai.OpenAI) -> None:
+    said = [{"role": "user", "content": f"word {n}"} for n in range(5)]
+    made = client.responses.create(model="desk", input=said, max_output_tokens=1)  # type: ignore[arg-type]
+    page = client.responses.input_items.list(made.id, limit=2, order="asc")
+    assert page.has_more and [item.content for item in page] == [f"word {n}" for n in range(5)]  # type: ignore[union-attr]
+    with pytest.raises(openai.BadRequestError):
+        client.responses.input_items.list(made.id, limit=0)
+
+
+UNASKED = [
+    {"role": "user", "content": "Hello"},
+    {"type": "function_call_output", "call_id": "nobody", "output": "x"},
+]
+
+
+@real
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -336,6 +373,11 @@ def test_background_response_is_done_later_or_cancelled(client: openai.OpenAI) -
         ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "background": True, "stream": True}, "stream"),
         ({"input": [{"type": "computer_call"}]}, "input.0.type"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+        ({"input": "x", "tool_choice": "banana"}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": "function", "name": "nope"}}, "tool_choice"),
+        ({"input": "x", "background": True, "max_output_tokens": 10**9}, "max_output_tokens"),
+        ({"input": UNASKED, "instructions": "Be brief."}, "input.1.call_id"),
     ],
 )
 def test_response_request_out_of_bounds_is_refused_with_its_field(

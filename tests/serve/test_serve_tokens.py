@@ -92,3 +92,42 @@ def test_request_that_cannot_be_counted_is_refused(http: httpx.Client, path: str
 
 def test_another_model_is_not_counted(http: httpx.Client) -> None:
     assert http.post("/tokenize", json={"model": "nobody", "prompt": "a"}).status_code == 404
+
+
+def figures(http: httpx.Client, *names: str) -> dict[str, float]:
+    found = {name: 0.0 for name in names}
+    for line in http.get("/metrics").text.splitlines():
+        name, _, value = line.rpartition(" ")
+        for wanted in names:
+            if name.startswith(f"inhouse_{wanted}{{"):
+                found[wanted] += float(value)
+    return found
+
+
+def test_counting_tokens_is_no_request_that_a_release_answers(http: httpx.Client) -> None:
+    chat = {"model": "desk", "messages": [{"role": "user", "content": "Hello"}]}
+    before = figures(http, "requests_total", "requests_refused_total", "e2e_request_latency_seconds_count")
+    assert http.post("/tokenize", json=chat).status_code == 200
+    assert http.post("/detokenize", json={"tokens": [5]}).status_code == 200
+    assert http.post("/v1/messages/count_tokens", json=chat).status_code == 200
+    assert figures(http, *before) == before
+    assert http.post("/detokenize", json={"tokens": [10**9]}).status_code == 400
+    assert figures(http, *before) == before | {"requests_refused_total": before["requests_refused_total"] + 1}
+
+
+def test_request_that_its_release_refuses_is_counted_once(http: httpx.Client) -> None:
+    names = ("requests_total", "requests_refused_total")
+    before = figures(http, *names)
+    asked = {"model": "desk", "messages": [{"role": "user", "content": "word " * 2000}]}
+    assert http.post("/v1/chat/completions", json=asked).status_code == 400
+    after = figures(http, *names)
+    assert after == before | {"requests_total": before["requests_total"] + 1}
+    assert http.post("/v1/chat/completions", json={**asked, "model": "nobody"}).status_code == 404
+    assert figures(http, *names) == after | {"requests_refused_total": after["requests_refused_total"] + 1}
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_tokens_that_the_vocabulary_lacks_are_told_with_their_field(http: httpx.Client, path: str, field: str) -> None:
+    error = http.post(path, json={"model": "desk", field: [999_999_999]}).json()["error"]
+    assert error["param"] in (field, "model")  # a release that makes no vectors says that first
+    assert "vocabulary" in error["message"] or error["code"] == "embeddings_not_enabled"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader, Tensor, items, read_header
+from inhouse.engines.gguf_rope import FREQUENCIES, refuse_scaled, rope_of
 from inhouse.engines.gguf_tokens import TOKENS
 from inhouse.engines.gguf_tokens import TYPES as TOKEN_TYPES
 
@@ -142,7 +143,8 @@ def _plain_model(path: Path, dtype: torch.dtype) -> PreTrainedModel | None:
     architecture = str(header.text("general.architecture"))
     if architecture not in PLAIN or "mistral" in (header.text("general.name") or "").lower():
         return None
-    config = _config(path, header, tied=all(tensor.name != "output.weight" for tensor in header.tensors))
+    rope = rope_of(path, header)
+    config = _config(path, header, rope, tied=all(tensor.name != "output.weight" for tensor in header.tensors))
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         shapes = kind(config).state_dict()
@@ -152,6 +154,8 @@ def _plain_model(path: Path, dtype: torch.dtype) -> PreTrainedModel | None:
     weights = {}
     file = numpy.asarray(numpy.memmap(path, dtype=numpy.uint8, mode="c"))
     for tensor in header.tensors:
+        if tensor.name == FREQUENCIES:
+            continue  # told by the config
         name = wanted.get(tensor.name)
         if name is None:
             return None
@@ -188,7 +192,7 @@ def unpermute(values: torch.Tensor, heads: int) -> torch.Tensor:
     return values.reshape(heads, half, 2, values.shape[1]).transpose(1, 2).reshape(values.shape).contiguous()
 
 
-def _config(path: Path, header: GgufHeader, tied: bool) -> PreTrainedConfig:
+def _config(path: Path, header: GgufHeader, rope: dict[str, Any], tied: bool) -> PreTrainedConfig:
     """The model's settings, by transformers' own table of GGUF keys."""
     from transformers import AutoConfig
     from transformers.integrations import GGUF_CONFIG_MAPPING
@@ -201,18 +205,22 @@ def _config(path: Path, header: GgufHeader, tied: bool) -> PreTrainedConfig:
         for key, value in header.metadata.items()
         if key.startswith(prefix)
     }
-    values = {name: value for name, value in known.items() if isinstance(name, str)}
+    values: dict[str, Any] = {name: value for name, value in known.items() if isinstance(name, str)}
     if isinstance(tokens := header.metadata.get(TOKENS), ArrayValue):
         values.setdefault("vocab_size", tokens.length)
     for name, key in SPECIALS.items():
         if (at := header.number(f"tokenizer.ggml.{key}_token_id")) is not None:
             values[f"{name}_id"] = at
+    if rope:
+        values["rope_parameters"] = {"rope_theta": values.pop("rope_theta", 10_000.0), **rope}
     return AutoConfig.for_model(architecture, **values, tie_word_embeddings=tied)
 
 
 def _any_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Whatever transformers' own reader takes; it knows nothing of scaled positions. Raises torch.gguf_rope."""
     from transformers import AutoModelForCausalLM
 
+    refuse_scaled(path, read_header(path))
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
     # transformers marks the model as quantised and then refuses to save it; the weights are plain floats by now.
     model.hf_quantizer = None

@@ -90,12 +90,21 @@ async def vectors(lent: Borrowed, inputs: list[str] | list[list[int]]) -> tuple[
         for part in parts([len(each) for each in inputs]):
             if found and lent.turn is not None:
                 await lent.turn.pass_on()
-            more, read = await lent.engine.embed(inputs[part])
+            more, read = await _embedded(lent.engine, inputs[part])
             found.extend(more)
             tokens += read
     finally:
         lent.spent(tokens)  # also of a list that breaks off: they were read
     return found, tokens
+
+
+async def _embedded(engine: ServingEngine, inputs: list[str] | list[list[int]]) -> tuple[list[list[float]], int]:
+    try:
+        return await engine.embed(inputs)
+    except EngineRefused as error:
+        if error.reason == "invalid" and isinstance(inputs[0], list):  # nothing else could be wrong with numbers
+            raise ApiError(400, "invalid_value", text("serve.bad_tokens"), "input") from None
+        raise
 
 
 async def scored(lent: Borrowed, pairs: list[tuple[str, str]]) -> PairScores:

@@ -26,6 +26,7 @@ class ApiError(Exception):
         self.code = code
         self.message = message
         self.param = param
+        self.counted = False  # among the requests of a release
         self.allow: str | None = None  # the verbs that a 405 has to name (RFC 9110, section 15.5.6)
 
     @property

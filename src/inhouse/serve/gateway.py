@@ -92,7 +92,8 @@ class Gateway:
         try:
             await self._route(call)
         except ApiError as error:
-            self.services.metrics.refused.add((str(error.status), error.code or "invalid_request"))
+            if not error.counted:
+                self.services.metrics.refused.add((str(error.status), error.code or "invalid_request"))
             await connection.refuse(error)
         except Gone:
             return

@@ -59,18 +59,18 @@ class Measured:
 
     def add(self, deltas: list[Delta]) -> None:
         """Follow what arrived together."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = now
-        elif self.last is not None:
-            self.gaps.append(now - self.last)
-        self.last = now
+        now, before = time.monotonic(), self.written
         for delta in deltas:
             self.written += delta.tokens
             if delta.finish is not None:
                 self.finish = delta.finish
             if delta.usage is not None:
                 self.usages.append(delta.usage)
+        if self.first is None:
+            self.first = self.last = now
+        elif self.last is not None and self.written > before:  # what only says that the answer has ended is no token
+            self.gaps.append(now - self.last)
+            self.last = now
 
     def from_memory(self) -> None:
         """The answer was there already, or another request's: no engine has worked for it."""

@@ -11,7 +11,10 @@ from inhouse.serve.errors import invalid, unsupported
 
 Json = dict[str, Any]
 # What these fields of a chat request are called here: errors name what the client wrote.
-NAMES = {"stop": "stop_sequences", "max_completion_tokens": "max_tokens", "user": "metadata.user_id"}
+NAMES = {
+    "stop": "stop_sequences", "max_completion_tokens": "max_tokens", "user": "metadata.user_id",
+    "response_format": "output_config.format",
+}  # fmt: skip
 
 
 def chat_messages(messages: Sequence[Any], system: Any) -> list[Json]:
@@ -24,7 +27,7 @@ def chat_messages(messages: Sequence[Any], system: Any) -> list[Json]:
         if not isinstance(message, dict):
             raise invalid(text("serve.bad_item"), where)
         if message.get("role") not in ("user", "assistant"):
-            raise invalid(text("serve.bad_role"), f"{where}.role")
+            raise invalid(text("serve.message_role"), f"{where}.role")
         found += _turn(message, where)
     return found
 

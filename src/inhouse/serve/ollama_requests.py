@@ -182,7 +182,9 @@ def renamed(error: ApiError) -> ApiError:
     if first in SAME:
         first = f"options.{first}"
     param = ".".join(part for part in (NAMES.get(first, first), rest) if part) or None
-    return ApiError(error.status, error.code, error.message, param, error.retry_after_s)
+    told = ApiError(error.status, error.code, error.message, param, error.retry_after_s)
+    told.counted = error.counted
+    return told
 
 
 def _asking(body: OllamaAsk, chat: Json) -> OllamaAsking:

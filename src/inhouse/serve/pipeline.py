@@ -225,6 +225,8 @@ class Pipeline:
             seen.status = 200
         except (ApiError, asyncio.CancelledError) as error:
             seen.fail(error)
+            if isinstance(error, ApiError):
+                error.counted = not seen.aside
             raise
         finally:
             await self._end(way, seen, caller)
@@ -240,6 +242,8 @@ class Pipeline:
             seen.status = 200
         except (ApiError, asyncio.CancelledError) as error:
             seen.fail(error)
+            if isinstance(error, ApiError):
+                error.counted = not seen.aside
             raise
         finally:
             await self._end(way, seen, caller)
@@ -470,7 +474,8 @@ def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> Api
     if refused.reason == "invalid" and refused.keyword == "logit_bias":
         return invalid(text("serve.bias_unknown"), "logit_bias")
     if refused.reason == "invalid":
-        return invalid(text("serve.refused_by_engine"))
+        numbers = ask is not None and not isinstance(ask.prompt, str | None)
+        return invalid(text("serve.bad_tokens"), "prompt") if numbers else invalid(text("serve.refused_by_engine"))
     if refused.reason == "unsupported":
         return unheld(None if ask is None else refused_field(ask), refused.keyword)
     if refused.reason == "busy":

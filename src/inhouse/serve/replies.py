@@ -118,6 +118,8 @@ class StreamReply(Reply):
             return f"{self._before}{encode_basestring(delta.text)}{self._after}" if delta.text else ""
         if delta.usage is not None and not (delta.text or delta.finish or delta.tool_calls or delta.logprobs):
             return ""
+        # Choices begin in their order, as OpenAI's do: its client's own accumulator takes that for granted.
+        begun = [self._event(Delta(index=at, tokens=0)) for at in range(index) if first and at not in self._spoken]
         self._spoken.add(index)
         choice: Json = {"index": index}
         if self.chat:
@@ -129,7 +131,7 @@ class StreamReply(Reply):
             choice["text"] = delta.text
             choice["logprobs"] = self._legacy(delta)
         choice["finish_reason"] = old_finish(delta.finish) if self.asked.old_calls else delta.finish
-        return self._prefix + json.dumps(choice, ensure_ascii=False) + "]}\n\n"
+        return "".join(begun) + self._prefix + json.dumps(choice, ensure_ascii=False) + "]}\n\n"
 
     def _legacy(self, delta: Delta) -> Json | None:
         if not delta.logprobs:

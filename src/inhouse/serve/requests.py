@@ -84,6 +84,7 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    safety_identifier: Annotated[str, StringConstraints(max_length=512)] | None = None
     ignore_eos: bool | None = None
     response_format: Any = None
     structured_outputs: Any = None

@@ -19,9 +19,13 @@ NAMES = {
 }  # fmt: skip
 
 
-def messages_of(items: Sequence[Any], place: str = "input") -> list[Json]:
-    """Items as chat messages. Raises ApiError 400 for items that this endpoint does not know."""
+def messages_of(items: Sequence[Any], place: str = "input") -> tuple[list[Json], list[int | None]]:
+    """Items as chat messages, and the place of the item that each begins with.
+
+    Raises ApiError 400 for items that this endpoint does not know.
+    """
     found: list[Json] = []
+    places: list[int | None] = []
     for index, item in enumerate(items):
         where = f"{place}.{index}"
         if not isinstance(item, dict):
@@ -31,7 +35,8 @@ def messages_of(items: Sequence[Any], place: str = "input") -> list[Json]:
         if read is None:
             raise unsupported(f"{where}.type")
         read(found, item, where)
-    return found
+        places += [index] * (len(found) - len(places))
+    return found, places
 
 
 def _message(found: list[Json], item: Json, where: str) -> None:
@@ -130,9 +135,24 @@ def format_of(asked: Any) -> Json | None:
     raise unsupported("text.format.type")
 
 
-def renamed(error: ApiError) -> ApiError:
-    """The same refusal, its field under the name that it has in a response request."""
-    if error.param is not None:
-        first, dot, rest = error.param.partition(".")
-        error.param = (NAMES.get(first, first) + dot + rest).replace("text.format.json_schema", "text.format")
+def renamed(error: ApiError, places: Sequence[int | None] = (), before: int = 0) -> ApiError:
+    """The same refusal, its field under the name that it has in a response request.
+
+    `places`: which item each message came from, of which the first `before` are those of the response before.
+    """
+    if error.param is None:
+        return error
+    first, dot, rest = error.param.partition(".")
+    at, _, field = rest.partition(".")
+    if first == "messages" and at.isdigit() and int(at) < len(places):
+        place = places[int(at)]
+        if place is None:
+            error.param = "instructions"
+        elif place < before:
+            error.param = "previous_response_id"
+        else:
+            own = ("input", str(place - before), "call_id" if field == "tool_call_id" else field)
+            error.param = ".".join(part for part in own if part)
+        return error
+    error.param = (NAMES.get(first, first) + dot + rest).replace("text.format.json_schema", "text.format")
     return error

@@ -22,7 +22,7 @@ NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 CALL_ID = 128
 ARGUMENTS_DEPTH = SCHEMA_DEPTH  # no schema that is taken describes deeper ones
 FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
-NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)

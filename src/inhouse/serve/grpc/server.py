@@ -196,7 +196,8 @@ class Calls:
         except Exception:  # the border of the product: a bug is logged, and its words stay inside
             log.exception("request %s failed", request_id)
             refused = ApiError(500, "internal_error", text("serve.internal"))
-        self.services.metrics.refused.add((str(refused.status), refused.code or "invalid_request"))
+        if not refused.counted:
+            self.services.metrics.refused.add((str(refused.status), refused.code or "invalid_request"))
         return await refuse(context, refused, request_id)
 
     async def _chat(self, request: Any, context: Any, caller: Caller) -> Any:

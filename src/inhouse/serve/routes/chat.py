@@ -65,7 +65,7 @@ async def _known(services: Services, call: Call, raw: bytes) -> bool:
 
 
 async def _answer(services: Services, call: Call, body: ChatBody | CompletionBody, raw: bytes) -> None:
-    caller = services.caller(call, body.user)
+    caller = services.caller(call, body.user or body.safety_identifier)
     face = OpenAiFace(call.connection)
     try:
         await call.while_there(services.pipeline.run(body.model, partial(prepare, body), caller, face), caller.wanted)

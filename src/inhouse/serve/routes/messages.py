@@ -19,9 +19,10 @@ from inhouse.serve.replies import Gathered, Reply
 from inhouse.serve.requests import Asked, Body, ChatBody, Limits, prepare, read_body, read_chat
 from inhouse.serve.response_events import sse
 from inhouse.serve.routes import Route, Services
+from inhouse.serve.tool_engine import prompted
 
 Json = dict[str, Any]
-UNSUPPORTED = ("mcp_servers", "container", "context_management", "output_format")
+UNSUPPORTED = ("mcp_servers", "container", "context_management")
 
 
 class Counted(Body):
@@ -45,6 +46,8 @@ class MessageBody(Counted):
     stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None  # its name while it was in beta
 
 
 async def create(services: Services, call: Call) -> None:
@@ -70,7 +73,7 @@ async def count(services: Services, call: Call) -> None:
     chat = _as_chat(body, {})
     async with borrowed(services, services.caller(call), body.model, turn=False) as lent:
         asked = await prepare(chat, lent.limits)
-        ids = await lent.engine.tokenize(await lent.engine.render(asked.ask), True)
+        ids = await lent.engine.tokenize(await lent.engine.render(prompted(lent.engine, asked.ask)), True)
         call.connection.tell(lent.release, sorted(body.model_extra or {}))
     await call.reply({"input_tokens": len(ids)})
 
@@ -157,8 +160,19 @@ def _sampling(body: MessageBody) -> Json:
         "top_k": body.top_k,
         "stop": body.stop_sequences or None,
         "stream": body.stream,
+        "response_format": _format(body),
         "user": user if isinstance(user, str) else None,
     }
+
+
+def _format(body: MessageBody) -> Json | None:
+    """A schema that the answer has to follow, as chat's `response_format`."""
+    asked = (body.output_config or {}).get("format") or body.output_format
+    if asked is None:
+        return None
+    if not isinstance(asked, dict) or asked.get("type") != "json_schema":
+        raise unsupported("output_config.format.type")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": asked.get("schema")}}
 
 
 def _as_chat(body: Counted, sampling: Json) -> ChatBody:
@@ -184,7 +198,7 @@ def _renamed(error: ApiError) -> ApiError:
     """The same refusal, its field under the name that it has here."""
     if error.param is not None:
         first, dot, rest = error.param.partition(".")
-        error.param = NAMES.get(first, first) + dot + rest
+        error.param = (NAMES.get(first, first) + dot + rest).replace("format.json_schema", "format")
     return error
 
 

@@ -97,7 +97,7 @@ async def show(services: Services, call: Call) -> None:
     facts = target.model.facts
     _, engine = await target.pool.pick(None)
     able = engine.capabilities
-    found = {"completion": able.chat, "tools": able.tools != "no", "embedding": able.embeddings}
+    found = {"completion": able.chat, "tools": able.chat, "embedding": able.embeddings}
     info = {
         "general.architecture": facts.architecture,
         "general.basename": facts.name,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
@@ -31,6 +33,7 @@ from inhouse.serve.requests import (
 from inhouse.serve.response_events import ResponseEvents, sse
 from inhouse.serve.response_items import choice_of, format_of, messages_of, renamed, tools_of
 from inhouse.serve.routes import Route, Services
+from inhouse.serve.routes.files import page_of, paged
 
 log = logging.getLogger("inhouse.serve")
 Json = dict[str, Any]
@@ -86,13 +89,14 @@ class Asking:
     items: list[Any]
     shown: Json
     keep: bool
+    named: Callable[[ApiError], ApiError]  # a refusal under the names of this body
 
     async def prepare(self, limits: Limits) -> Asked:
         """What an engine is asked."""
         try:
             asked = await prepare(self.chat, limits)
         except ApiError as error:
-            raise renamed(error) from None
+            raise self.named(error) from None
         self.shown["temperature"] = asked.ask.sampling.temperature
         here = ("reasoning" if name == "reasoning_effort" else name for name in asked.ignored)  # as the client wrote it
         ignored = sorted({*here, *(self.body.model_extra or {})})
@@ -109,11 +113,12 @@ async def create(services: Services, call: Call) -> None:
     if body.previous_response_id is not None:
         before = await services.responses.before(call.key.id, body.previous_response_id)
     keep = body.store is not False and not services.responses.off
-    asking = Asking(body, _as_chat(body, [*before, *items]), items, _shown(body, keep), keep)
+    chat, named = _as_chat(body, [*before, *items])
+    asking = Asking(body, chat, items, _shown(body, keep), keep, named)
     if body.background:
         await _begin(services, call, asking)
         return
-    caller = services.caller(call, body.user)
+    caller = services.caller(call, body.user or body.safety_identifier)
     face = ResponseFace(services, call.key.id, asking, call.connection)
     try:
         await call.while_there(services.pipeline.run(body.model, asking.prepare, caller, face), caller.wanted)
@@ -135,14 +140,13 @@ async def retrieve(services: Services, call: Call) -> None:
 async def input_items(services: Services, call: Call) -> None:
     """GET /v1/responses/{id}/input_items: what the client sent, the last one first unless it asks otherwise."""
     assert call.key is not None
-    if (order := call.query("order")) not in (None, "asc", "desc"):
-        raise invalid(text("serve.page_order"), "order")
+    page = page_of(call, usual=20, most=100)
     found = await services.responses.get(call.key.id, call.parts["id"])
     items = [{"id": f"item_{index}", **item} for index, item in enumerate(found.body["items"])]
-    if order != "asc":
+    if page.newest_first:
         items.reverse()
-    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
-    await call.reply({"object": "list", "data": items, "has_more": False, **ends})
+    behind = next((at for at, item in enumerate(items, 1) if item["id"] == page.after), 0)
+    await call.reply(paged(items[behind:], page.limit))
 
 
 async def cancel(services: Services, call: Call) -> None:
@@ -207,7 +211,8 @@ class ResponseFace(Reply):
 
     async def fail(self, error: ApiError) -> None:
         """The answer broke off after its beginning."""
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        theirs = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt"
+        code = theirs if error.status < 500 else "server_error"
         events = self._events.fail(code, error.message)
         if self.asking.body.background:
             await self.services.responses.put(self.key, self._events.object, self.asking.items)
@@ -242,7 +247,14 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
         raise invalid(text("serve.background_store"), "background")
     key, shown = call.key.id, asking.shown
     face = ResponseFace(services, key, asking, None)
-    caller = services.caller(call, asking.body.user)
+    caller = services.caller(call, asking.body.user or asking.body.safety_identifier)
+    way = services.deployments.enter(asking.body.model, caller.stays, call.key)
+    try:  # what can be refused at once is
+        if not call.key.may_use(way.deployment):
+            raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=way.deployment), "model")
+        await asking.prepare(way.target.limits)
+    finally:
+        services.deployments.leave(way.target)
     services.background.reserve(key, shown["id"])  # before it is kept: a refusal leaves nothing behind
     try:
         await services.responses.put(key, shown | {"status": "queued"}, asking.items)
@@ -276,11 +288,12 @@ def _check(body: ResponseBody) -> None:
             raise unsupported(f"include.{index}")
 
 
-def _as_chat(body: ResponseBody, items: list[Any]) -> ChatBody:
-    """The request as a chat request, with all of chat's checks. Raises ApiError 400."""
-    messages = messages_of(items)
+def _as_chat(body: ResponseBody, items: list[Any]) -> tuple[ChatBody, Callable[[ApiError], ApiError]]:
+    """The request as a chat request, with all of chat's checks, and what names later refusals. Raises ApiError 400."""
+    messages, places = messages_of(items)
     if body.instructions is not None:
         messages.insert(0, {"role": "system", "content": body.instructions})
+        places.insert(0, None)
     chat: Json = {
         "model": body.model,
         "messages": messages,
@@ -295,13 +308,16 @@ def _as_chat(body: ResponseBody, items: list[Any]) -> ChatBody:
     }
     if body.tools:
         chat |= {"tools": tools_of(body.tools), "tool_choice": choice_of(body.tool_choice or "auto")}
+    elif body.tool_choice not in (None, "auto", "none"):
+        chat["tool_choice"] = choice_of(body.tool_choice)
     if body.top_logprobs is not None or LOGPROBS in (body.include or ()):
         chat |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
     told = {name: value for name, value in chat.items() if value is not None}
+    named = partial(renamed, places=places, before=len(items) - len(body.items()))
     try:
-        return read_chat(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace"))
+        return read_chat(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")), named
     except ApiError as error:
-        raise renamed(error) from None
+        raise named(error) from None
 
 
 def _shown(body: ResponseBody, keep: bool) -> Json:
