@@ -170,6 +170,8 @@ def test_sharegpt_turns_hold_weights_and_thoughts_as_messages_do(folder: Any) ->
         ({"prompt": [system("own"), user("p")], "completion": [assistant("c")], "system": "S"}, [system("own")]),
         ({"messages": [user("p"), assistant("c")], "system": "S"}, [system("S")]),
         ({"prompt": "p", "completion": "c", "system": " "}, []),
+        ({"conversations": [{"from": "system", "value": ""}, *SHAREGPT["conversations"]]}, []),
+        ({"prompt": [user("p")], "completion": [assistant("c"), user("d"), assistant("e") | {"weight": 0}]}, []),
     ],
 )
 def test_what_stands_before_the_question_in_columns_of_its_own(
@@ -206,7 +208,7 @@ def test_what_stands_before_the_question_in_columns_of_its_own(
         ({"messages": [user([{"type": "image_url"}]), assistant("x")]}, "wrong_type"),
         ({"messages": [user(["x"]), assistant("x")]}, "wrong_type"),
         ({"messages": [user("x"), {"role": "assistant", "content": "y", "tool_calls": ["z"]}]}, "wrong_type"),
-        ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "no_answer"),
+        ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "ends_in_call"),
         ({"prompt": "x", "completion": "\ud800"}, "invalid_encoding"),
         ({"messages": [{"role": "\ud800", "content": "x"}]}, "unknown_role"),
         ({"messages": [user("x"), assistant("y") | {"tool_calls": [{"a": "\ud800"}]}]}, "invalid_encoding"),

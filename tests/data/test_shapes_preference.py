@@ -281,6 +281,8 @@ def test_rows_that_were_copied_out_come_back_as_they_were(
 def test_worse_answer_beside_messages_may_be_a_text_or_a_whole_conversation(folder: Any) -> None:
     asked = [user("a"), assistant("b"), user("c")]
     rows = [
+        {"messages": [*asked, assistant("liked")], "label": True},  # ms-swift
+        {"messages": [*asked, assistant("disliked")], "label": False},
         {"messages": [*asked, assistant("good")], "rejected_response": "bad"},  # ms-swift
         {"messages": [*asked, assistant("fine")], "rejected": [*asked, assistant("bad")], "system": "S"},
         {"messages": [*asked, assistant("only")], "rejected": [], "desirable": None},
@@ -288,7 +290,32 @@ def test_worse_answer_beside_messages_may_be_a_text_or_a_whole_conversation(fold
     found = {row["messages"][-1]["content"]: row for row in build(folder, *rows).rows("train")}
     assert found["good"]["rejected"] == found["fine"]["rejected"] == [assistant("bad")]
     assert found["fine"]["messages"][0] == system("S")
+    assert (found["liked"]["desirable"], found["disliked"]["desirable"]) == (True, False)
     assert "rejected" not in found["only"] and "desirable" not in found["only"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_labels_that_were_copied_out_come_back(tmp_path: Path, folder: Any, form: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"text {n}", "label": "ab"[n % 2]}) + "\n" for n in range(12))
+    )
+    shape = {"use": "classification", "labels": ["a", "b"], "prompt": "{text}?"}
+    params = DataParams.model_validate({"sources": "a.jsonl", "steps": [], "split": {"test": 0.3}, "shape": shape})
+    store = Store(tmp_path / ".inhouse")
+    made = run_nodes((Node("dataset", stage, params, seed=3),), Run(store, tmp_path, Events(), True))["dataset"]
+    version = next(version for version in versions(store) if version.record.id == made.id)
+    export(version, folder.path / "copy", form)
+    sources = [{"name": part, "from": f"copy/{part}*.{form}", "part": part} for part in ("train", "test")]
+    ran = folder.run({"sources": sources, "steps": []})
+    for part in ("train", "test"):
+        before = sorted((row.messages[0].content, row.label) for row in read_rows(version.folder, part))
+        assert sorted((row.messages[0].content, row.label) for row in read_rows(ran.out, part)) == before
+        assert before and all(label in ("a", "b") for _, label in before)
+
+
+def test_label_that_is_no_answer_is_left_alone(folder: Any) -> None:
+    (row,) = build(folder, {"messages": [user("a"), assistant("b")], "label": "chat"}).rows("train")
+    assert "label" not in row
 
 
 def test_system_column_stands_before_both_answers(folder: Any) -> None:

@@ -166,6 +166,17 @@ def test_shadow_gets_copies_beside_the_arms_and_survives_their_changes(four: Reg
     assert code_of(error) == "release.already_live"
 
 
+def test_release_that_only_gets_copies_is_not_rolled_back_to(four: Registry) -> None:
+    four.promote("desk", "routing:v2")
+    assert four.rollback("desk").release.label == "routing:v1"
+    tried = four.shadow("desk", "routing:v2", 500)
+    with pytest.raises(UserError) as error:  # it was taken back once, and is looked at again
+        four.rollback("desk")
+    assert error.value.code == "release.only_copies" and four.deployment("desk") == tried
+    four.shadow("desk", "routing:v2", 0)
+    assert four.rollback("desk").release.label == "routing:v2"
+
+
 def test_shadow_that_is_promoted_or_tried_is_a_shadow_no_more(four: Registry) -> None:
     four.shadow("desk", "routing:v2", 1000)
     assert shown(four.start_canary("desk", "routing:v2", 100))[1:] == [("routing:v2", 100, "canary")]

@@ -180,8 +180,10 @@ def test_answer_follows_the_schema_that_anthropics_clients_name(http: httpx.Clie
     form = {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
     asked = {"model": "desk", "max_tokens": 24, "messages": SEA}
     asked[field] = {"format": form, "effort": "low"} if field == "output_config" else form
-    said = http.post("/v1/messages", json=asked).json()["content"][0]["text"]
-    assert json.loads(said)["sea"] in ("red", "dead")
+    reply = http.post("/v1/messages", json=asked)
+    assert json.loads(reply.json()["content"][0]["text"])["sea"] in ("red", "dead")
+    ignored = reply.headers.get("x-inhouse-ignored-fields")
+    assert ignored == ("output_config.effort" if field == "output_config" else None)
 
 
 @real

@@ -330,6 +330,8 @@ def test_place_of_a_wrong_item_is_told_behind_a_response_before(client: openai.O
     first = client.responses.create(model="desk", input="Name one sea.", max_output_tokens=2)
     body = {"model": "desk", "previous_response_id": first.id, "input": UNASKED, "instructions": "Be brief."}
     assert http.post("/v1/responses", json=body).json()["error"]["param"] == "input.1.call_id"
+    body["input"] = [{"type": "computer_call"}]
+    assert http.post("/v1/responses", json=body).json()["error"]["param"] == "input.0.type"
 
 
 @real

@@ -381,6 +381,18 @@ def test_greeting_is_not_learned_though_the_template_marks_it() -> None:
     assert tokenizer.decode(learned) == "crude<|im_end|>"
 
 
+def test_thoughts_that_the_template_leaves_out_of_the_last_answer_are_told() -> None:
+    leaves_out = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    row = talk("oil?", "<think>\nprices rise\n</think>\n\ncrude")
+    kept = encode(row, tokenizer_of(CHATML), ends_of(tokenizer_of(CHATML)))
+    assert kept.ids
+    tokenizer = tokenizer_of(leaves_out)
+    with pytest.raises(UserError) as error:
+        encode(row, tokenizer, ends_of(tokenizer))
+    assert error.value.code == "train.thoughts_cut" and "prices rise" in str(error.value)
+    assert encode(talk("oil?", "crude"), tokenizer, ends_of(tokenizer)).ids
+
+
 def test_split_leaves_out_a_question_that_fits_nowhere(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["chatml"]
     row = talk("q1", "a1", "q2", "crude " * 40, "q3", "a3")

@@ -128,7 +128,8 @@ class Registry:
         """End the canary; without one, return to the live arms before. Doing that twice returns to where it was.
 
         Raises release.canary_ended where a server has just taken the canary back: who meant that one would otherwise
-        put an earlier release in the place of the live one.
+        put an earlier release in the place of the live one. Raises release.only_copies where the live one before gets
+        copies now: it was taken back already, and is looked at again.
         """
         with writing(self.engine) as connection:
             before = read_deployment(connection, deployment)
@@ -142,6 +143,9 @@ class Registry:
                     told = {"canary": last.detail.get("canary", "-"), "when": last.at, "release": before.release.label}
                     raise UserError("release.canary_ended", deployment=deployment, **told)
                 for release in releases_by_id(connection, set(live)).values():
+                    if release.id in old.shadows:
+                        told = {"shadow": release.label, "release": before.release.label}
+                        raise UserError("release.only_copies", deployment=deployment, **told)
                     self._check_servable(release, deployment)
             shadows = {r: w for r, w in old.shadows.items() if r not in live}
             return self._change(connection, deployment, Layout(live, None, shadows), Deed("rollback", actor))

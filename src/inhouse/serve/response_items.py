@@ -19,15 +19,15 @@ NAMES = {
 }  # fmt: skip
 
 
-def messages_of(items: Sequence[Any], place: str = "input") -> tuple[list[Json], list[int | None]]:
-    """Items as chat messages, and the place of the item that each begins with.
+def messages_of(items: Sequence[Any], before: int = 0) -> tuple[list[Json], list[int | None]]:
+    """Items as chat messages, and the place of the item that each begins with; the first `before` came earlier.
 
     Raises ApiError 400 for items that this endpoint does not know.
     """
     found: list[Json] = []
     places: list[int | None] = []
     for index, item in enumerate(items):
-        where = f"{place}.{index}"
+        where = f"input.{index - before}"
         if not isinstance(item, dict):
             raise invalid(text("serve.bad_item"), where)
         kind = item.get("type", "message")

@@ -65,13 +65,31 @@ def _percent(share: float | None) -> str:
 
 
 def shares_right(engine: TransformersEngine, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
-    """Shares of learned end tokens, and of the other learned tokens, that are the likeliest where they stand."""
+    """Shares of learned end tokens, and of the other learned tokens, that are the likeliest where they stand.
+
+    What all answers begin with, such as the empty thought of a template, says nothing of what was learned.
+    """
     right: dict[bool, list[bool]] = {True: [], False: []}
+    skipped = _alike([_last_answer(sample) for sample in samples])
     for sample in samples:
         best = engine.all_logits(sample.ids[:-1]).argmax(-1).tolist()
+        first = len(sample.ids) - len(_last_answer(sample))
         for place in range(1, len(sample.ids)):
-            if sample.learned[place]:
+            if sample.learned[place] and not first <= place < first + skipped:
                 ends, guess = sample.ids[place] in engine.ends, best[place - 1]
                 right[ends].append(guess in engine.ends if ends else guess == sample.ids[place])
     ends_right, words_right = (sum(found) / len(found) if found else None for found in (right[True], right[False]))
     return ends_right, words_right
+
+
+def _last_answer(sample: Sample) -> tuple[int, ...]:
+    """The tokens from where the last answer begins."""
+    at = len(sample.learned)
+    while at and sample.learned[at - 1]:
+        at -= 1
+    return sample.ids[at:]
+
+
+def _alike(answers: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all answers begin with; 0 where they do not differ behind them."""
+    return next((at for at, tokens in enumerate(zip(*answers, strict=False)) if len(set(tokens)) > 1), 0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from inhouse.engines.torch_chat import Tools
 
+THOUGHT_ENDS = "</think>"
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -97,10 +98,12 @@ class Coder:
     def encode(self, talks: Sequence[Talk]) -> list[list[Sample]]:
         """The samples of each conversation: one, or one for each answer where the template rewrites earlier turns.
 
-        Raises torch.no_template, torch.template_failed, torch.template_shifts, train.mark_missing and
-        train.mark_wrong.
+        Raises torch.no_template, torch.template_failed, torch.template_shifts, train.thoughts_cut, train.mark_missing
+        and train.mark_wrong.
         """
         written = list(self._written(talks))
+        for talk, whole in zip(talks, written, strict=True):
+            _check_thoughts(talk, whole.text)
         found: list[list[Sample] | None] = [
             self._known(talk, whole) for talk, whole in zip(talks, written, strict=True)
         ]
@@ -272,3 +275,12 @@ class Coder:
                 raise UserError("train.mark_missing", place=place + 1, token=token)
             if token.strip():
                 raise UserError("train.mark_wrong", place=place + 1, token=token)
+
+
+def _check_thoughts(talk: Talk, text: str) -> None:
+    """Raise train.thoughts_cut where the template leaves out the thoughts of the last answer, which is learned."""
+    said = talk.messages[-1].content or ""
+    thought = said.partition(THOUGHT_ENDS)[0].replace("<think>", "").strip() if THOUGHT_ENDS in said else ""
+    plain = thought and "<" not in thought  # control tokens are broken in the text
+    if plain and talk.answers[-1:] == (len(talk.messages) - 1,) and thought not in text:
+        raise UserError("train.thoughts_cut", thought=thought[:40])

@@ -41,6 +41,8 @@ def conversation(turns: Sequence[Message]) -> Draft:
 
     Raises Unfit without a question or a final answer.
     """
+    if turns and turns[-1].learned and turns[-1].tool_calls:
+        raise Unfit("ends_in_call")
     if not turns or not turns[-1].learned or not turns[-1].content:
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):

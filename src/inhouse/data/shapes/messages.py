@@ -44,7 +44,7 @@ class MessagesShape(TurnsShape):
     """A column messages with turns as OpenAI's API takes them.
 
     Beside it may stand `system`, `tools`, `rejected` (the worse answer: turns or a text), as `inhouse data export` and
-    ms-swift (`rejected_response`) write them, and `desirable` (true or false).
+    ms-swift (`rejected_response`) write them, and `desirable` or, as ms-swift has it, `label` (true or false).
     """
 
     use: Literal["messages"] = "messages"
@@ -68,7 +68,11 @@ def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
     column = next((name for name in WORSE if fields.get(name)), None)
     if column is not None and "chosen" not in fields:  # beside `chosen` it belongs to the shape preference
         found = preference(turns, _worse(fields, column, turns, params))
-    if (liked := fields.get("desirable")) is not None:
+    label = fields.get("label")
+    if isinstance(label, str) and label == turns[-1].content:  # of a classification that was copied out
+        found = replace(found, label=label)
+    liked = label if isinstance(label, bool) else fields.get("desirable")
+    if liked is not None:
         if not isinstance(liked, bool):
             raise Unfit("wrong_type", f"desirable: {type(liked).__name__}")
         found = replace(found, desirable=liked)
@@ -151,7 +155,7 @@ def _weight(item: Mapping[str, Any], place: str) -> int | None:
 
 
 def _thoughts(item: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
-    """Thoughts as the templates of Qwen3, GLM-4.5 and DeepSeek-R1 write them before an answer."""
+    """Thoughts as the templates of Qwen3 and GLM-4.5 write them before an answer."""
     told = next((text_value(item[name], f"{place}.{name}") for name in names if item.get(name)), "").strip()
     return f"<think>\n{told}\n</think>\n\n" if told else ""
 

@@ -41,18 +41,14 @@ def draft(fields: Mapping[str, Any], params: ShareGptShape) -> Draft:
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"conversations: {type(value).__name__}")
     turns = [_turn(item, f"conversations[{number}]", params) for number, item in enumerate(value)]
-    return conversation(up_to_learned(opened(fields, turns)))
+    return conversation(up_to_learned(opened(fields, [turn for turn in turns if turn is not None])))
 
 
-def _turn(item: object, place: str, params: ShareGptShape) -> Message:
+def _turn(item: object, place: str, params: ShareGptShape) -> Message | None:
     if not isinstance(item, dict):
         raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
     speaker = str(item.get("from"))
     if speaker not in SPEAKERS:
         raise Unfit("unknown_role", speaker)
     content = text_value(item.get("value"), place)
-    if not content.strip():
-        raise Unfit("empty_text", place)
-    found = turn_of({**item, "role": SPEAKERS[speaker], "content": content}, place, params)
-    assert found is not None  # only blank system turns are left out
-    return found
+    return turn_of({**item, "role": SPEAKERS[speaker], "content": content}, place, params)

@@ -57,7 +57,8 @@ async def create(services: Services, call: Call) -> None:
 
     async def prepared(limits: Limits) -> Asked:
         asked = await prepare(chat, limits)
-        return replace(asked, ignored=tuple(sorted({*asked.ignored, *(body.model_extra or {})})))
+        further = (f"output_config.{name}" for name in body.output_config or () if name != "format")
+        return replace(asked, ignored=tuple(sorted({*asked.ignored, *(body.model_extra or {}), *further})))
 
     caller = services.caller(call, chat.user)
     face = MessageFace(call.connection)

@@ -290,7 +290,8 @@ def _check(body: ResponseBody) -> None:
 
 def _as_chat(body: ResponseBody, items: list[Any]) -> tuple[ChatBody, Callable[[ApiError], ApiError]]:
     """The request as a chat request, with all of chat's checks, and what names later refusals. Raises ApiError 400."""
-    messages, places = messages_of(items)
+    before = len(items) - len(body.items())
+    messages, places = messages_of(items, before)
     if body.instructions is not None:
         messages.insert(0, {"role": "system", "content": body.instructions})
         places.insert(0, None)
@@ -313,7 +314,7 @@ def _as_chat(body: ResponseBody, items: list[Any]) -> tuple[ChatBody, Callable[[
     if body.top_logprobs is not None or LOGPROBS in (body.include or ()):
         chat |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
     told = {name: value for name, value in chat.items() if value is not None}
-    named = partial(renamed, places=places, before=len(items) - len(body.items()))
+    named = partial(renamed, places=places, before=before)
     try:
         return read_chat(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")), named
     except ApiError as error:
