@@ -137,6 +137,18 @@ def test_thoughts_are_written_before_the_content_where_that_is_asked_for(folder:
     assert "a@b.org" not in ran.rows("train")[0]["messages"][1]["content"]
 
 
+def test_call_that_is_learned_keeps_the_answer_behind_it_that_is_not(folder: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        user("Weather?"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+        assistant("Sunny.") | {"weight": 0},
+    ]
+    (row,) = build(folder, {"messages": turns}).rows("train")
+    assert [turn.get("weight") for turn in row["messages"]] == [None, None, None, 0]
+
+
 def test_sharegpt_turns_hold_weights_and_thoughts_as_messages_do(folder: Any) -> None:
     def said(speaker: str, value: str, **more: Any) -> dict[str, Any]:
         return {"from": speaker, "value": value, **more}
@@ -189,6 +201,8 @@ def test_what_stands_before_the_question_in_columns_of_its_own(
         (ALPACA | {"history": [["q", ""]]}, "empty_text"),
         ({"messages": [user("x"), assistant("y") | {"loss": "false"}]}, "wrong_type"),
         ({"messages": [user("x"), assistant("y")], "desirable": "yes"}, "wrong_type"),
+        ({"messages": [user("x"), assistant("y")], "rejected": True}, "wrong_type"),
+        ({"prompt": "x", "chosen": [assistant("y") | {"weight": 0}], "rejected": "z"}, "no_answer"),
         ({"messages": [user("x"), assistant("y") | {"tool_calls": "[{"}]}, "wrong_type"),
         (ALPACA | {"output": None}, "empty_text"),
         (ALPACA | {"output": "  "}, "empty_text"),

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from inhouse.core.errors import UserError
 from inhouse.engines.gguf_header import read_header
@@ -23,6 +23,7 @@ NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 
@@ -47,8 +48,9 @@ def divisors(factor: float) -> list[float]:
     return (plain / found).tolist()
 
 
-def write(path: Path, model: LlamaForCausalLM, divided: list[float] | None = None, **keys: Any) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
+def write(path: Path, model: PreTrainedModel, divided: list[float] | None = None, **keys: Any) -> Path:
+    kind_of = model.config.model_type
+    writer = gguf.GGUFWriter(path, kind_of)
     for name, value in {
         "context_length": POSITIONS, "embedding_length": HIDDEN, "block_count": 1, "feed_forward_length": FEED,
         "head_count": HEADS, "head_count_kv": KV_HEADS, "layer_norm_rms_eps": 1e-6,
@@ -59,7 +61,7 @@ def write(path: Path, model: LlamaForCausalLM, divided: list[float] | None = Non
     for name, tensor in model.state_dict().items():
         layer, kind = name.removesuffix(".weight").rpartition("model.layers.0.")[::2]
         values = tensor.numpy()
-        if kind.endswith(("q_proj", "k_proj")):  # llama.cpp's order of rotary pairs
+        if kind_of == "llama" and kind.endswith(("q_proj", "k_proj")):  # llama.cpp's order of rotary pairs
             heads = HEADS if "q_proj" in kind else KV_HEADS
             values = values.reshape(heads, 2, -1, HIDDEN).swapaxes(1, 2).reshape(values.shape)
         before = "blk.0." if "layers.0" in name else ""
@@ -130,3 +132,18 @@ def test_scaling_of_kind_none_is_none(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", model, rope_scaling_type=gguf.RopeScalingType.NONE)
     assert rope_of(path, read_header(path)) == {}
     refuse_scaled(path, read_header(path))
+
+
+def test_heads_of_another_size_than_usual_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FEED, num_hidden_layers=1, head_dim=32,
+        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
+        rope_parameters={"rope_theta": BASE, "rope_type": "default"},
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval()
+    path = write(tmp_path / "q.gguf", model, key_length=32, value_length=32, rope_dimension_count=32)
+    found = gguf_model(path, torch.float32).eval()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.allclose(found(ids).logits, model(ids).logits, atol=1e-4)

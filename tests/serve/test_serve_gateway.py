@@ -376,6 +376,10 @@ def test_feedback_is_kept_for_the_arm_that_answered(endpoint: Endpoint, http: ht
     assert http.post("/v1/feedback", json={"request_id": request, "thumb": "up"}).json()["score"] == 1.0
     assert read_scores(endpoint.registry.engine, "desk", arms)[0].count == before + 1
     assert http.post("/v1/feedback", json={"request_id": "nobody's", "thumb": "up"}).status_code == 404
+    long = {"model": "desk", "messages": [{"role": "user", "content": "word " * 2000}]}
+    for path, body in (("/v1/chat/completions", long), ("/tokenize", {"prompt": "x"})):  # no answer to judge
+        other = http.post(path, json=body).headers["x-request-id"]
+        assert http.post("/v1/feedback", json={"request_id": other, "thumb": "up"}).status_code == 404
     assert http.post("/v1/feedback", json={"request_id": request}).status_code == 400
     other, _ = create_key(endpoint.registry.engine, "stranger")
     headers = {"Authorization": f"Bearer {other}"}

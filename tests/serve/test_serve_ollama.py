@@ -231,6 +231,8 @@ def test_answer_from_memory_tells_no_part_that_took_longer_than_all_of_it() -> N
     clock.tick()
     told = clock.told(Usage(5, 7, prefill_s=3.0, decode_s=4.0), "stop")
     assert 0 <= told["prompt_eval_duration"] + told["eval_duration"] <= told["total_duration"]
+    kept = clock.told(Usage(5, 7), "stop")  # nothing was measured: clients divide by it all the same
+    assert kept["eval_count"] == 7 and kept["eval_duration"] > 0
     clock.began -= 10
     told = clock.told(Usage(5, 7, prefill_s=3.0, decode_s=4.0), "stop")  # the engine's own figures where they can be
     assert (told["prompt_eval_duration"], told["eval_duration"]) == (3 * 10**9, 4 * 10**9)

@@ -13,6 +13,8 @@ from inhouse.core.errors import UserError
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 from inhouse.train.batches import plan_batches
+from inhouse.train.learning import Coding
+from inhouse.train.objectives import sft
 from inhouse.train.tokens import Limit, Sample, Samples, encode, encode_pairs, encode_rows
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
@@ -311,6 +313,19 @@ def shown(tokenizer: Any, samples: Samples) -> list[str]:
 LONG = talk("q1", "a1", "q2", "a2", "q3", "a3", "q4", "a4", system="S")
 
 
+def test_answers_that_were_not_liked_are_told_where_they_are_learned(
+    tokenizers: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer, log = tokenizers["chatml"], tmp_path / "events.jsonl"
+    rows = [talk("a", "b", desirable=liked) for liked in (True, False, False, None)]
+    coding = Coding(tokenizer, ends_of(tokenizer), Limit(99), Events(log))
+    assert len(sft.encode(rows, coding, sft.Sft()).kept) == 4
+    (note,) = [
+        event for event in map(json.loads, log.read_text().splitlines()) if event.get("code") == "train.disliked"
+    ]
+    assert note["facts"] == {"rows": 2}
+
+
 def test_long_conversation_is_dropped_and_counted(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["chatml"]
     found = encoded(tokenizer, [talk("a", "b"), LONG], 30)
@@ -391,6 +406,23 @@ def test_thoughts_that_the_template_leaves_out_of_the_last_answer_are_told() -> 
         encode(row, tokenizer, ends_of(tokenizer))
     assert error.value.code == "train.thoughts_cut" and "prices rise" in str(error.value)
     assert encode(talk("oil?", "crude"), tokenizer, ends_of(tokenizer)).ids
+    earlier = talk("oil?", "<think>\na < b, so prices rise\n</think>\n\ncrude", "why", "so")
+    with pytest.raises(UserError) as error:
+        encode_rows([earlier], tokenizer, ends_of(tokenizer), Limit(999, "all"), Events())
+    assert error.value.code == "train.thoughts_cut"
+    assert encode_rows([earlier], tokenizer, ends_of(tokenizer), Limit(999, "last"), Events()).kept
+    thinking = tokenizer_of(THINKING)  # writes them until a question follows
+    found = encode_rows([earlier], thinking, ends_of(thinking), Limit(999, "all"), Events()).kept
+    assert [thinking.decode(sample.ids).count("prices rise") for sample in found] == [1, 0]
+
+
+def test_call_is_learned_without_the_answer_behind_it(tokenizers: dict[str, Any]) -> None:
+    silent = turn("assistant", "d", weight=0)
+    tokenizer = tokenizers["chatml"]
+    plain = row_of(turn("user", "a"), turn("assistant", "b"), turn("user", "c"), silent)
+    for turns in ("last", "all"):
+        (sample,) = encode_rows([plain], tokenizer, ends_of(tokenizer), Limit(999, turns), Events()).kept
+        assert sample == encode(talk("a", "b"), tokenizer, ends_of(tokenizer))
 
 
 def test_split_leaves_out_a_question_that_fits_nowhere(tokenizers: dict[str, Any]) -> None:

@@ -211,6 +211,8 @@ def _config(path: Path, header: GgufHeader, rope: dict[str, Any], tied: bool) ->
     for name, key in SPECIALS.items():
         if (at := header.number(f"tokenizer.ggml.{key}_token_id")) is not None:
             values[f"{name}_id"] = at
+    if (size := header.number(f"{prefix}attention.key_length")) is not None:
+        values.setdefault("head_dim", size)
     if rope:
         values["rope_parameters"] = {"rope_theta": values.pop("rope_theta", 10_000.0), **rope}
     return AutoConfig.for_model(architecture, **values, tie_word_embeddings=tied)

@@ -74,7 +74,7 @@ class Clock:
             "prompt_eval_count": usage.prompt,
             "prompt_eval_duration": round(prefill * NS),
             "eval_count": usage.answer,
-            "eval_duration": round(decode * NS),
+            "eval_duration": round((decode or total - prefill) * NS),  # clients divide by it
         }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from typing import TYPE_CHECKING
 
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -129,7 +130,7 @@ def _tokens_item(most: int) -> RateLimitItem:
 
 
 def _refusal(limit: str, most: int, wait_s: float) -> ApiError:
-    wait = max(1, round(wait_s))
+    wait = max(1, ceil(wait_s))  # who waits so long is not refused again
     said = text("serve.quota", limit=limit, most=most, seconds=wait)
     return ApiError(429, "rate_limit_exceeded", said, retry_after_s=wait)
 

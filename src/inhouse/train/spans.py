@@ -37,7 +37,7 @@ class Talk:
     """A conversation that ends with an answer, the tools that it may call, and which of its turns are learned."""
 
     messages: Sequence[Message]
-    answers: tuple[int, ...]  # ascending; the last is the last message
+    answers: tuple[int, ...]  # ascending
     tools: Tools | None = None
 
     def answer_texts(self) -> Iterator[str]:
@@ -103,7 +103,7 @@ class Coder:
         """
         written = list(self._written(talks))
         for talk, whole in zip(talks, written, strict=True):
-            _check_thoughts(talk, whole.text)
+            self._check_thoughts(talk, whole.text)
         found: list[list[Sample] | None] = [
             self._known(talk, whole) for talk, whole in zip(talks, written, strict=True)
         ]
@@ -141,6 +141,18 @@ class Coder:
         )
         for place, text in enumerate(texts):
             yield Written(text, cut["input_ids"][place], cut, place)
+
+    def _check_thoughts(self, talk: Talk, text: str) -> None:
+        """Raise train.thoughts_cut where the template leaves out thoughts of an answer that is learned.
+
+        Templates of models that think write those of an answer as long as nothing follows.
+        """
+        for at in talk.answers:
+            thought = _thought(talk.messages[at])
+            if thought and thought not in text:
+                alone = self._texts([(talk.messages[: at + 1], talk.tools)], False)[0]
+                if thought not in alone:
+                    raise UserError("train.thoughts_cut", thought=thought[:40])
 
     # The careful way
 
@@ -277,10 +289,7 @@ class Coder:
                 raise UserError("train.mark_wrong", place=place + 1, token=token)
 
 
-def _check_thoughts(talk: Talk, text: str) -> None:
-    """Raise train.thoughts_cut where the template leaves out the thoughts of the last answer, which is learned."""
-    said = talk.messages[-1].content or ""
-    thought = said.partition(THOUGHT_ENDS)[0].replace("<think>", "").strip() if THOUGHT_ENDS in said else ""
-    plain = thought and "<" not in thought  # control tokens are broken in the text
-    if plain and talk.answers[-1:] == (len(talk.messages) - 1,) and thought not in text:
-        raise UserError("train.thoughts_cut", thought=thought[:40])
+def _thought(turn: Message) -> str:
+    """Words of a turn's thought: the longest piece without a `<`, as control tokens in a text are broken."""
+    before, ends, _ = (turn.content or "").partition(THOUGHT_ENDS)
+    return max(before.replace("<think>", "").split("<"), key=len).strip() if ends else ""

@@ -206,9 +206,9 @@ def is_document(row: Row) -> bool:
 
 
 def talk_of(row: Row, turns: Turns) -> Talk:
-    """A row as a conversation whose last answer, or every answer, is learned. Raises train.no_answer."""
+    """A row as a conversation whose last learned answer, or every one, is learned. Raises train.no_answer."""
     answers = learned_turns(row.messages)
-    if not answers or answers[-1] != len(row.messages) - 1:
+    if not answers or row.messages[-1].role != "assistant":
         raise UserError("train.no_answer", id=row.id, source=row.source, offset=row.offset)
     return Talk(row.messages, answers if turns == "all" else answers[-1:], row.tools)
 

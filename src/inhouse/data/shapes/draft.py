@@ -43,7 +43,7 @@ def conversation(turns: Sequence[Message]) -> Draft:
     """
     if turns and turns[-1].learned and turns[-1].tool_calls:
         raise Unfit("ends_in_call")
-    if not turns or not turns[-1].learned or not turns[-1].content:
+    if not turns or turns[-1].role != "assistant" or not turns[-1].content or not any(turn.learned for turn in turns):
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):
         raise Unfit("no_prompt")
@@ -54,6 +54,8 @@ def conversation(turns: Sequence[Message]) -> Draft:
 def preference(better: Sequence[Message], worse: Sequence[Message]) -> Draft:
     """A draft of two conversations that differ after the last question only. Raises Unfit when they do not."""
     draft, other = conversation(better), conversation(worse)
+    if not better[-1].learned or not worse[-1].learned:
+        raise Unfit("no_answer", "assistant")
     asked = after_question(better)
     if list(better[:asked]) != list(worse[:asked]) or after_question(worse) != asked:
         raise Unfit("turns_differ")

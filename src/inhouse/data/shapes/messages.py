@@ -81,7 +81,9 @@ def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
 
 def _worse(fields: Mapping[str, Any], column: str, turns: Sequence[Message], params: TurnsShape) -> list[Message]:
     """The conversation with the worse answer: whole, or what follows the last question."""
-    if not isinstance(fields[column], list):
+    if not isinstance(fields[column], list | str):
+        raise Unfit("wrong_type", f"{column}: {type(fields[column]).__name__}")
+    if isinstance(fields[column], str):
         told = [Message(role="assistant", content=text_of(fields, column))]
     else:
         told = turns_of(fields[column], column, params)
@@ -91,10 +93,14 @@ def _worse(fields: Mapping[str, Any], column: str, turns: Sequence[Message], par
 
 
 def up_to_learned(turns: list[Message]) -> list[Message]:
-    """Turns without those that follow the last one that is learned, where the last is the assistant's."""
+    """Turns without those that follow the last one that is learned, where the last is the assistant's.
+
+    What follows a learned call stays: rows end with an answer in words.
+    """
     if not turns or turns[-1].role != "assistant" or turns[-1].learned:
         return turns
-    return turns[: max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)]
+    end = max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)
+    return turns if end and turns[end - 1].tool_calls else turns[:end]
 
 
 def turns_of(value: object, column: str = "messages", params: TurnsShape = PLAIN) -> list[Message]:

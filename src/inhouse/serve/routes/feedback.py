@@ -10,6 +10,7 @@ from inhouse.core.messages import text
 from inhouse.release.results import Feedback, add_feedback
 from inhouse.serve.errors import ApiError, invalid
 from inhouse.serve.http import Call
+from inhouse.serve.measured import CLIENT_LEFT
 from inhouse.serve.registry_writes import written
 from inhouse.serve.requests import Body, read_body
 from inhouse.serve.routes import Route, Services
@@ -31,7 +32,8 @@ async def feedback(services: Services, call: Call) -> None:
     if (body.score is None) == (body.thumb is None):
         raise invalid(text("serve.score_or_thumb"), "score")
     seen = services.watchers.recent(body.request_id, str(call.key.id))
-    if seen is None or seen.arm is None:
+    answered = seen is not None and seen.status in (200, CLIENT_LEFT) and not seen.aside
+    if seen is None or seen.arm is None or not answered:
         raise ApiError(404, "request_not_found", text("serve.request_unknown"), "request_id")
     score = body.score if body.score is not None else (1.0 if body.thumb == "up" else -1.0)
     said = Feedback(

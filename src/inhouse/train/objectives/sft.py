@@ -36,6 +36,9 @@ def labels(params: Params) -> tuple[str, ...]:
 
 def encode(rows: Sequence[Row], coding: Coding, params: Sft) -> Samples:
     """Conversations through the model's template; plain documents as they are."""
+    disliked = sum(row.desirable is False for row in rows)
+    if disliked:
+        coding.events.note("train.disliked", rows=disliked)
     samples = encode_rows(rows, coding.tokenizer, coding.ends, coding.limit, coding.events)
     return told_too_long(samples, len(rows), coding)
 
