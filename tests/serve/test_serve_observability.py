@@ -27,7 +27,7 @@ from inhouse.release.settings import LogParams
 from inhouse.serve.errors import ApiError
 from inhouse.serve.measured import Measured
 from inhouse.serve.metrics import Gauges, Metrics
-from inhouse.serve.quotas import DailyUse, Quotas
+from inhouse.serve.quotas import DailyUse, Quotas, _refusal
 from inhouse.serve.request_log import RequestLog, redacted, remove_old
 from inhouse.serve.watchers import RECENT, Watchers
 
@@ -354,6 +354,10 @@ def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait(registr
         await quotas.enter(Key("bob", "ih-2", "", None, None, 8, Limits(requests_per_minute=2)))
 
     asyncio.run(scene())
+
+
+def test_time_to_wait_is_never_told_too_short() -> None:
+    assert [_refusal("tokens_per_minute", 9, wait).retry_after_s for wait in (0.2, 9.2, 40.0)] == [1, 10, 40]
 
 
 def test_request_that_another_limit_refuses_is_none_of_the_minutes_requests(registry: Registry) -> None:
