@@ -346,7 +346,10 @@ def test_requests_beyond_the_minutes_quota_get_429_with_the_time_to_wait(registr
     async def scene() -> None:
         quotas = Quotas(registry.engine)
         for _ in range(2):
+            await quotas.check(key(requests_per_minute=2))
             await quotas.enter(key(requests_per_minute=2))
+        with pytest.raises(ApiError):
+            await quotas.check(key(requests_per_minute=2))
         with pytest.raises(ApiError) as refused:
             await quotas.enter(key(requests_per_minute=2))
         assert refused.value.status == 429 and "requests_per_minute" in refused.value.message

@@ -20,7 +20,7 @@ from serve_endpoint import Endpoint
 from inhouse.core.serving import Delta, Usage
 from inhouse.core.store import Store
 from inhouse.release.batches import this_worker
-from inhouse.release.keys import create_key
+from inhouse.release.keys import Limits, create_key
 from inhouse.release.registry import open_registry
 from inhouse.release.stored import StoredResponse, put_response
 from inhouse.serve.errors import ApiError
@@ -316,6 +316,22 @@ def test_background_response_is_done_later_or_cancelled(client: openai.OpenAI) -
 def test_background_response_for_a_model_that_is_not_served_is_refused_at_once(http: httpx.Client) -> None:
     reply = http.post("/v1/responses", json={"model": "nobody", "input": "x", "background": True})
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@real
+def test_background_response_beyond_a_quota_is_refused_at_once(endpoint: Endpoint, http: httpx.Client) -> None:
+    token, _ = create_key(endpoint.registry.engine, "seldom", limits=Limits(requests_per_minute=1))
+    headers = {"Authorization": f"Bearer {token}"}
+    body = {"model": "desk", "input": "x", "background": True, "max_output_tokens": 1}
+    made = http.post("/v1/responses", json=body, headers=headers)
+    assert made.status_code == 200
+    deadline = time.monotonic() + 30
+    while http.get(f"/v1/responses/{made.json()['id']}", headers=headers).json()["status"] in ("queued", "in_progress"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = http.post("/v1/responses", json=body, headers=headers)
+    assert (again.status_code, again.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(again.headers["retry-after"]) >= 1
 
 
 @real

@@ -89,6 +89,25 @@ class Quotas:
 
     async def enter(self, key: Key) -> None:
         """Count a request of this minute. Raises ApiError 429 with the time to wait when a limit is reached."""
+        await self._check_tokens(key)
+        most = key.limits.requests_per_minute
+        if most is not None:  # last: what the others refuse is not counted here
+            item = RateLimitItemPerMinute(most)
+            if not await self._requests.hit(item, str(key.id)):
+                raise await self._too_often(item, key)
+
+    async def check(self, key: Key) -> None:
+        """Raises as `enter`, and counts nothing."""
+        await self._check_tokens(key)
+        most = key.limits.requests_per_minute
+        if most is not None and not await self._requests.test(item := RateLimitItemPerMinute(most), str(key.id)):
+            raise await self._too_often(item, key)
+
+    async def _too_often(self, item: RateLimitItem, key: Key) -> ApiError:
+        reset = (await self._requests.get_window_stats(item, str(key.id))).reset_time
+        return _refusal("requests_per_minute", item.amount, reset - time.time())
+
+    async def _check_tokens(self, key: Key) -> None:
         limits = key.limits
         await self._follow_clock()
         if limits.tokens_per_minute is not None:
@@ -98,11 +117,6 @@ class Quotas:
                 raise _refusal("tokens_per_minute", limits.tokens_per_minute, reset - time.time())
         if limits.tokens_per_day is not None and self.daily.tokens(key) >= limits.tokens_per_day:
             raise _refusal("tokens_per_day", limits.tokens_per_day, _until_midnight_s())
-        if limits.requests_per_minute is not None:  # last: what the others refuse is not counted here
-            item: RateLimitItem = RateLimitItemPerMinute(limits.requests_per_minute)
-            if not await self._requests.hit(item, str(key.id)):
-                reset = (await self._requests.get_window_stats(item, str(key.id))).reset_time
-                raise _refusal("requests_per_minute", limits.requests_per_minute, reset - time.time())
 
     async def _follow_clock(self) -> None:
         # `limits` counts by the clock on the wall: set back by an hour, it would refuse a key for that hour.

@@ -252,6 +252,7 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
     try:  # what can be refused at once is
         if not call.key.may_use(way.deployment):
             raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=way.deployment), "model")
+        await services.pipeline.quotas.check(call.key)
         await asking.prepare(way.target.limits)
     finally:
         services.deployments.leave(way.target)
