@@ -143,7 +143,7 @@ def test_responses_are_bounded_by_key_and_in_all_and_a_place_comes_back() -> Non
 def test_refused_background_response_leaves_no_row_and_a_failed_one_no_place(registry: Registry) -> None:
     _, mine = create_key(registry.engine, "mine")
     shown = {"id": "resp_1", "model": "m", "created_at": int(time.time()), "previous_response_id": None}
-    body = SimpleNamespace(stream=False, user=None, model="m", background=True)
+    body = SimpleNamespace(stream=False, user=None, safety_identifier=None, model="m", background=True)
     asking = cast(Asking, SimpleNamespace(body=body, shown=shown, keep=True, items=[]))
 
     async def play() -> None:
@@ -176,7 +176,7 @@ def test_background_response_that_breaks_has_failed_whatever_broke_it(
     _, mine = create_key(registry.engine, "mine")
     shown = {"id": "resp_1", "model": "m", "created_at": int(time.time()), "previous_response_id": None,
         "status": "in_progress", "temperature": 1.0}  # fmt: skip
-    body = SimpleNamespace(stream=False, user=None, model="m", background=True)
+    body = SimpleNamespace(stream=False, user=None, safety_identifier=None, model="m", background=True)
     asking = cast(Asking, SimpleNamespace(body=body, shown=shown, keep=True, items=[], prepare=None))
 
     def full(*_: Any) -> None:

@@ -18,6 +18,7 @@ from inhouse.release.stored import new_id
 from inhouse.serve.errors import ApiError, invalid, unsupported
 from inhouse.serve.http import EVENTS, Call, Connection
 from inhouse.serve.kept_responses import OPEN
+from inhouse.serve.pipeline import Caller
 from inhouse.serve.replies import Reply
 from inhouse.serve.requests import (
     Asked,
@@ -115,10 +116,11 @@ async def create(services: Services, call: Call) -> None:
     keep = body.store is not False and not services.responses.off
     chat, named = _as_chat(body, [*before, *items])
     asking = Asking(body, chat, items, _shown(body, keep), keep, named)
+    caller = services.caller(call, body.user or body.safety_identifier)
     if body.background:
+        await _refuse_at_once(services, caller, asking)
         await _begin(services, call, asking)
         return
-    caller = services.caller(call, body.user or body.safety_identifier)
     face = ResponseFace(services, call.key.id, asking, call.connection)
     try:
         await call.while_there(services.pipeline.run(body.model, asking.prepare, caller, face), caller.wanted)
@@ -238,6 +240,18 @@ class ResponseFace(Reply):
         await self.connection.write(sse(events), more)
 
 
+async def _refuse_at_once(services: Services, caller: Caller, asking: Asking) -> None:
+    """Raise what can be told before a response in the background begins: its client looks at it later, or never."""
+    way = services.deployments.enter(asking.body.model, caller.stays, caller.key)
+    try:
+        if not caller.key.may_use(way.deployment):
+            raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=way.deployment), "model")
+        await services.pipeline.quotas.check(caller.key)
+        await asking.prepare(way.target.limits)
+    finally:
+        services.deployments.leave(way.target)
+
+
 async def _begin(services: Services, call: Call, asking: Asking) -> None:
     """Answer at once, and make the response in the background."""
     assert call.key is not None
@@ -248,14 +262,6 @@ async def _begin(services: Services, call: Call, asking: Asking) -> None:
     key, shown = call.key.id, asking.shown
     face = ResponseFace(services, key, asking, None)
     caller = services.caller(call, asking.body.user or asking.body.safety_identifier)
-    way = services.deployments.enter(asking.body.model, caller.stays, call.key)
-    try:  # what can be refused at once is
-        if not call.key.may_use(way.deployment):
-            raise ApiError(403, "model_not_allowed", text("serve.model_not_allowed", model=way.deployment), "model")
-        await services.pipeline.quotas.check(call.key)
-        await asking.prepare(way.target.limits)
-    finally:
-        services.deployments.leave(way.target)
     services.background.reserve(key, shown["id"])  # before it is kept: a refusal leaves nothing behind
     try:
         await services.responses.put(key, shown | {"status": "queued"}, asking.items)
