@@ -176,13 +176,12 @@ class AutoChoice:
         return self._pool.running > 0 or self._closing.is_set()
 
     def _ends(self, state: State, detail: str = "") -> None:
-        self.state, self.detail = state, detail
-        if state == "failed" and self._closing.is_set():
-            return  # the server stops, and its engines with it
-        what = detail if self.result is None else _sentence(self.result)
-        log.log(
-            logging.WARNING if state == "failed" else logging.INFO, "engine of %s: %s %s", self._pool.name, state, what
-        )
+        self.detail = detail
+        if state != "failed" or not self._closing.is_set():  # else the server stops, and its engines with it
+            level = logging.WARNING if state == "failed" else logging.INFO
+            what = detail if self.result is None else _sentence(self.result)
+            log.log(level, "engine of %s: %s %s", self._pool.name, state, what)
+        self.state = state  # last: who waits for it finds the rest told
 
 
 def _sentence(found: Calibration) -> str:
