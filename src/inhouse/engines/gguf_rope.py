@@ -76,11 +76,7 @@ def _llama3(path: Path, header: GgufHeader) -> dict[str, Any]:
 
 def _divisors(base: float, count: int, factor: float) -> list[float]:
     """What Llama 3 divides each frequency by: nothing where waves are short, `factor` where they are long."""
-    low, high, length = (
-        LLAMA3["low_freq_factor"],
-        LLAMA3["high_freq_factor"],
-        LLAMA3["original_max_position_embeddings"],
-    )
+    low, high, length = LLAMA3.values()
     found = []
     for place in range(count):
         waves = length / (2 * math.pi * base ** (place / count))  # in the length that was trained

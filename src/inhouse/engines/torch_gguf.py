@@ -37,10 +37,8 @@ PRE_TOKENIZERS: dict[str, tuple[bool, str]] = {
 PLAIN = ("llama", "qwen2", "qwen3")  # architectures whose GGUF tensors differ from transformers' in name and order only
 JOINED = 8 * 2**10  # bytes of a row
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # gguf.TokenType
-WHOLE = (
-    "llama-bpe",
-    "llama3",
-)  # a whole piece that is a token is not cut; texts begin with bos where the header is silent
+# Of these, a piece that is a token is not cut, and texts begin with bos where the header is silent.
+WHOLE = ("llama-bpe", "llama3")
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 

@@ -82,11 +82,11 @@ def load_tokenizer(source: Input) -> PreTrainedTokenizerBase:
 
     facts = facts_of(source)
     path = source.path / facts.main
-    plain = path.suffix != ".gguf"
-    if plain and not any((path / name).is_file() for name in TOKENIZERS) and not facts.remote_code:
+    gguf = path.suffix == ".gguf"
+    if not gguf and not any((path / name).is_file() for name in TOKENIZERS) and not facts.remote_code:
         raise UserError("torch.no_tokenizer", name=facts.name)
     try:
-        if not plain:
+        if gguf:
             from inhouse.engines.torch_gguf import gguf_tokenizer
 
             return gguf_tokenizer(path)
