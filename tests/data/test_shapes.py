@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -137,16 +138,76 @@ def test_thoughts_are_written_before_the_content_where_that_is_asked_for(folder:
     assert "a@b.org" not in ran.rows("train")[0]["messages"][1]["content"]
 
 
-def test_call_that_is_learned_keeps_the_answer_behind_it_that_is_not(folder: Any) -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    turns = [
-        user("Weather?"),
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
-        assistant("Sunny.") | {"weight": 0},
+def test_row_may_end_with_a_call(folder: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"in": "Ulm"}'}}
+    asked = [user("Weather?"), {"role": "assistant", "tool_calls": [call]}]
+    behind = [{"role": "tool", "content": "sunny", "tool_call_id": "1"}, assistant("Sunny.") | {"weight": 0}]
+    for turns in (asked, [*asked, *behind]):  # what follows the last learned turn is left out
+        ran = build(folder, {"messages": turns}, steps=["fix_text", "normalize_space", "pii", "exact_dedup", "leaks"])
+        assert ran.rows("train")[0]["messages"] == asked
+    row = next(read_rows(ran.out, "train"))
+    assert row.answer == '<tool_call>\n{"name": "weather", "arguments": {"in": "Ulm"}}\n</tool_call>'
+    assert row.prompt == row.messages[:1]
+
+
+OWN_CALLS = ['{"name": "weather", "arguments": {"in": "Ulm"}}', '{"name": "time"}']
+BOTH_CALLS = [
+    {"type": "function", "function": {"name": "weather", "arguments": '{"in": "Ulm"}'}},
+    {"type": "function", "function": {"name": "time", "arguments": "{}"}},
+]
+PLAIN_TOOLS = [{"name": "weather", "description": "of a town", "parameters": {"type": "object", "properties": {}}}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {  # ms-swift
+            "messages": [
+                user("x"),
+                *({"role": "tool_call", "content": call} for call in OWN_CALLS),
+                *({"role": "tool_response", "content": found} for found in ("sunny", "noon")),
+                assistant("y"),
+            ]
+        },
+        {  # LLaMA-Factory
+            "conversations": [
+                {"from": "human", "value": "x"},
+                {"from": "function_call", "value": f"[{', '.join(OWN_CALLS)}]"},
+                {"from": "observation", "value": "sunny"},
+                {"from": "observation", "value": "noon"},
+                {"from": "gpt", "value": "y"},
+            ]
+        },
+    ],
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_calls_and_tools_of_other_trainers_become_openai_s(folder: Any, row: Any, as_json: bool) -> None:
+    tools = json.dumps(PLAIN_TOOLS) if as_json else PLAIN_TOOLS
+    (made,) = build(folder, row | {"tools": tools}).rows("train")
+    assert made["messages"] == [
+        user("x"),
+        {"role": "assistant", "tool_calls": BOTH_CALLS},
+        {"role": "tool", "content": "sunny"},
+        {"role": "tool", "content": "noon"},
+        assistant("y"),
     ]
-    (row,) = build(folder, {"messages": turns}).rows("train")
-    assert [turn.get("weight") for turn in row["messages"]] == [None, None, None, 0]
+    assert made["tools"] == [{"type": "function", "function": PLAIN_TOOLS[0]}]
+
+
+def test_old_function_calls_become_calls_of_tools_unless_they_are_left_out(folder: Any) -> None:
+    called = BOTH_CALLS[0]["function"]
+    turns = [
+        user("x"),
+        {"role": "assistant", "content": None, "function_call": called},
+        {"role": "function", "name": "weather", "content": "sunny"},
+        assistant("y") | {"function_call": called},
+    ]
+    said = build(folder, {"messages": turns}).rows("train")[0]["messages"]
+    assert said[1:3] == [{"role": "assistant", "tool_calls": BOTH_CALLS[:1]}, {"role": "tool", "content": "sunny"}]
+    assert said[3] == assistant("y") | {"tool_calls": BOTH_CALLS[:1]}
+    shape = {"use": "messages", "ignore": ["function_call"]}
+    left = [user("x"), assistant("y") | {"function_call": called}]
+    assert build(folder, {"messages": left}, shape=shape).rows("train")[0]["messages"] == [user("x"), assistant("y")]
 
 
 def test_sharegpt_turns_hold_weights_and_thoughts_as_messages_do(folder: Any) -> None:
@@ -222,13 +283,17 @@ def test_what_stands_before_the_question_in_columns_of_its_own(
         ({"messages": [user([{"type": "image_url"}]), assistant("x")]}, "wrong_type"),
         ({"messages": [user(["x"]), assistant("x")]}, "wrong_type"),
         ({"messages": [user("x"), {"role": "assistant", "content": "y", "tool_calls": ["z"]}]}, "wrong_type"),
-        ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "ends_in_call"),
+        ({"messages": [user("x"), {"role": "assistant", "tool_calls": [{}]}]}, "wrong_type"),
+        ({"messages": [user("x"), {"role": "tool_call", "content": "{"}]}, "wrong_type"),
+        ({"messages": [user("x"), {"role": "tool_call", "content": "[]"}]}, "wrong_type"),
+        ({"messages": [user("x"), {"role": "assistant", "tool_calls": {"name": "f"}}]}, "wrong_type"),
+        ({"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "f"}]}, "wrong_type"),
         ({"prompt": "x", "completion": "\ud800"}, "invalid_encoding"),
         ({"messages": [{"role": "\ud800", "content": "x"}]}, "unknown_role"),
-        ({"messages": [user("x"), assistant("y") | {"tool_calls": [{"a": "\ud800"}]}]}, "invalid_encoding"),
+        ({"messages": [user("x"), assistant("y") | {"tool_calls": [{"name": "\ud800"}]}]}, "invalid_encoding"),
         ({"messages": [user("x")], "\ud800": 1}, "no_answer"),
         ({"messages": [user("x"), assistant("y") | {"reasoning_content": "z"}]}, "unheld_field"),
-        ({"messages": [user("x"), assistant("y") | {"function_call": {"name": "f"}}]}, "unheld_field"),
+        ({"messages": [user("x"), assistant("y") | {"function_call": {"arguments": "{}"}}]}, "wrong_type"),
         ({"messages": [user("x"), assistant("y") | {"weight": 0}]}, "no_answer"),
         ({"messages": [user("x"), assistant("y") | {"weight": 0.5}]}, "wrong_type"),
         ({"messages": [user("x"), assistant("y") | {"weight": "0"}]}, "wrong_type"),

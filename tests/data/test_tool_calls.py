@@ -69,6 +69,16 @@ def test_rows_that_differ_only_in_arguments_are_no_duplicates(folder: Any) -> No
     assert len(build(folder, talks, ["exact_dedup"]).rows("train")) == 2
 
 
+def test_rows_that_differ_only_in_what_is_called_are_no_duplicates(folder: Any) -> None:
+    def asking(name: str, arguments: str, id: str) -> list[dict[str, Any]]:
+        called = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        return [FIXED[0], {"role": "assistant", "content": None, "tool_calls": [called]}]
+
+    talks = [asking("book", '{"n": 2}', "a"), asking("book", '{"n": 3}', "b"), asking("cancel", '{"n": 3}', "c")]
+    again = [asking("book", '{"n": 3}', "d")]
+    assert len(build(folder, [*talks, *again], ["exact_dedup"]).rows("train")) == 3
+
+
 def test_row_with_personal_data_in_arguments_is_dropped_when_asked_for(folder: Any) -> None:
     talks = [turns(call('{"phone": "13812345678"}')), turns(call('{"phone": "no"}'), question="other")]
     ran = build(folder, talks, [{"use": "pii", "action": "drop"}])

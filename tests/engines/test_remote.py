@@ -16,6 +16,7 @@ from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Input, Question
 from inhouse.core.rows import Message
+from inhouse.core.tool_words import read_calls
 from inhouse.engines.remote import open_model
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -105,6 +106,23 @@ def test_remote_answer_is_assembled_from_the_stream(monkeypatch: pytest.MonkeyPa
     assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret"
     assert seen[0]["temperature"] == 0 and seen[0]["max_tokens"] == 8 and seen[0]["model"] == "house-model"
     assert seen[0]["messages"] == [{"role": "user", "content": "Which desk?"}]
+
+
+def test_remote_calls_are_told_in_words() -> None:
+    def calls(*told: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": {"tool_calls": list(told)}, "finish_reason": finish}]}
+
+    body = stream(
+        piece("Let me see."),
+        calls({"index": 0, "id": "a", "function": {"name": "look", "arguments": ""}}),
+        calls({"index": 1, "id": "b", "function": {"name": "ask"}}),
+        calls({"index": 0, "function": {"arguments": '{"at": '}}, finish="tool_calls"),
+        calls({"index": 0, "function": {"arguments": '"noon"}'}}),
+    )
+    with serving(send(200, body)) as (url, _):
+        [answer] = open_model(endpoint(url)).generate([PROMPT], 8, lambda done: None)
+    assert answer.finish == "stop" and answer.text.startswith("Let me see.\n<tool_call>")
+    assert read_calls(answer.text) == [("look", {"at": "noon"}), ("ask", {})]
 
 
 def test_remote_endpoint_gets_a_rows_tools_and_no_control_tokens() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from known_answers import LABELS, KnownAnswers, context, make_rows, notes, recor
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.fingerprint import identity, list_files
 from inhouse.core.protocols import Context, Input
+from inhouse.core.rows import Message
 from inhouse.dataset import read_rows, write_rows
 from inhouse.evaluate import answers, stage
 from inhouse.evaluate.predictions import Predictions, likeliest, read_label, read_predictions
@@ -79,6 +81,39 @@ def test_evaluate_model_that_is_right_in_two_of_three_writes_all_measures(
     assert speed["ttft_p50_ms"]["value"] == 250.0
     assert speed["tokens_per_s"]["value"] == 12.0  # 3 tokens after the first in 0.25 s
     assert speed["peak_memory_bytes"]["value"] == 1000
+
+
+def test_evaluate_rows_that_want_a_call_compares_calls_and_tells_of_answers_that_were_cut(
+    tmp_path: Path, dataset: Make, model: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dataset(4, labelled=False)
+    rows = make_rows(4, labelled=False)
+    for at in (0, 2):
+        call = {"type": "function", "function": {"name": "desk", "arguments": f'{{"n": {at}}}'}}
+        turns = [*rows[at].prompt, Message(role="assistant", tool_calls=[call])]
+        rows[at] = rows[at].model_copy(update={"messages": turns})
+    write_rows(folder.path, "test", rows)
+
+    class Cut(KnownAnswers):
+        def generate(self, *asked: Any, **how: Any) -> Any:
+            made = super().generate(*asked, **how)
+            return [replace(one, finish="length") if len(one.text) == 20 else one for one in made]
+
+    answers = [
+        '<tool_call>{"arguments": {"n": 0}, "name": "desk"}</tool_call>',
+        "earn",
+        '<tool_call>{"name": ',
+        "crude",
+    ]
+    use(monkeypatch, Cut(rows, lambda at, wanted: answers[at]))
+    made = context(tmp_path, "run", model=model, dataset=folder)
+    stage.run(node(), made)
+    found = {name: figure["value"] for name, figure in scores(made)["figures"].items()}
+    assert (found["tool_calls"], found["tool_names"], found["exact_match"]) == (0.5, 0.5, 0.75)
+    kept = read_predictions(made.out / "predictions.jsonl")
+    assert [row.tools for row in kept] == [True, None, True, None]
+    assert kept[2].gold == '<tool_call>\n{"name": "desk", "arguments": {"n": 2}}\n</tool_call>'
+    assert "evaluate.cut" in notes(made)
 
 
 def test_evaluate_labels_model_and_hashes_stand_in_scores(

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from inhouse.evaluate.metrics import accuracy, exact_match, macro_f1, perplexity, valid_answers
+from inhouse.evaluate.metrics import accuracy, exact_match, macro_f1, perplexity, tool_calls, valid_answers
 from inhouse.evaluate.predictions import Prediction, Predictions
 from inhouse.evaluate.stats import BootstrapParams, Measure, difference, figure, resample, wilson
 
@@ -184,3 +184,44 @@ def test_metrics_without_their_columns_find_nothing() -> None:
     assert valid_answers.measure(bare, valid_answers.ValidAnswersParams()) == {}
     assert exact_match.measure(bare, exact_match.ExactMatchParams()) == {}
     assert perplexity.measure(bare, perplexity.PerplexityParams()) == {}
+
+
+def calling(*calls: str, before: str = "") -> str:
+    return before + "".join(f"<tool_call>\n{call}\n</tool_call>\n" for call in calls)
+
+
+ONE = '{"name": "book", "arguments": {"seats": 2, "at": "noon"}}'
+SAME = '{"arguments":{"at":"noon","seats":2},"name":"book"}'
+OTHER = '{"name": "book", "arguments": {"seats": 3, "at": "noon"}}'
+TWO = '{"name": "cancel", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "right", "named"),
+    [
+        (calling(ONE), calling(SAME), True, True),
+        (calling(ONE), calling(ONE).rstrip().removesuffix("</tool_call>"), True, True),
+        (calling(ONE), calling(OTHER), False, True),
+        (calling(ONE), calling(TWO), False, False),
+        (calling(ONE, TWO), calling(TWO, SAME), True, True),
+        (calling(ONE, TWO), calling(ONE), False, False),
+        (calling(ONE), "I shall book", False, False),
+        (calling(ONE), calling("{"), False, False),
+        ("No tool for that.", "Sorry.", True, True),
+        ("No tool for that.", calling(ONE), False, False),
+    ],
+)
+def test_calls_are_compared_as_values(wanted: str, said: str, right: bool, named: bool) -> None:
+    row = Prediction(id="0" * 16, question="q", gold=wanted, tools=True, text=said)
+    plain = Prediction(id="1" * 16, question="q", gold="a", text="b")  # no tools: it does not count
+    found = tool_calls.measure(Predictions((row, plain), ()), tool_calls.ToolCallsParams())
+    assert (found["tool_calls"].value, found["tool_names"].value) == (right, named)
+    exact = exact_match.measure(Predictions((row,), ()), exact_match.ExactMatchParams())["exact_match"]
+    assert exact.value == (right and wanted.startswith("<"))
+
+
+def test_tool_calls_are_left_out_where_no_row_has_tools_or_nothing_was_written() -> None:
+    params = tool_calls.ToolCallsParams()
+    assert tool_calls.measure(Predictions((Prediction(id="0", question="q", gold="a", text="b"),), ()), params) == {}
+    silent = Prediction(id="0", question="q", gold=calling(ONE), tools=True)
+    assert tool_calls.measure(Predictions((silent,), ()), params) == {}

@@ -110,6 +110,7 @@ TOOL_TALKS = {
         turn("assistant", "Bye."),
         tools=TOOLS,
     ),
+    "call at the end": row_of(turn("user", "Weather?"), turn("assistant", None, tool_calls=[CALL, CALL]), tools=TOOLS),
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inhouse.core.tool_words import said
+
 Role = Literal["system", "user", "assistant", "tool"]
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -59,8 +61,9 @@ class Row(BaseModel):
 
     @property
     def answer(self) -> str:
-        """The wanted answer."""
-        return self.messages[-1].content or ""
+        """The wanted answer as text; calls of tools in the words that models without a template for them write."""
+        last = self.messages[-1]
+        return said(last.content, last.tool_calls or ())
 
     @property
     def asked(self) -> int:

@@ -16,6 +16,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # How a template that takes tools spells a call; the quotes of its own texts may be escaped.
 HERMES = re.compile(r'<tool_call>(?:\\n|\n)\{\\?"name\\?": ')
 Turn = dict[str, Any]
+Call = tuple[str, dict[str, Any]]  # name, arguments
 
 
 def writes_tools(template: str | None) -> bool:
@@ -68,12 +69,40 @@ def _in_words(message: Mapping[str, Any]) -> Turn:
     content = message.get("content") or ""
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = [_call_in_words(call.get("function") or call) for call in message.get("tool_calls") or ()]
-    return {"role": message["role"], "content": "\n".join([*([content] if content else []), *calls])}
+    return {"role": message["role"], "content": said(content, message.get("tool_calls") or ())}
+
+
+def said(content: str | None, calls: Sequence[Mapping[str, Any]]) -> str:
+    """A turn of the assistant as text: what it says, and then its calls."""
+    told = [_call_in_words(call.get("function") or call) for call in calls]
+    return "\n".join([*([content] if content else []), *told])
+
+
+def read_call(inside: str) -> Call | None:
+    """The name and the arguments of what stands between the tags; None where that is no call."""
+    try:
+        found = json.loads(inside)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return None
+    arguments = found.get("arguments", {})
+    return (found["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def before_calls(text: str) -> str:
+    """What an answer says before its calls, without spaces around it."""
+    return text.split(OPEN, 1)[0].strip()
+
+
+def read_calls(text: str) -> list[Call]:
+    """The calls in an answer, in their order; the last one's closing tag may be missing, as in serving."""
+    inside = (part.split(CLOSE, 1)[0] for part in text.split(OPEN)[1:])
+    return [call for part in inside if (call := read_call(part)) is not None]
 
 
 def _call_in_words(function: Mapping[str, Any]) -> str:
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments") or "{}"
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return f'{OPEN}\n{{"name": {json.dumps(function.get("name"))}, "arguments": {arguments}}}\n{CLOSE}'

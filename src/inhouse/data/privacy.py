@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Reasons whose detail names a column, a place or a kind, and nothing that stood in the row.
 ABOUT_FORM: frozenset[Reason] = frozenset((
-    "missing_column", "empty_text", "wrong_type", "no_answer", "ends_in_call", "invalid_encoding", "not_an_object",
-    "no_text", "column_count", "broken_json", "broken_csv", "unheld_field",
+    "missing_column", "empty_text", "wrong_type", "no_answer", "invalid_encoding", "not_an_object", "no_text",
+    "column_count", "broken_json", "broken_csv", "unheld_field",
 ))  # fmt: skip
 
 

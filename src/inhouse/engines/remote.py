@@ -13,6 +13,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.protocols import Generation, Input, Prompt, Scored, Tick, question_of
 from inhouse.core.settings import openai_headers
+from inhouse.core.tool_words import said
 from inhouse.remote.http import check, reaching
 
 if TYPE_CHECKING:
@@ -21,10 +22,25 @@ if TYPE_CHECKING:
 TIMEOUT_S = 120.0  # without a byte from the endpoint
 
 
+class Called(BaseModel):
+    """What is called, or more of its arguments."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(BaseModel):
+    """A piece of one call of a tool."""
+
+    index: int = 0
+    function: Called = Called()
+
+
 class Delta(BaseModel):
-    """The text that a chunk adds."""
+    """What a chunk adds: text, or pieces of calls."""
 
     content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class Choice(BaseModel):
@@ -137,16 +153,23 @@ class RemoteEngine:
 
 
 def assemble(chunks: Iterator[Chunk], started: float) -> Generation:
-    """The whole answer of a stream. Tokens are the endpoint's own count, else its pieces of text."""
+    """The whole answer of a stream, calls of tools in words. Tokens are the endpoint's own count, else its pieces."""
     pieces: list[str] = []
+    calls: dict[int, dict[str, str]] = {}
     finish, tokens, first = "stop", 0, 0.0
     for chunk in chunks:
         for choice in chunk.choices:
-            if choice.delta.content:
+            if choice.delta.content or choice.delta.tool_calls:
                 first = first or time.monotonic() - started
-                pieces.append(choice.delta.content)
+            pieces += [choice.delta.content] if choice.delta.content else []
+            for call in choice.delta.tool_calls or ():
+                made = calls.setdefault(call.index, {"name": "", "arguments": ""})
+                made["name"] += call.function.name or ""
+                made["arguments"] += call.function.arguments or ""
             finish = choice.finish_reason or finish
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
     total = time.monotonic() - started
-    return Generation("".join(pieces), tokens or len(pieces), finish, first or total, total)
+    text = said("".join(pieces), [calls[place] for place in sorted(calls)])
+    finish = "stop" if finish == "tool_calls" else finish
+    return Generation(text, tokens or len(pieces), finish, first or total, total)

@@ -70,6 +70,7 @@ def ask(engine: Engine, rows: Sequence[Row], asking: Asking, tick: Tick) -> list
                 question=question_of(row),
                 gold=row.answer,
                 label=row.label,
+                tools=bool(row.tools or row.messages[-1].tool_calls) or None,
                 text=answer.text if answer else None,
                 finish=answer.finish if answer else None,
                 predicted=read_label(answer.text, asking.labels) if answer else None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inhouse.core.gate import Figure
-from inhouse.evaluate.predictions import Prediction, Predictions
+from inhouse.evaluate.predictions import Prediction, Predictions, same_answer
 
 INVALID = ""  # stands for an answer that names no label
 
@@ -56,7 +56,7 @@ def wrong_answers(predictions: Predictions, mode: str, count: int) -> list[dict[
     wrong = []
     for row in sorted(predictions.rows, key=lambda row: row.id):
         given = said(row, mode)
-        right = given == row.label if row.label is not None else (row.text or "").strip() == row.gold.strip()
+        right = given == row.label if row.label is not None else same_answer(row.gold, row.text or "")
         if not right:
             wrong.append((row, row.text if mode == "generate" else given))
     start = _shared_start([row.question for row in predictions.rows])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
+from inhouse.core.tool_words import Call, before_calls, read_calls
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
@@ -22,6 +23,7 @@ class Prediction(Frozen):
     question: str  # the last user turn, so that a person can read the file without the dataset
     gold: str
     label: str | None = None
+    tools: bool | None = None  # true where tools are offered, or a call is wanted
     text: str | None = None
     finish: str | None = None
     predicted: str | None = None  # label that `text` names, by the rule of `read_label`
@@ -42,6 +44,26 @@ class Predictions:
     def gold(self) -> list[str]:
         """The wanted label of every row, else its wanted answer."""
         return [row.label if row.label is not None else row.gold for row in self.rows]
+
+
+def same_calls(wanted: Sequence[Call], made: Sequence[Call]) -> bool:
+    """Whether calls have the same names and arguments, compared as JSON values, in whatever order."""
+    return sorted(map(_canonical, wanted)) == sorted(map(_canonical, made))
+
+
+def _canonical(call: Call) -> str:
+    return json.dumps(call, sort_keys=True)
+
+
+def same_answer(wanted: str, said: str) -> bool:
+    """Whether an answer is the wanted one: character for character but for spaces at both ends, calls as values.
+
+    Spaces and the order of keys inside of a call's arguments change nothing.
+    """
+    calls = read_calls(wanted)
+    if not calls:
+        return said.strip() == wanted.strip()
+    return before_calls(said) == before_calls(wanted) and same_calls(calls, read_calls(said))
 
 
 def read_label(text: str, labels: Iterable[str]) -> str | None:

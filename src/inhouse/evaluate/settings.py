@@ -10,7 +10,7 @@ from inhouse.core.params import OneOf, Params
 from inhouse.evaluate.stats import BootstrapParams
 
 Mode = Literal["generate", "constrained"]
-METRICS = ("accuracy", "macro_f1", "valid_answers", "exact_match", "perplexity")
+METRICS = ("accuracy", "macro_f1", "valid_answers", "exact_match", "tool_calls", "perplexity")
 EngineName = Literal["transformers", "llamacpp", "remote"]
 
 

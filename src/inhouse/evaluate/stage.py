@@ -23,7 +23,7 @@ from inhouse.evaluate.scores import figures, measures
 from inhouse.evaluate.settings import EngineName, EvaluateNode, EvaluateParams
 from inhouse.evaluate.speed import measure_speed
 
-VERSION = "2"
+VERSION = "3"
 KIND: Kind = "predictions"
 
 __all__ = ["KIND", "VERSION", "EvaluateNode", "EvaluateParams", "external", "run"]
@@ -58,6 +58,8 @@ def run(params: EvaluateNode, context: Context) -> Made:
         engine.close()
     predictions = Predictions(answered, labels)
     found = _figures(predictions, settings, context.events)
+    if cut := sum(row.finish == "length" and len(row.text or "") < len(row.gold) for row in answered):
+        context.events.note("evaluate.cut", cut=cut, rows=len(answered), max_tokens=settings.max_tokens)
     scores = {
         "model": _model(model.record),
         "engine": params.engine,

@@ -20,6 +20,8 @@ TITLES = {
     "constrained_macro_f1": ("Macro-F1, labels only", "宏平均 F1（限定标签）"),
     "valid_answers": ("Valid answers", "有效回答率"),
     "exact_match": ("Exact match", "完全一致率"),
+    "tool_calls": ("Tool calls", "工具调用正确率"),
+    "tool_names": ("Tool calls, names only", "工具调用正确率（仅看名称）"),
     "perplexity": ("Perplexity", "困惑度"),
     "bytes": ("Size", "大小"),
     "tokens_per_s": ("Tokens/s", "生成速度（token/s）"),
@@ -28,14 +30,18 @@ TITLES = {
     "latency_p95_ms": ("Latency, p95", "延迟 p95"),
     "peak_memory_bytes": ("Peak memory", "内存峰值"),
 }
-SHARES = ("accuracy", "constrained_accuracy", "macro_f1", "constrained_macro_f1", "valid_answers", "exact_match")
-LINES = (
+SHARES = (
     "accuracy",
     "constrained_accuracy",
     "macro_f1",
     "constrained_macro_f1",
     "valid_answers",
     "exact_match",
+    "tool_calls",
+    "tool_names",
+)
+LINES = (
+    *SHARES,
     "perplexity",
     "bytes",
     "tokens_per_s",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from inhouse.core.serving import Ask, Constraint, Delta
-from inhouse.core.tool_words import CLOSE, OPEN, in_words
+from inhouse.core.tool_words import CLOSE, OPEN, in_words, read_call
 
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.S)
 
@@ -169,16 +169,11 @@ class FreeCallReader:
         return taken
 
     def _call(self, inside: str) -> dict[str, Any] | None:
-        try:
-            said = json.loads(inside)
-        except (ValueError, RecursionError):
+        found = read_call(inside)
+        if found is None or found[0] not in self._names:
             return None
-        if not isinstance(said, dict) or said.get("name") not in self._names:
-            return None
-        arguments = said.get("arguments", {})
-        if not isinstance(arguments, dict):
-            return None
-        call = _first(new_call_id(), said["name"], self._made)
+        name, arguments = found
+        call = _first(new_call_id(), name, self._made)
         call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
         self._made += 1
         return call

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Literal
 
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.clusters import FIRST
 from inhouse.data.operators.around import Around
+from inhouse.data.shapes.calls import without_texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,8 +24,22 @@ class ExactDedup(Params):
 
 
 def emit(docs: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:
-    """The 128-bit xxh3 of each text as two numbers, with the row's part and label."""
-    return docs.select("row", "part", "label").with_columns(whole_hashes(docs["text"]))
+    """The 128-bit xxh3 of each text as two numbers, with the row's part and label.
+
+    Of rows with calls of tools counts what is called, too.
+    """
+    import polars as pl
+
+    texts = docs["text"]
+    if docs["turns"].null_count() < docs.height:
+        texts = texts + pl.Series([_calls(turns) for turns in docs["turns"].to_list()])
+    return docs.select("row", "part", "label").with_columns(whole_hashes(texts))
+
+
+def _calls(turns: str | None) -> str:
+    """What is called in the turns of a row (JSON), as far as its text does not tell; empty for most rows."""
+    found = [turn["tool_calls"] for turn in json.loads(turns or "[]") if turn.get("tool_calls")]
+    return "\0" + json.dumps([without_texts(calls) for calls in found], sort_keys=True) if found else ""
 
 
 def whole_hashes(texts: pl.Series) -> list[pl.Series]:

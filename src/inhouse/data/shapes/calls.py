@@ -32,6 +32,12 @@ def mapped(calls: Sequence[Mapping[str, Any]], visit: Visit) -> list[dict[str, A
     return [_named(call, visit) for call in calls]
 
 
+def without_texts(calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the texts of some calls do not tell: what is called, with which keys, short numbers and switches."""
+    bare = mapped(calls, lambda _: "")
+    return [{key: value for key, value in call.items() if key not in ("id", "index", "type")} for call in bare]
+
+
 def _named(value: Mapping[str, Any], visit: Visit) -> dict[str, Any]:
     """A call, or what it calls: the name stays, the arguments may be JSON or an object."""
     found = {}

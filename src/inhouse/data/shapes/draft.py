@@ -41,9 +41,7 @@ def conversation(turns: Sequence[Message]) -> Draft:
 
     Raises Unfit without a question or a final answer.
     """
-    if turns and turns[-1].learned and turns[-1].tool_calls:
-        raise Unfit("ends_in_call")
-    if not turns or turns[-1].role != "assistant" or not turns[-1].content or not any(turn.learned for turn in turns):
+    if not turns or turns[-1].role != "assistant" or not any(turn.learned for turn in turns):
         raise Unfit("no_answer", turns[-1].role if turns else "")
     if not any(turn.role == "user" for turn in turns):
         raise Unfit("no_prompt")
@@ -79,7 +77,10 @@ def _spoken(turns: Sequence[Message]) -> Iterator[tuple[str, str]]:
 
 
 def tools_of(value: object) -> tuple[dict[str, Any], ...] | None:
-    """Definitions of tools: a list of objects, or JSON of one; None where there are none. Raises Unfit for others."""
+    """Definitions of tools: a list of objects, or JSON of one; None where there are none. Raises Unfit for others.
+
+    Functions that stand by themselves, as LLaMA-Factory and ms-swift have them, are put as OpenAI's API takes them.
+    """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -90,7 +91,13 @@ def tools_of(value: object) -> tuple[dict[str, Any], ...] | None:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise Unfit("wrong_type", f"tools: {type(value).__name__}")
     text_value(json.dumps(value, ensure_ascii=False), "tools")
-    return tuple(value)
+    return tuple(_defined(item) for item in value)
+
+
+def _defined(tool: dict[str, Any]) -> dict[str, Any]:
+    if "function" in tool or not isinstance(tool.get("name"), str) or tool.get("type", "function") != "function":
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def retold(draft: Draft, texts: Sequence[str]) -> list[Message]:

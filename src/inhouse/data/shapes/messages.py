@@ -11,18 +11,28 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from inhouse.core.params import Params
-from inhouse.core.rows import Message, after_question
+from inhouse.core.rows import Message, Role, after_question
 from inhouse.data.records import Unfit
+from inhouse.data.shapes.calls import CALLED
 from inhouse.data.shapes.draft import Draft, conversation, opened, preference, text_of, text_value
 
 COLUMNS = "messages: [{role, content}, …]"
 KIND = re.compile(r"[A-Za-z_]{1,20}\Z")  # a longer or other one is a value at the wrong place
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool_call": "assistant",  # ms-swift's, with the call as JSON
+    "function_call": "assistant",  # the same in LLaMA-Factory's ShareGPT
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+}
+CALLERS = ("tool_call", "function_call")
 
 # What a turn may hold that no row can: trained without it, a model would learn what the row does not say.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-UNHELD = (*THOUGHTS, "function_call")
 Unheld = Literal["reasoning_content", "reasoning", "thinking", "function_call", "weight"]
 
 
@@ -30,8 +40,8 @@ class TurnsShape(Params):
     """What is done with fields of turns besides who says what.
 
     A turn of the assistant with `weight: 0` (or ms-swift's `loss: false`) is read and not learned; what follows the
-    last one that is learned is left out. Rows whose turns hold thoughts apart from their content or an old function
-    call are refused: `thoughts` says where thoughts go, `ignore` names fields to leave out.
+    last one that is learned is left out. Rows whose turns hold thoughts apart from their content are refused:
+    `thoughts` says where thoughts go, `ignore` names fields to leave out.
     """
 
     thoughts: Literal["content"] | None = Field(
@@ -93,22 +103,30 @@ def _worse(fields: Mapping[str, Any], column: str, turns: Sequence[Message], par
 
 
 def up_to_learned(turns: list[Message]) -> list[Message]:
-    """Turns without those that follow the last one that is learned, where the last is the assistant's.
-
-    What follows a learned call stays: rows end with an answer in words.
-    """
+    """Turns without those that follow the last one that is learned, where the last is the assistant's."""
     if not turns or turns[-1].role != "assistant" or turns[-1].learned:
         return turns
-    end = max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)
-    return turns if end and turns[end - 1].tool_calls else turns[:end]
+    return turns[: max((at for at, turn in enumerate(turns, 1) if turn.learned), default=0)]
 
 
 def turns_of(value: object, column: str = "messages", params: TurnsShape = PLAIN) -> list[Message]:
     """Turns of a list of role/content objects; blank system turns are left out."""
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"{column}: {type(value).__name__}")
-    turns = [turn_of(item, f"{column}[{number}]", params) for number, item in enumerate(value)]
-    return [turn for turn in turns if turn is not None]
+    turns: list[Message] = []
+    calling = False  # whether the turn before is a call in a turn of its own
+    for number, item in enumerate(value):
+        turn = turn_of(item, f"{column}[{number}]", params)
+        if turn is None:
+            continue
+        alone = item["role"] in CALLERS
+        if alone and calling and turn.content is None and turn.weight == turns[-1].weight:
+            calls = [*(turns[-1].tool_calls or ()), *(turn.tool_calls or ())]
+            turns[-1] = turns[-1].model_copy(update={"tool_calls": calls})
+        else:
+            turns.append(turn)
+        calling = alone
+    return turns
 
 
 def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
@@ -119,11 +137,10 @@ def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
     if role is None:
         raise Unfit("unknown_role", str(item.get("role")))
     folded = THOUGHTS if params.thoughts == "content" and role == "assistant" else ()
-    for name in UNHELD:
+    for name in THOUGHTS:
         if name not in params.ignore and name not in folded and item.get(name) not in (None, ""):
             raise Unfit("unheld_field", f"{place}.{name}")
-    content = _content(item.get("content"), place)
-    calls = _calls(item.get("tool_calls"), place)
+    content, calls = _said(item, place, params)
     if not content.strip():
         if role == "system":
             return None
@@ -142,14 +159,56 @@ def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
         raise Unfit("wrong_type", f"{place}.{error.errors()[0]['loc'][0]}") from None
 
 
-def _calls(value: object, place: str) -> object:
+def _said(item: Mapping[str, Any], place: str, params: TurnsShape) -> tuple[str, list[Any] | None]:
+    """What is said in a turn, and what is called."""
+    content = _content(item.get("content"), place)
+    return ("", _spelled(content, place)) if item["role"] in CALLERS else (content, _calls(item, place, params))
+
+
+def _calls(item: Mapping[str, Any], place: str, params: TurnsShape) -> list[Any] | None:
     """Calls of tools as they are; as JSON, the way that tables of this product's datasets hold them."""
+    value = item.get("tool_calls")
+    old = None if "function_call" in params.ignore else item.get("function_call")
     if isinstance(value, str) and value.strip():
         try:
-            return json.loads(value)
+            value = json.loads(value)
         except (ValueError, RecursionError):
             raise Unfit("wrong_type", f"{place}.tool_calls: not JSON") from None
-    return value or None
+    if not value and isinstance(old, dict):
+        value = [{"type": "function", "function": old}]
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(_named(call) for call in value):
+        raise Unfit("wrong_type", f"{place}.tool_calls")
+    return value
+
+
+def _named(call: object) -> bool:
+    """Whether this is a call: what it calls has a name."""
+    if not isinstance(call, dict):
+        return False
+    called = next((call[name] for name in CALLED if isinstance(call.get(name), dict)), call)
+    return isinstance(called.get("name"), str) and bool(called["name"].strip())
+
+
+def _spelled(content: str, place: str) -> list[Any]:
+    """The calls of a turn that is nothing else: one, or a list, as JSON of name and arguments."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Unfit("wrong_type", f"{place}: not JSON") from None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(_named(call) for call in calls):
+        raise Unfit("wrong_type", place)
+    return [{"type": "function", "function": _as_json(call.get("function") or call)} for call in calls]
+
+
+def _as_json(function: Mapping[str, Any]) -> dict[str, Any]:
+    """A called function with its arguments as JSON, as OpenAI's API has them."""
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    return {"name": function["name"], "arguments": arguments}
 
 
 def _weight(item: Mapping[str, Any], place: str) -> int | None:

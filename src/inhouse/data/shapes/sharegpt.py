@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
-from inhouse.core.rows import Message, Role
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.draft import Draft, conversation, opened, text_value
-from inhouse.data.shapes.messages import TurnsShape, turn_of, up_to_learned
+from inhouse.data.shapes.messages import TurnsShape, turns_of, up_to_learned
 
 COLUMNS = "conversations: [{from, value}, …]"
-SPEAKERS: dict[str, Role] = {
+SPEAKERS = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
+    "function_call": "function_call",
     "system": "system",
     "tool": "tool",
     "observation": "tool",
@@ -40,15 +40,15 @@ def draft(fields: Mapping[str, Any], params: ShareGptShape) -> Draft:
     value = fields.get("conversations")
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"conversations: {type(value).__name__}")
-    turns = [_turn(item, f"conversations[{number}]", params) for number, item in enumerate(value)]
-    return conversation(up_to_learned(opened(fields, [turn for turn in turns if turn is not None])))
+    told = [_turn(item, f"conversations[{number}]") for number, item in enumerate(value)]
+    return conversation(up_to_learned(opened(fields, turns_of(told, "conversations", params))))
 
 
-def _turn(item: object, place: str, params: ShareGptShape) -> Message | None:
+def _turn(item: object, place: str) -> dict[str, Any]:
+    """The turn with OpenAI's names."""
     if not isinstance(item, dict):
         raise Unfit("wrong_type", f"{place}: {type(item).__name__}")
     speaker = str(item.get("from"))
     if speaker not in SPEAKERS:
         raise Unfit("unknown_role", speaker)
-    content = text_value(item.get("value"), place)
-    return turn_of({**item, "role": SPEAKERS[speaker], "content": content}, place, params)
+    return {**item, "role": SPEAKERS[speaker], "content": text_value(item.get("value"), place)}
