@@ -6,17 +6,22 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inhouse.compress.convert import convert
 from inhouse.compress.convert_child import plain_pre_tokenizer
-from inhouse.compress.methods.gguf import Gguf, file_stem, loose
+from inhouse.compress.methods.gguf import Gguf, export, file_stem, loose
 from inhouse.compress.quantise import quantise
 from inhouse.core.errors import UserError
 from inhouse.core.protocols import Context, Input
+from inhouse.core.rows import Message
 from inhouse.core.run import Events
+from inhouse.engines.llamacpp import open_model
 
 
 def write_tokenizer(folder: Path, pre_tokenizer: dict[str, object] | None) -> Path:
@@ -88,6 +93,64 @@ def test_tokenizer_that_cuts_in_its_own_way_is_refused(tmp_path: Path, pre_token
     with pytest.raises(UserError) as error:
         plain_pre_tokenizer(write_tokenizer(tmp_path, pre_tokenizer))
     assert error.value.code == "compress.tokenizer"
+
+
+SPOKEN = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+
+
+def write_sentencepiece(source: Path, folder: Path, prefix: bool, bos: bool, template: str) -> Any:
+    """A copy of a tiny model with a sentencepiece vocabulary that is there as tokenizer.json alone."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    marked = normalizers.Replace(" ", "▁")
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), marked])
+    words = ["net profit rose", "the bank cut its rate", "the rates rose 12 percent", "银行利率 利率"] * 3
+    learner.train_from_iterator(words, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    vocab = {piece: at for at, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), marked]) if prefix else marked
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    if bos:
+        frame = {"single": "<s> $A", "special_tokens": [("<s>", 1)]}
+        tokenizer.post_processor = processors.TemplateProcessing(**frame)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.add_tokens([AddedToken("<|user|>", normalized=False)])
+    fast.chat_template = template
+    config = AutoConfig.from_pretrained(source, vocab_size=len(fast), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return fast
+
+
+@pytest.mark.parametrize(
+    ("prefix", "bos", "template"),
+    [(True, True, SPOKEN), (True, True, "{{ bos_token }}" + SPOKEN), (False, False, SPOKEN)],
+    ids=["bos that the template lacks", "bos of the template", "neither bos nor space"],
+)
+def test_exported_sentencepiece_vocabulary_without_its_own_file_cuts_texts_as_before(
+    context: Context, as_input: Callable[..., Input], prefix: bool, bos: bool, template: str
+) -> None:
+    folder = context.project_dir / "spm"
+    fast = write_sentencepiece(context.inputs["base"].path, folder, prefix, bos, template)
+    (context.scratch / "f16.gguf").unlink()
+    tuned = as_input(folder, ".", "safetensors", name="spm")
+    given = replace(context, inputs={**context.inputs, "tuned": tuned})
+    made = export(tuned, Gguf(type="f16"), given)
+    record = tuned.record.model_copy(update={"facts": {"model": made.model.model_dump()}})
+    with closing(open_model(Input(record, context.out))) as engine:
+        for said in ("the bank", "net rates  rose\n12 é 利率", "利率profits"):
+            assert engine.text_ids(said) == fast(said, add_special_tokens=False)["input_ids"]
+            asked = [Message(role="user", content=said)]
+            told = fast.apply_chat_template([turn.as_dict() for turn in asked], tokenize=False)
+            assert engine.token_ids(asked) == fast(told, add_special_tokens=False)["input_ids"]
 
 
 def test_quantised_weights_are_the_nearest_of_their_block(converted: Path, tmp_path: Path) -> None:

