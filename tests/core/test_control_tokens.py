@@ -219,12 +219,16 @@ def test_tools_go_to_the_template_only_where_it_writes_calls_as_they_are_read() 
     assert writes_tools(hermes) and writes_tools(hermes.replace("\n", "\\n").replace('"', '\\"'))
     assert not writes_tools(None) and not writes_tools("{{ tools }}") and not writes_tools(hermes.replace("tools", "x"))
     turns = [{"role": "user", "content": "Look"}]
-    tool = {"type": "function", "function": {"name": "look"}}
-    assert as_prompted(hermes, turns, [tool]) == (turns, [tool])
+    tool = {"name": "look", "parameters": {"type": "object", "properties": {}}, "strict": True, "returns": None}
+    told = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    whole = [{"type": "function", "function": told}]
+    assert as_prompted(hermes, turns, [{"function": tool, "type": "function"}]) == (turns, whole)
+    assert as_prompted(hermes, turns, [{"name": "look", "type": "function"}]) == (turns, whole)
+    assert list(as_prompted(hermes, turns, [tool])[1][0]["function"]) == ["name", "description", "parameters"]
     assert as_prompted("{{ x }}", turns, None) == (turns, None)
-    told, offered = as_prompted("{{ x }}", [*turns, {"role": "tool", "content": "7"}], [tool])
-    assert offered is None and [turn["role"] for turn in told] == ["system", "user", "user"]
-    assert '"name": "look"' in told[0]["content"] and told[2]["content"] == "<tool_response>\n7\n</tool_response>"
+    turned, offered = as_prompted("{{ x }}", [*turns, {"role": "tool", "content": "7"}], [tool])
+    assert offered is None and [turn["role"] for turn in turned] == ["system", "user", "user"]
+    assert '"name": "look"' in turned[0]["content"] and turned[2]["content"] == "<tool_response>\n7\n</tool_response>"
 
 
 def test_token_of_a_single_character_has_no_inside_to_be_broken() -> None:

@@ -194,7 +194,7 @@ def test_near_dedup_does_not_depend_on_batches_or_order(order: list[int], batch:
 
 @pytest.mark.parametrize("text", ["", "a b c d", "四个字，"])
 def test_near_dedup_leaves_texts_shorter_than_a_run_to_exact_dedup(text: str) -> None:
-    docs, exact = frame([text] * 3).with_columns(turns=pl.lit(None, pl.String)), exact_dedup.ExactDedup()
+    docs, exact = frame([text] * 3), exact_dedup.ExactDedup()
     assert decided(docs).is_empty()
     assert exact_dedup.decide(exact_dedup.emit(docs, exact, AROUND), exact, AROUND)["kept"].to_list() == [1, 1]
 

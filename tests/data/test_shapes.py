@@ -194,6 +194,66 @@ def test_calls_and_tools_of_other_trainers_become_openai_s(folder: Any, row: Any
     assert made["tools"] == [{"type": "function", "function": PLAIN_TOOLS[0]}]
 
 
+def test_a_call_in_a_turn_of_its_own_belongs_to_the_words_before_it(folder: Any) -> None:
+    called = {"role": "tool_call", "content": OWN_CALLS[0]}
+    turns = [user("x"), assistant("Let me see."), called, {"role": "tool_response", "content": "sunny"}, assistant("y")]
+    said = build(folder, {"messages": turns}).rows("train")[0]["messages"]
+    assert said[1] == assistant("Let me see.") | {"tool_calls": BOTH_CALLS[:1]}
+    assert [turn["role"] for turn in said] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("arguments", ["", None, "{}", {}])
+def test_calls_without_arguments_and_by_themselves_become_openai_s(folder: Any, arguments: Any) -> None:
+    function = {"name": "time", "arguments": arguments}
+    for call in ({"function": function, "id": "1"}, function, {"name": "time"}):
+        (row,) = build(folder, {"messages": [user("x"), {"role": "assistant", "tool_calls": [call]}]}).rows("train")
+        [made] = row["messages"][1]["tool_calls"]
+        assert (made["type"], made["function"]) == ("function", BOTH_CALLS[1]["function"])
+        assert made.get("id") == call.get("id")
+
+
+@pytest.mark.parametrize("arguments", ["city=Ulm", "[1]", "null", 7, ["Ulm"]])
+def test_calls_whose_arguments_nobody_can_read_back_are_rejected(folder: Any, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    folder.jsonl("train.jsonl", [{"messages": [user("x"), {"role": "assistant", "tool_calls": [call]}]}])
+    with pytest.raises(UserError) as error:
+        folder.run({"sources": "train.jsonl"})
+    assert text("data.reason.wrong_type") in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["tools", "functions"])
+def test_definitions_stand_as_requests_have_them(folder: Any, column: str) -> None:
+    plain = {"parameters": {"type": "object", "required": None}, "returns": "x", "name": "weather", "description": None}
+    whole = {"name": "weather", "description": "", "parameters": {"type": "object"}}
+    turns = {"messages": [user("x"), assistant("y")]}
+    for given in ([plain], json.dumps([plain]), [json.dumps(plain)], [{"function": plain, "type": "function"}]):
+        (row,) = build(folder, turns | {column: given}).rows("train")
+        assert row["tools"] == [{"type": "function", "function": whole}]
+        assert list(row["tools"][0]["function"]) == ["name", "description", "parameters"]
+
+
+def test_results_lose_the_tags_that_templates_put_around_them(folder: Any) -> None:
+    call = {"role": "tool_call", "content": OWN_CALLS[1]}
+    wrapped = {"role": "tool", "content": "<tool_response>\nnoon\n</tool_response>"}
+    said = build(folder, {"messages": [user("x"), call, wrapped, assistant("y")]}).rows("train")[0]["messages"]
+    assert said[2] == {"role": "tool", "content": "noon"}
+
+
+def test_parquet_fills_no_arguments_with_nulls(folder: Any) -> None:
+    import polars as pl
+
+    def asking(**arguments: str) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+        return {"messages": [user("x" + str(arguments)), {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+    pl.DataFrame([asking(city="Ulm"), asking(day="noon")]).write_parquet(folder.path / "a.parquet")
+    folder.jsonl("test.jsonl", [{"messages": [user("fixed"), assistant("row")]}])
+    sources = [{"from": "a.parquet", "part": "train"}, {"from": "test.jsonl", "part": "test"}]
+    rows = folder.run({"sources": sources, "steps": []}).rows("train")
+    told = {row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in rows}
+    assert told == {'{"city": "Ulm"}', '{"day": "noon"}'}
+
+
 def test_old_function_calls_become_calls_of_tools_unless_they_are_left_out(folder: Any) -> None:
     called = BOTH_CALLS[0]["function"]
     turns = [

@@ -26,7 +26,8 @@ from inhouse.flow.plan import Node
 from inhouse.flow.runner import Run
 from inhouse.flow.runner import run as run_nodes
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+PARAMETERS = {"type": "object", "properties": {}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "", "parameters": PARAMETERS}}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
 
 
@@ -336,3 +337,39 @@ def test_thoughts_are_written_before_both_answers_where_that_is_asked_for(folder
     (row,) = folder.run({"sources": sources, "shape": shape, "steps": []}).rows("train")
     assert row["messages"][-1]["content"] == "<think>\nbecause\n</think>\n\ngood"
     assert row["rejected"] == [assistant("bad")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("q"), assistant("a")], "rejected_messages": [user("q"), assistant("b")]},  # ms-swift
+        {  # LLaMA-Factory
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ],
+)
+def test_pairs_of_other_trainers_are_pairs(folder: Any, row: dict[str, Any]) -> None:
+    folder.jsonl("train.jsonl", [row])
+    folder.jsonl("test.jsonl", [FIXED])
+    sources = [{"from": "train.jsonl", "part": "train"}, {"from": "test.jsonl", "part": "test"}]
+    (made,) = folder.run({"sources": sources, "steps": []}).rows("train")
+    assert made["messages"] == [user("q"), assistant("a")] and made["rejected"] == [assistant("b")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("q"), assistant("a")], "kto_tag": False},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "kto_tag": False},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": False},
+        {"instruction": "q", "input": "", "output": "a", "kto_tag": False},
+    ],
+)
+def test_disliked_answers_of_other_trainers_stay_disliked(folder: Any, row: dict[str, Any]) -> None:
+    folder.jsonl("train.jsonl", [row])
+    folder.jsonl("test.jsonl", [FIXED])
+    sources = [{"from": "train.jsonl", "part": "train"}, {"from": "test.jsonl", "part": "test"}]
+    (made,) = folder.run({"sources": sources, "steps": []}).rows("train")
+    assert made["desirable"] is False

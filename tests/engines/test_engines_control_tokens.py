@@ -213,7 +213,7 @@ def test_conversation_nested_too_deep_for_a_template_is_told(tokenizers: dict[st
 def test_template_of_several_is_the_one_for_tools(tokenizers: dict[str, Any]) -> None:
     tokenizer = opened(byte_level)
     hermes = CHATML + """{% if tools %}{{ tools }}{{ '<tool_call>\n{"name": "' }}{% endif %}"""
-    tool = {"type": "function", "function": {"name": "look"}}
+    tool = {"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object"}}}
     turns = [Message(role="user", content="Look")]
     assert as_written(tokenizer, turns, [tool])[1] is None
     tokenizer.chat_template = {"default": CHATML, "tool_use": hermes}

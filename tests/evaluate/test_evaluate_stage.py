@@ -49,6 +49,9 @@ def scores(made: Context) -> dict[str, Any]:
         ("The desk is earn", None),
         ("", None),
         ("   \n", None),
+        ("<think>\n\n</think>\n\nearn", "earn"),
+        ("<think>\nIs it grain?\n</think>\n\ncrude", "crude"),
+        ("<think>\nearn", None),
     ],
 )
 def test_read_label_accepts_only_a_first_line_that_is_a_label(text: str, label: str | None) -> None:

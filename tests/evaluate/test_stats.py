@@ -207,6 +207,7 @@ TWO = '{"name": "cancel", "arguments": {}}'
         (calling(ONE, TWO), calling(ONE), False, False),
         (calling(ONE), "I shall book", False, False),
         (calling(ONE), calling("{"), False, False),
+        (calling(ONE), "<think>\n\n</think>\n\n" + calling(ONE), True, True),
         ("No tool for that.", "Sorry.", True, True),
         ("No tool for that.", calling(ONE), False, False),
     ],

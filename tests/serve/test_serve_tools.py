@@ -215,7 +215,7 @@ def test_conversation_without_tools_keeps_calls_and_results_as_text() -> None:
     assert told[0]["content"].startswith("Be kind.") and '"get_weather"' in told[0]["content"]
     assert told[2] == {
         "role": "assistant",
-        "content": '<tool_call>\n{"name": "f", "arguments": {"x":1}}\n</tool_call>',
+        "content": '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',  # as templates write it
     }
     assert told[3] == {"role": "user", "content": "<tool_response>\nsunny\n</tool_response>"}
     assert in_words(turns[1:2], [], forced=False) == turns[1:2]

@@ -17,7 +17,8 @@ from inhouse.train.learning import Coding
 from inhouse.train.objectives import sft
 from inhouse.train.tokens import Limit, Sample, Samples, encode, encode_pairs, encode_rows
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+PARAMETERS = {"type": "object", "properties": {}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "", "parameters": PARAMETERS}}]
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln", "days": 2}'}}
 CORPUS = [
     "oil prices rose as opec agreed to cut crude output",
@@ -156,6 +157,13 @@ def test_calls_are_learned_and_their_results_are_not(tokenizers: dict[str, Any],
     learned = tokenizer.decode([token for token, learn in zip(wanted.ids, wanted.learned, strict=True) if learn])
     assert '"arguments": {"city": "Köln", "days": 2}' in learned
     assert "rain" not in learned and "Weather" not in learned
+
+
+def test_calls_that_only_the_last_answer_leaves_out_are_counted(tokenizers: dict[str, Any]) -> None:
+    tokenizer, row = tokenizers["qwen25"], TOOL_TALKS["two calls"]
+    for turns, left in (("last", 4), ("all", 0)):
+        found = encode_rows([row, row], tokenizer, ends_of(tokenizer), Limit(2000, turns), Events())
+        assert found.counts.calls_read == left
 
 
 def test_learned_tokens_equal_those_that_the_template_marks(tokenizers: dict[str, Any]) -> None:

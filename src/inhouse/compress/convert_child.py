@@ -125,7 +125,7 @@ def _score_sentencepiece_tokenizers() -> None:
     import gguf
     from conversion import TextModel
 
-    class Scored(gguf.LlamaHfVocab):
+    class Scored(gguf.LlamaHfVocab):  # type: ignore[misc]
         def __init__(self, base_path: Path) -> None:
             super().__init__(base_path)
             self.known = scored_pieces(json.loads((base_path / "tokenizer.json").read_text(encoding="utf-8")))
@@ -137,7 +137,7 @@ def _score_sentencepiece_tokenizers() -> None:
             kind = self.known[token_id][1] if token_id in self.known else None
             return super().get_token_type(token_id, token_text, special_ids) if kind is None else gguf.TokenType(kind)
 
-    gguf.LlamaHfVocab = Scored  # type: ignore[misc]
+    gguf.LlamaHfVocab = Scored
     written = TextModel._set_vocab_llama_hf
 
     def write(self: Any) -> None:

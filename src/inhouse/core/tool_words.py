@@ -30,13 +30,13 @@ def as_prompted(
     """Turns and tools as the template gets them: as they are where it writes them, else the turns alone, in words."""
     about = tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
     if not about or writes_tools(template):
-        return list(turns), [dict(tool) for tool in tools] if tools else None
+        return list(turns), [defined(tool) for tool in tools] if tools else None
     return list(in_words(turns, tools or (), False)), None
 
 
 def describe(tools: Sequence[Mapping[str, Any]], forced: bool) -> str:
     """What a system message tells a model whose template does not: the tools, and how to call one."""
-    lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    lines = "\n".join(json.dumps(defined(tool), ensure_ascii=False) for tool in tools)
     shape = '{"name": <function-name>, "arguments": <args-json-object>}'
     how = (
         f"Answer with one function call and nothing else, as a json object:\n{shape}"
@@ -72,6 +72,22 @@ def _in_words(message: Mapping[str, Any]) -> Turn:
     return {"role": message["role"], "content": said(content, message.get("tool_calls") or ())}
 
 
+def defined(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function as every prompt tells it: name, description, parameters, in this order, what is missing empty.
+
+    llama.cpp orders and fills definitions so before its template sees them; what else one holds does not reach it.
+    """
+    function = tool.get("function") or tool
+    if tool.get("type", "function") != "function" or not isinstance(function.get("name"), str):
+        return dict(tool)
+    told = {
+        "name": function["name"],
+        "description": function.get("description") or "",
+        "parameters": function.get("parameters") or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": told}
+
+
 def said(content: str | None, calls: Sequence[Mapping[str, Any]]) -> str:
     """A turn of the assistant as text: what it says, and then its calls."""
     told = [_call_in_words(call.get("function") or call) for call in calls]
@@ -102,7 +118,11 @@ def read_calls(text: str) -> list[Call]:
 
 
 def _call_in_words(function: Mapping[str, Any]) -> str:
-    arguments = function.get("arguments") or "{}"
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return f'{OPEN}\n{{"name": {json.dumps(function.get("name"))}, "arguments": {arguments}}}\n{CLOSE}'
+    arguments = json.dumps(arguments, ensure_ascii=False)  # as templates write them
     return f'{OPEN}\n{{"name": {json.dumps(function.get("name"))}, "arguments": {arguments}}}\n{CLOSE}'

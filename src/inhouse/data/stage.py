@@ -41,7 +41,7 @@ from inhouse.sources.licences import strictest
 
 __all__ = ["KIND", "VERSION", "DataParams", "external", "run"]
 
-VERSION = "2"
+VERSION = "3"
 KIND: Kind = "dataset"
 PACKED, PACKED_ENDINGS = 4, (".gz", ".zst", ".zip", ".parquet")  # how much text a packed byte is, by and large
 ONLY_EVALUATION = ("evaluation", "research")

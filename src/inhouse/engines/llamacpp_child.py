@@ -121,6 +121,8 @@ def _embed(parameters: Any, asked: dict[str, Any]) -> None:
     from xllamacpp import llama_pooling_type
 
     parameters.embedding = True
+    # Apart, texts of unequal length that are read together are cut over several steps, and the mean is the last one's.
+    parameters.kv_unified = True
     parameters.n_batch = parameters.n_ubatch = asked["context_length"]
     if asked["embedding"] == "mean":
         parameters.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN

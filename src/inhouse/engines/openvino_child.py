@@ -22,7 +22,7 @@ import psutil
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Finish, Sampling, Stats, Usage
-from inhouse.core.tool_words import writes_tools
+from inhouse.core.tool_words import defined, writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
 from inhouse.engines.gguf_tokens import control_of
@@ -35,6 +35,7 @@ from inhouse.engines.wire_child import Outbox, TookTooLong, serve, time_limit
 RENDER_S = 1.0
 MOST_CHARS_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 SEEDS = 2**63
+MOST_MIN_P = 0.999999  # the library takes less than 1
 # Texts of the tokens that end an answer beside the one the file names; llama.cpp knows the same (llama-vocab.cpp).
 ENDS = (
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>"),
@@ -162,7 +163,7 @@ class OpenVinoEngine:
         """The conversation through the model's own template."""
         if self._template is None or ask.messages is None:
             raise EngineRefused("unsupported")
-        tools = ask.tools if ask.tool_choice != "none" else ()
+        tools = tuple(defined(tool) for tool in ask.tools) if ask.tool_choice != "none" else ()
         try:
             with time_limit(RENDER_S):
                 return self._template.render(ask.messages, tools)
@@ -219,7 +220,7 @@ class OpenVinoEngine:
             config.temperature = sampling.temperature
             config.rng_seed = seed
             config.top_p = 1.0 if sampling.top_p is None else sampling.top_p
-            config.min_p = sampling.min_p or 0.0
+            config.min_p = min(sampling.min_p or 0.0, MOST_MIN_P)
             if sampling.top_k:
                 config.top_k = sampling.top_k
         if limit is not None:

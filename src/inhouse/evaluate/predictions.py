@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.tool_words import Call, before_calls, read_calls
 
+THOUGHT = re.compile(r"\s*<think>.*?</think>", re.S)
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 SPEED = "measured/speed.json"
@@ -46,6 +48,12 @@ class Predictions:
         return [row.label if row.label is not None else row.gold for row in self.rows]
 
 
+def without_thought(text: str) -> str:
+    """An answer without the thought before it, and without spaces around it."""
+    found = THOUGHT.match(text)
+    return text[found.end() :].strip() if found else text.strip()
+
+
 def same_calls(wanted: Sequence[Call], made: Sequence[Call]) -> bool:
     """Whether calls have the same names and arguments, compared as JSON values, in whatever order."""
     return sorted(map(_canonical, wanted)) == sorted(map(_canonical, made))
@@ -58,21 +66,23 @@ def _canonical(call: Call) -> str:
 def same_answer(wanted: str, said: str) -> bool:
     """Whether an answer is the wanted one: character for character but for spaces at both ends, calls as values.
 
-    Spaces and the order of keys inside of a call's arguments change nothing.
+    Spaces and the order of keys inside of a call's arguments change nothing, nor does a thought before the answer.
     """
+    wanted, said = without_thought(wanted), without_thought(said)
     calls = read_calls(wanted)
     if not calls:
-        return said.strip() == wanted.strip()
+        return said == wanted
     return before_calls(said) == before_calls(wanted) and same_calls(calls, read_calls(said))
 
 
 def read_label(text: str, labels: Iterable[str]) -> str | None:
     """The label that an answer names, or None when the answer is not valid.
 
-    Strict: the first line of the answer, without the spaces around it and whatever its case, must be a label and
+    A thought before it (`<think>…</think>`), which some templates write into every answer, is no part of it. Strict:
+    the first line of the answer, without the spaces around it and whatever its case, must be a label and
     nothing else. `Earn` and ` earn\\nbecause…` name `earn`; `earn.` and `The desk is earn` do not.
     """
-    lines = text.strip().splitlines()
+    lines = without_thought(text).splitlines()
     said = lines[0].strip().casefold() if lines else ""
     return next((label for label in labels if label.casefold() == said), None)
 

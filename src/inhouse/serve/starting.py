@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,14 +53,16 @@ def engine_settings(settings: ServeParams, params: ServeParams) -> EngineSetting
     )
 
 
-def with_adapters(settings: EngineSettings, store: Store, model: Path, wanted: Mapping[str, str]) -> EngineSettings:
-    """The same settings with the LoRA adapters of the release, as its engine reads them.
+def with_adapters(
+    settings: EngineSettings, store: Store, model: Path, wanted: Mapping[str, str], kinds: Sequence[str]
+) -> EngineSettings:
+    """The same settings with the LoRA adapters of the release, as its engines of these kinds read them.
 
     `wanted` names artifacts or PEFT folders. Raises engines.adapter_*, store.unknown.
     """
     if not wanted:
         return settings
-    make = adapter_for if model.suffix == ".gguf" else peft_folder
+    make = peft_folder if "transformers" in kinds else adapter_for
     return settings.model_copy(update={"adapters": {name: make(store, said, model) for name, said in wanted.items()}})
 
 

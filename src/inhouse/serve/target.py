@@ -50,11 +50,11 @@ class Target:
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
         facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
-        engine = with_adapters(engine_settings(settings, params), registry.store, path, settings.adapters)
+        kinds = kinds_for(path, params.engine, release.label)
+        engine = with_adapters(engine_settings(settings, params), registry.store, path, settings.adapters, kinds)
         engine = engine.model_copy(update={"cache": registry.store.root / "serve"})
         self.model = Model(path, served["model"]["sha256"], facts, engine)
         self._numbers = itertools.count(1)
-        kinds = kinds_for(path, params.engine, release.label)
         self.pool = Pool(release.label, self._first_replicas(kinds[0], params))
         try:
             context = self.pool.context_length

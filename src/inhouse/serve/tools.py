@@ -10,6 +10,7 @@ from typing import Any
 
 from inhouse.core.messages import text
 from inhouse.core.serving import Constraint
+from inhouse.core.tool_words import defined
 from inhouse.serve.constraint_schema import SCHEMA_DEPTH, check_schema
 from inhouse.serve.constraints import check_constraint
 from inhouse.serve.errors import ApiError, invalid, unsupported
@@ -21,7 +22,6 @@ MARKS = re.compile(r"[][{}]")
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 CALL_ID = 128
 ARGUMENTS_DEPTH = SCHEMA_DEPTH  # no schema that is taken describes deeper ones
-FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -62,7 +62,7 @@ async def read_tools(body: Mapping[str, Any]) -> Tools:
     if old:
         given = [{"type": "function", "function": function} for function in given]
     checked = tuple(_tool(tool, f"{field}.{place}") for place, tool in enumerate(given))
-    tools = tuple(_as_given(tool) for tool in given)
+    tools = tuple(_as_asked(tool) for tool in given)
     names = [tool["function"]["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise invalid(text("serve.tool_twice"), field)
@@ -99,10 +99,10 @@ def _tool(tool: Any, place: str) -> dict[str, Any]:
     return {"type": "function", "function": described}
 
 
-def _as_given(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool as the client wrote it, its fields in their order; what OpenAI does not know is left out."""
-    function = {name: value for name, value in tool["function"].items() if name in FUNCTION_FIELDS}
-    return {"type": "function", "function": function}
+def _as_asked(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as prompts tell it, and whether its calls must match: of that only other servers are told."""
+    told, strict = defined(tool), tool["function"].get("strict")
+    return told if strict is None else {**told, "function": {**told["function"], "strict": strict}}
 
 
 def _choice(asked: Any, names: Sequence[str], old: bool) -> str | dict[str, Any]:

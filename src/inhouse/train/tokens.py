@@ -59,6 +59,7 @@ class Counts:
     empty: int = 0  # documents without a token to learn
     control_texts: int = 0  # texts of users and tools with control tokens, which were broken
     refused: int = 0  # conversations with a text that cannot be made plain, which were left out
+    calls_read: int = 0  # calls of tools that are read and not learned, as only the last answer is
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,12 @@ def tell_refused(ids: Sequence[str], rows: int, events: Events) -> None:
         events.note("train.refused", refused=len(ids), rows=rows, ids=named)
 
 
+def _calls_read(talk: Talk) -> int:
+    """How many calls stand in turns that could be learned and are not."""
+    left = (talk.messages[at] for at in learned_turns(talk.messages) if at not in talk.answers)
+    return sum(len(turn.tool_calls or ()) for turn in left)
+
+
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     left = iter(rows)
     while chunk := list(islice(left, CHUNK)):
@@ -297,6 +304,8 @@ def _tell(counts: Counts, limit: Limit, events: Events) -> None:
         events.note("train.empty", empty=counts.empty, rows=rows)
     if counts.control_texts:
         events.note("train.control_tokens", texts=counts.control_texts, rows=rows)
+    if counts.calls_read:
+        events.note("train.calls_read", calls=counts.calls_read, rows=rows)
     if counts.samples == 1:
         events.note("train.one_sample")
 
@@ -342,6 +351,7 @@ class _Work:
                 self.counts.refused += 1
                 continue
             self.counts.control_texts += texts
+            self.counts.calls_read += _calls_read(talk)
             found[place] = talk
         return found
 

@@ -24,22 +24,26 @@ class ExactDedup(Params):
 
 
 def emit(docs: pl.DataFrame, params: ExactDedup, around: Around) -> pl.DataFrame:
-    """The 128-bit xxh3 of each text as two numbers, with the row's part and label.
+    """The 128-bit xxh3 of each text as two numbers, with the row's part and label."""
+    return docs.select("row", "part", "label").with_columns(whole_hashes(whole_texts(docs)))
 
-    Of rows with calls of tools counts what is called, too.
-    """
+
+def whole_texts(docs: pl.DataFrame) -> pl.Series:
+    """The text of each row; of rows about tools with what it does not tell: what is called, and what may be."""
     import polars as pl
 
     texts = docs["text"]
-    if docs["turns"].null_count() < docs.height:
-        texts = texts + pl.Series([_calls(turns) for turns in docs["turns"].to_list()])
-    return docs.select("row", "part", "label").with_columns(whole_hashes(texts))
+    if not any(name in docs.columns and docs[name].null_count() < docs.height for name in ("turns", "extra")):
+        return texts
+    turns, extra = docs["turns"], docs["extra"]
+    return texts + pl.Series([_tools(*held) for held in zip(turns.to_list(), extra.to_list(), strict=True)])
 
 
-def _calls(turns: str | None) -> str:
-    """What is called in the turns of a row (JSON), as far as its text does not tell; empty for most rows."""
-    found = [turn["tool_calls"] for turn in json.loads(turns or "[]") if turn.get("tool_calls")]
-    return "\0" + json.dumps([without_texts(calls) for calls in found], sort_keys=True) if found else ""
+def _tools(turns: str | None, extra: str | None) -> str:
+    """What a row's turns call and may call (both as JSON), as far as its text does not tell; empty for most rows."""
+    calls = [without_texts(turn["tool_calls"]) for turn in json.loads(turns or "[]") if turn.get("tool_calls")]
+    tools = json.loads(extra or "{}").get("tools")
+    return "\0" + json.dumps([calls, tools], sort_keys=True) if calls or tools else ""
 
 
 def whole_hashes(texts: pl.Series) -> list[pl.Series]:

@@ -14,7 +14,7 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.clusters import FIRST
 from inhouse.data.operators.around import Around
-from inhouse.data.operators.exact_dedup import whole_hashes
+from inhouse.data.operators.exact_dedup import whole_hashes, whole_texts
 from inhouse.data.outside import lines_of, neighbours, rows_of, some
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def emit(docs: pl.DataFrame, params: Leaks, around: Around) -> pl.DataFrame:
     """
     import polars as pl
 
-    every = docs.select("row", "part").with_columns(whole_hashes(docs["text"]))
+    every = docs.select("row", "part").with_columns(whole_hashes(whole_texts(docs)))
     measured = docs.filter(pl.col("part") != "train")
     described = measured.select("row").with_columns(_described(measured["text"], params))
     return every.join(described, on="row", how="left", maintain_order="left")

@@ -12,6 +12,7 @@ from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.readers.bytes import chunks, packing
 from inhouse.data.records import Damaged, Record, Reject, Span, excerpt
+from inhouse.data.shapes.draft import without_nulls
 
 SUFFIXES = (".parquet",)
 BATCH_BYTES = 8 * 2**20  # of the file, packed; text unpacks to two or three times that
@@ -110,8 +111,9 @@ def _batch(path: Path, first: int, count: int) -> Iterator[Record | Reject]:
         else:
             yield from (Reject(first + row, None, "damaged", excerpt(_first_line(error))) for row in range(count))
         return
+    filled = [name for name, kind in frame.schema.items() if kind.is_nested() and "'arguments'" in str(kind)]
     for offset, fields in enumerate(frame.iter_rows(named=True), first):
-        yield Record(offset, fields)
+        yield Record(offset, {**fields, **{name: without_nulls(fields[name]) for name in filled}} if filled else fields)
     for row in range(frame.height, count):
         yield Reject(first + row, None, "truncated", "the footer promises more rows")
 

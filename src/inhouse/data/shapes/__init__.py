@@ -108,7 +108,8 @@ def draft_of(fields: Mapping[str, Any], shape: Understood) -> Draft:
     if isinstance(shape, ClassificationShape):
         return classification.draft(fields, shape)
     found: Draft = CHAT[shape.use][0].draft(fields, shape)
-    return replace(found, tools=tools_of(fields["tools"])) if fields.get("tools") else found
+    given = fields.get("tools") or fields.get("functions")  # OpenAI's old name
+    return replace(found, tools=tools_of(given)) if given else found
 
 
 def finish(draft: Draft, texts: Sequence[str], shape: Understood) -> list[Message]:

@@ -9,6 +9,7 @@ from inhouse.core.params import Params
 from inhouse.core.rows import Message
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.draft import Draft, conversation, opened, optional_text_of, text_of, text_value
+from inhouse.data.shapes.messages import rated
 
 COLUMNS = "instruction, output [, input, system, history]"
 
@@ -30,7 +31,7 @@ def draft(fields: Mapping[str, Any], params: AlpacaShape) -> Draft:
     extra = optional_text_of(fields, "input") if "input" in fields else ""
     asked = Message(role="user", content=f"{question}\n\n{extra}" if extra.strip() else question)
     answer = Message(role="assistant", content=text_of(fields, "output"))
-    return conversation(opened(fields, [*_history(fields.get("history")), asked, answer]))
+    return rated(conversation(opened(fields, [*_history(fields.get("history")), asked, answer])), fields)
 
 
 def _history(value: object) -> Iterator[Message]:

@@ -7,12 +7,65 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from inhouse.data.records import Unfit
+
 CALL = "tool_call"  # the name of such a text
 CALLED = ("function", "custom")
 NOT_TEXT = ("id", "type", "index", "name")  # what ties a call to its result and to the tool's definition
 LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
 TELLING = re.compile(r"\d{6}|@")  # a number or a key can hold a phone, an id or an address as well
 Visit = Callable[[str], str]
+
+
+def calls_of(value: object, place: str) -> list[dict[str, Any]]:
+    """Calls as OpenAI's API has them: what is called has a name, its arguments are an object or the JSON of one.
+
+    Calls that stand by themselves (name, arguments) are put so; no arguments are {}. Raises Unfit.
+    """
+    if not isinstance(value, list) or not value:
+        raise Unfit("wrong_type", place)
+    return [_call(call, place) for call in value]
+
+
+def spelled(content: str, place: str) -> list[dict[str, Any]]:
+    """The calls in JSON: a list of them, or one. Raises Unfit."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Unfit("wrong_type", f"{place}: not JSON") from None
+    return calls_of(found if isinstance(found, list) else [found], place)
+
+
+def _call(call: object, place: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise Unfit("wrong_type", place)
+    kind = next((name for name in CALLED if isinstance(call.get(name), dict)), None)
+    called = call[kind] if kind else call
+    if not isinstance(called.get("name"), str) or not called["name"].strip():
+        raise Unfit("wrong_type", f"{place}: name")
+    if kind == "custom":
+        return call
+    function = {"name": called["name"], "arguments": _whole(called, place)}
+    beside = {} if kind is None else {key: item for key, item in call.items() if key not in ("type", kind)}
+    return {**beside, "type": "function", "function": function}
+
+
+def _whole(called: Mapping[str, Any], place: str) -> str:
+    """The arguments of a call as JSON, as they are written where they are JSON. Llama's templates say `parameters`."""
+    given = called.get("arguments", called.get("parameters"))
+    if given is None or given == "":
+        return "{}"
+    if isinstance(given, dict):
+        return json.dumps(given, ensure_ascii=False)
+    told = None
+    if isinstance(given, str):
+        try:
+            told = json.loads(given)
+        except (ValueError, RecursionError):
+            told = None
+    if not isinstance(given, str) or not isinstance(told, dict):
+        raise Unfit("wrong_type", f"{place}: arguments")
+    return given
 
 
 def texts_in(calls: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -34,8 +87,16 @@ def mapped(calls: Sequence[Mapping[str, Any]], visit: Visit) -> list[dict[str, A
 
 def without_texts(calls: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What the texts of some calls do not tell: what is called, with which keys, short numbers and switches."""
-    bare = mapped(calls, lambda _: "")
+    bare = mapped([_opened(call) for call in calls], lambda _: "")
     return [{key: value for key, value in call.items() if key not in ("id", "index", "type")} for call in bare]
+
+
+def _opened(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as values: how their JSON is written says nothing."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return dict(call)
+    return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
 def _named(value: Mapping[str, Any], visit: Visit) -> dict[str, Any]:

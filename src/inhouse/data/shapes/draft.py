@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inhouse.core.rows import Message, after_question
+from inhouse.core.tool_words import defined
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.calls import CALL, mapped, texts_in
 
@@ -79,7 +80,7 @@ def _spoken(turns: Sequence[Message]) -> Iterator[tuple[str, str]]:
 def tools_of(value: object) -> tuple[dict[str, Any], ...] | None:
     """Definitions of tools: a list of objects, or JSON of one; None where there are none. Raises Unfit for others.
 
-    Functions that stand by themselves, as LLaMA-Factory and ms-swift have them, are put as OpenAI's API takes them.
+    They are put as requests have them: functions with name, description and parameters, in this order.
     """
     if isinstance(value, str) and value.strip():
         try:
@@ -88,16 +89,21 @@ def tools_of(value: object) -> tuple[dict[str, Any], ...] | None:
             raise Unfit("wrong_type", "tools: not JSON") from None
     if value is None or value in ("", []):
         return None
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tools_of(f"[{','.join(value)}]")  # a definition each, as ms-swift takes them too
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise Unfit("wrong_type", f"tools: {type(value).__name__}")
     text_value(json.dumps(value, ensure_ascii=False), "tools")
-    return tuple(_defined(item) for item in value)
+    return tuple(defined(without_nulls(item)) for item in value)
 
 
-def _defined(tool: dict[str, Any]) -> dict[str, Any]:
-    if "function" in tool or not isinstance(tool.get("name"), str) or tool.get("type", "function") != "function":
-        return tool
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+def without_nulls(value: Any) -> Any:
+    """The same without keys that hold nothing: in a table, each definition has the keys of all."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_nulls(item) for key, item in value.items() if item is not None}
 
 
 def retold(draft: Draft, texts: Sequence[str]) -> list[Message]:

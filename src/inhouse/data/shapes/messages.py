@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from inhouse.core.params import Params
 from inhouse.core.rows import Message, Role, after_question
 from inhouse.data.records import Unfit
-from inhouse.data.shapes.calls import CALLED
+from inhouse.data.shapes.calls import calls_of, spelled
 from inhouse.data.shapes.draft import Draft, conversation, opened, preference, text_of, text_value
 
 COLUMNS = "messages: [{role, content}, …]"
@@ -29,6 +29,7 @@ ROLES: dict[str, Role] = {
     "tool_response": "tool",
     "function": "tool",
 }
+RESULT = re.compile(r"\s*<tool_response>\n?((?:(?!</?tool_response>).)*?)\n?</tool_response>\s*", re.S)
 CALLERS = ("tool_call", "function_call")
 
 # What a turn may hold that no row can: trained without it, a model would learn what the row does not say.
@@ -54,14 +55,14 @@ class MessagesShape(TurnsShape):
     """A column messages with turns as OpenAI's API takes them.
 
     Beside it may stand `system`, `tools`, `rejected` (the worse answer: turns or a text), as `inhouse data export` and
-    ms-swift (`rejected_response`) write them, and `desirable` or, as ms-swift has it, `label` (true or false).
+    ms-swift (`rejected_response`, `rejected_messages`) write them, and `desirable`, `label` or `kto_tag` (a boolean).
     """
 
     use: Literal["messages"] = "messages"
 
 
 PLAIN = TurnsShape()
-WORSE = ("rejected", "rejected_response")
+WORSE = ("rejected", "rejected_response", "rejected_messages")
 
 
 def matches(columns: Set[str]) -> bool:
@@ -81,12 +82,19 @@ def draft(fields: Mapping[str, Any], params: MessagesShape) -> Draft:
     label = fields.get("label")
     if isinstance(label, str) and label == turns[-1].content:  # of a classification that was copied out
         found = replace(found, label=label)
-    liked = label if isinstance(label, bool) else fields.get("desirable")
-    if liked is not None:
-        if not isinstance(liked, bool):
-            raise Unfit("wrong_type", f"desirable: {type(liked).__name__}")
-        found = replace(found, desirable=liked)
-    return found
+    return rated(found, fields)
+
+
+def rated(draft: Draft, fields: Mapping[str, Any]) -> Draft:
+    """The draft with whether its answer was liked, where a column says so, that of another trainer included."""
+    label = fields.get("label")
+    told = {"desirable": fields.get("desirable"), "kto_tag": fields.get("kto_tag")}
+    if isinstance(label, bool):
+        return replace(draft, desirable=label)
+    name, liked = next(((name, value) for name, value in told.items() if value is not None), ("", None))
+    if liked is not None and not isinstance(liked, bool):
+        raise Unfit("wrong_type", f"{name}: {type(liked).__name__}")
+    return draft if liked is None else replace(draft, desirable=liked)
 
 
 def _worse(fields: Mapping[str, Any], column: str, turns: Sequence[Message], params: TurnsShape) -> list[Message]:
@@ -114,19 +122,23 @@ def turns_of(value: object, column: str = "messages", params: TurnsShape = PLAIN
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"{column}: {type(value).__name__}")
     turns: list[Message] = []
-    calling = False  # whether the turn before is a call in a turn of its own
     for number, item in enumerate(value):
         turn = turn_of(item, f"{column}[{number}]", params)
         if turn is None:
             continue
         alone = item["role"] in CALLERS
-        if alone and calling and turn.content is None and turn.weight == turns[-1].weight:
-            calls = [*(turns[-1].tool_calls or ()), *(turn.tool_calls or ())]
-            turns[-1] = turns[-1].model_copy(update={"tool_calls": calls})
+        before = turns[-1] if turns else None
+        if alone and before and _one_turn(before, turn):
+            calls = [*(before.tool_calls or ()), *(turn.tool_calls or ())]
+            turns[-1] = before.model_copy(update={"tool_calls": calls})
         else:
             turns.append(turn)
-        calling = alone
     return turns
+
+
+def _one_turn(before: Message, call: Message) -> bool:
+    """Whether a call in a turn of its own belongs to the turn before: a model says and calls in one."""
+    return before.role == "assistant" and call.content is None and before.weight == call.weight
 
 
 def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
@@ -162,53 +174,20 @@ def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
 def _said(item: Mapping[str, Any], place: str, params: TurnsShape) -> tuple[str, list[Any] | None]:
     """What is said in a turn, and what is called."""
     content = _content(item.get("content"), place)
-    return ("", _spelled(content, place)) if item["role"] in CALLERS else (content, _calls(item, place, params))
+    if found := RESULT.fullmatch(content) if ROLES.get(str(item.get("role"))) == "tool" else None:
+        content = found[1]  # every template puts its own tags around it
+    return ("", spelled(content, place)) if item["role"] in CALLERS else (content, _calls(item, place, params))
 
 
 def _calls(item: Mapping[str, Any], place: str, params: TurnsShape) -> list[Any] | None:
-    """Calls of tools as they are; as JSON, the way that tables of this product's datasets hold them."""
+    """Calls of tools; as JSON, the way that tables of this product's datasets hold them."""
     value = item.get("tool_calls")
     old = None if "function_call" in params.ignore else item.get("function_call")
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Unfit("wrong_type", f"{place}.tool_calls: not JSON") from None
+        return spelled(value, f"{place}.tool_calls")
     if not value and isinstance(old, dict):
-        value = [{"type": "function", "function": old}]
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(_named(call) for call in value):
-        raise Unfit("wrong_type", f"{place}.tool_calls")
-    return value
-
-
-def _named(call: object) -> bool:
-    """Whether this is a call: what it calls has a name."""
-    if not isinstance(call, dict):
-        return False
-    called = next((call[name] for name in CALLED if isinstance(call.get(name), dict)), call)
-    return isinstance(called.get("name"), str) and bool(called["name"].strip())
-
-
-def _spelled(content: str, place: str) -> list[Any]:
-    """The calls of a turn that is nothing else: one, or a list, as JSON of name and arguments."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Unfit("wrong_type", f"{place}: not JSON") from None
-    calls = found if isinstance(found, list) else [found]
-    if not calls or not all(_named(call) for call in calls):
-        raise Unfit("wrong_type", place)
-    return [{"type": "function", "function": _as_json(call.get("function") or call)} for call in calls]
-
-
-def _as_json(function: Mapping[str, Any]) -> dict[str, Any]:
-    """A called function with its arguments as JSON, as OpenAI's API has them."""
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False)
-    return {"name": function["name"], "arguments": arguments}
+        value = [old]
+    return calls_of(value, f"{place}.tool_calls") if value else None
 
 
 def _weight(item: Mapping[str, Any], place: str) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Set
 from typing import Any, Literal
 
 from inhouse.data.records import Unfit
-from inhouse.data.shapes.draft import Draft, conversation, opened, text_value
-from inhouse.data.shapes.messages import TurnsShape, turns_of, up_to_learned
+from inhouse.data.shapes.draft import Draft, conversation, opened, preference, text_value
+from inhouse.data.shapes.messages import TurnsShape, rated, turns_of, up_to_learned
 
 COLUMNS = "conversations: [{from, value}, …]"
 SPEAKERS = {
@@ -25,7 +25,10 @@ SPEAKERS = {
 
 
 class ShareGptShape(TurnsShape):
-    """A column conversations with turns from human and gpt; what else a turn may hold is as with messages."""
+    """A column conversations with turns from human and gpt; what else a turn may hold is as with messages.
+
+    Beside it may stand LLaMA-Factory's `chosen` and `rejected`, a turn each, or `kto_tag`.
+    """
 
     use: Literal["sharegpt"] = "sharegpt"
 
@@ -41,7 +44,12 @@ def draft(fields: Mapping[str, Any], params: ShareGptShape) -> Draft:
     if not isinstance(value, list):
         raise Unfit("wrong_type", f"conversations: {type(value).__name__}")
     told = [_turn(item, f"conversations[{number}]") for number, item in enumerate(value)]
-    return conversation(up_to_learned(opened(fields, turns_of(told, "conversations", params))))
+    if isinstance(fields.get("chosen"), dict) and isinstance(fields.get("rejected"), dict):
+        both = ([*told, _turn(fields[column], column)] for column in ("chosen", "rejected"))
+        better, worse = (opened(fields, turns_of(turns, "conversations", params)) for turns in both)
+        return preference(better, worse)
+    turns = opened(fields, turns_of(told, "conversations", params))
+    return rated(conversation(up_to_learned(turns)), fields)
 
 
 def _turn(item: object, place: str) -> dict[str, Any]:
