@@ -239,6 +239,14 @@ def test_results_lose_the_tags_that_templates_put_around_them(folder: Any) -> No
     assert said[2] == {"role": "tool", "content": "noon"}
 
 
+@pytest.mark.parametrize("said", ["", None])
+def test_a_tool_may_say_nothing(folder: Any, said: Any) -> None:
+    turns = [user("x"), {"role": "assistant", "tool_calls": BOTH_CALLS[1:]}, {"role": "tool", "content": said}]
+    ran = build(folder, {"messages": [*turns, assistant("y")]}, steps=["fix_text", "pii", "exact_dedup"])
+    (row,) = read_rows(ran.out, "train")
+    assert [turn.as_dict().get("content") for turn in row.messages] == ["x", None, "", "y"]
+
+
 def test_parquet_fills_no_arguments_with_nulls(folder: Any) -> None:
     import polars as pl
 

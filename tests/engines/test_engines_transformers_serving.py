@@ -19,6 +19,7 @@ from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
 from inhouse.core.serving import Ask, Constraint, Delta, EngineRefused, Sampling
 from inhouse.engines.backend import EngineSettings
+from inhouse.engines.torch_sampling import told_logprobs
 from inhouse.engines.torch_serving import TorchServing
 from inhouse.engines.transformers_child import load
 from inhouse.engines.transformers_serving import start
@@ -122,6 +123,20 @@ def test_stop_string_is_not_shown_and_ends_the_answer(engine: TorchServing, refe
     stop = whole[4:7]
     out = ran(engine, prompt(TEXTS[0], stop=(stop,)))
     assert out.text(0) == whole[: whole.index(stop)] and (out.last(0).finish, out.last(0).stop) == ("stop", stop)
+
+
+def test_bytes_of_tokens_that_are_parts_of_characters_join_to_the_text(reference: tuple[Any, Any]) -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    said = " 🙂 银行 \ufffd é"
+    pieces = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    fallback = Tokenizer(models.BPE(pieces, [], unk_token="<unk>", byte_fallback=True))
+    fallback.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    for tokenizer in (reference[1], PreTrainedTokenizerFast(tokenizer_object=fallback)):
+        ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+        entries = [told_logprobs(torch.zeros(len(tokenizer)), token, 0, tokenizer) for token in ids]
+        assert len(ids) > 8 and bytes(value for entry in entries for value in entry["bytes"]) == said.encode()
 
 
 def test_logprobs_are_those_of_the_model(engine: TorchServing, reference: tuple[Any, Any]) -> None:

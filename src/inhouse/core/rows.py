@@ -15,7 +15,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Message(BaseModel):
-    """One turn. `content` is null only for an assistant turn that calls tools."""
+    """One turn. `content` is null for an assistant turn that only calls tools, and for a tool that says nothing."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,8 @@ class Message(BaseModel):
 
     def as_dict(self) -> dict[str, Any]:
         """The turn as chat templates and HTTP clients expect it, absent keys left out."""
-        return self.model_dump(exclude={"weight"}, exclude_none=True)
+        told = self.model_dump(exclude={"weight"}, exclude_none=True)
+        return {"content": "", **told} if self.role == "tool" else told
 
 
 class Row(BaseModel):

@@ -105,6 +105,7 @@ class Capabilities:
     prefix_cache: bool = False
     most_parallel: int = 1
     control: ControlTokens = field(default=NONE, compare=False)  # broken in what users and tools say
+    thinks: bool = False  # thoughts come in the text, between <think> and </think>
     template_tools: bool = False  # its template writes tools and calls itself, in the notation that is read back
 
 

@@ -213,7 +213,7 @@ def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:
         body["n"] = asked.n
     if asked.presence_penalty or asked.frequency_penalty:
         body |= {"presence_penalty": asked.presence_penalty, "frequency_penalty": asked.frequency_penalty}
-        body["repeat_last_n"] = -1  # all of the text, where llama.cpp looks at its last 64 tokens
+        body["repeat_last_n"] = asked.max_tokens  # the whole answer, where llama.cpp looks at its last 64 tokens
     if asked.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in asked.logit_bias.items()}
     if asked.logprobs is not None:

@@ -22,7 +22,7 @@ import psutil
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Finish, Sampling, Stats, Usage
-from inhouse.core.tool_words import defined, writes_tools
+from inhouse.core.tool_words import defined, writes_thoughts, writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
 from inhouse.engines.gguf_tokens import control_of
@@ -93,6 +93,7 @@ class OpenVinoEngine:
             prefix_cache=asked["prefix_cache"],
             most_parallel=asked["parallel"],
             control=control_of(source, header, self._read_ids),
+            thinks=writes_thoughts(header.text("tokenizer.chat_template")),
             template_tools=writes_tools(header.text("tokenizer.chat_template")),
         )
         self._runs: list[_Run] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,10 @@ from inhouse.core.serving import Sampling
 if TYPE_CHECKING:
     import torch
     from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+
+REPLACED = "\ufffd"  # what stands for bytes that are no character
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Chooser:
@@ -88,5 +93,18 @@ def told_logprobs(logits: torch.Tensor, token: int, top: int, tokenizer: PreTrai
 
 
 def _entry(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> dict[str, Any]:
-    text = tokenizer.decode([token])
-    return {"token": text, "logprob": logprob, "bytes": list(str(text).encode("utf-8", "replace"))}
+    text = str(tokenizer.decode([token]))
+    return {"token": text, "logprob": logprob, "bytes": list(_bytes(tokenizer, token, text))}
+
+
+def _bytes(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> bytes:
+    """The bytes of a token; one that is part of a character has no text of its own, only its piece tells them."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if REPLACED not in text or REPLACED in piece:
+        return text.encode("utf-8", "replace")
+    if found := BYTE.fullmatch(piece):  # sentencepiece
+        return bytes([int(found[1], 16)])
+    values = {character: value for value, character in bytes_to_unicode().items()}
+    return bytes(values[c] for c in piece) if values.keys() >= set(piece) else text.encode("utf-8", "replace")

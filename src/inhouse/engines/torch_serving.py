@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
-from inhouse.core.tool_words import writes_tools
+from inhouse.core.tool_words import writes_thoughts, writes_tools
 from inhouse.engines.text_stream import TextStream
 from inhouse.engines.torch_embedding import mean_vectors, text_ids
 from inhouse.engines.torch_rows import Rows
@@ -84,6 +84,7 @@ class TorchServing:
             adapters=loaded.adapters,
             most_parallel=loaded.parallel,
             control=control_of(loaded.tokenizer),
+            thinks=writes_thoughts(template_of(loaded.tokenizer)),
             template_tools=writes_tools(template_of(loaded.tokenizer)),
         )
         self._lock = threading.Lock()  # texts are embedded on a thread of their own, and adapters belong to the model

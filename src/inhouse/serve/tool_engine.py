@@ -1,4 +1,4 @@
-"""A request as its engine reads it: no control tokens in what users say, and tools for engines that know none."""
+"""A request as its engine reads it, without control tokens in what users say; calls and thoughts in its answer."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from dataclasses import replace
 from inhouse.core.errors import UserError
 from inhouse.core.serving import Ask, Delta, EngineRefused, Push, ServingEngine
 from inhouse.core.tool_words import in_words
+from inhouse.serve.thoughts import ThoughtReader
 from inhouse.serve.tool_text import ForcedCallReader, FreeCallReader, without_tools
+
+Reader = ThoughtReader | ForcedCallReader | FreeCallReader
 
 
 def submit(engine: ServingEngine, ask: Ask, push: Push | None = None) -> AsyncGenerator[list[Delta], None]:
-    """The engine's answer; where the request is about tools and the engine knows none, with its calls read.
+    """The engine's answer; with its calls and its thoughts read where the engine tells neither apart.
 
     `push` as of ServingEngine.submit; what calls are read from is not pushed.
 
     Raises EngineRefused where a text spells out a control token that cannot be broken.
     """
     plain = prompted(engine, ask)
-    reads = ask.tools and ask.tool_choice != "none" and engine.capabilities.tools != "auto"
-    return _read(engine, plain, ask) if reads else engine.submit(plain, push)
+    reads = bool(ask.tools) and ask.tool_choice != "none" and engine.capabilities.tools != "auto"
+    thinks = engine.capabilities.thinks and ask.messages is not None and ask.constraint is None and ask.forced is None
+    return _read(engine, plain, ask, thinks, reads) if thinks or reads else engine.submit(plain, push)
 
 
 def prompted(engine: ServingEngine, ask: Ask) -> Ask:
@@ -53,16 +57,26 @@ def about_tools(ask: Ask) -> bool:
     return bool(ask.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in ask.messages or ())
 
 
-async def _read(engine: ServingEngine, plain: Ask, ask: Ask) -> AsyncGenerator[list[Delta], None]:
-    names = [tool["function"]["name"] for tool in ask.tools]
-    readers: dict[int, ForcedCallReader | FreeCallReader] = {}
+async def _read(
+    engine: ServingEngine, plain: Ask, ask: Ask, thinks: bool, calls: bool
+) -> AsyncGenerator[list[Delta], None]:
+    readers: dict[int, list[Reader]] = {}
     async with aclosing(engine.submit(plain)) as pieces:
         async for deltas in pieces:
             told = []
             for delta in deltas:
-                reader = readers.get(delta.index)
-                if reader is None:
-                    reader = ForcedCallReader() if ask.forced is not None else FreeCallReader(names)
-                    readers[delta.index] = reader
-                told.append(reader.read(delta))
+                if delta.index not in readers:
+                    readers[delta.index] = _readers(ask, thinks, calls)
+                for reader in readers[delta.index]:
+                    delta = reader.read(delta)
+                told.append(delta)
             yield told
+
+
+def _readers(ask: Ask, thinks: bool, calls: bool) -> list[Reader]:
+    """What reads one choice: thoughts stand before calls."""
+    found: list[Reader] = [ThoughtReader()] if thinks else []
+    if calls:
+        names = [tool["function"]["name"] for tool in ask.tools]
+        found.append(ForcedCallReader() if ask.forced is not None else FreeCallReader(names))
+    return found

@@ -179,7 +179,8 @@ def _call(call: Any, place: str) -> dict[str, Any]:
         raise invalid(text("serve.tool_arguments_text"), f"{place}.function.arguments")
     if _nests_too_deep(arguments):
         raise invalid(text("serve.tool_arguments_depth", most=ARGUMENTS_DEPTH), f"{place}.function.arguments")
-    return {"id": name_of_call, "type": "function", "function": {"name": name, "arguments": arguments}}
+    told = arguments if arguments.strip() else "{}"  # as OpenAI has a call without arguments
+    return {"id": name_of_call, "type": "function", "function": {"name": name, "arguments": told}}
 
 
 def _nests_too_deep(arguments: str) -> bool:

@@ -156,7 +156,7 @@ def turn_of(item: object, place: str, params: TurnsShape) -> Message | None:
     if not content.strip():
         if role == "system":
             return None
-        if role != "assistant" or calls is None:
+        if role == "user" or (role == "assistant" and calls is None):
             raise Unfit("empty_text", place)
         content = ""
     content = _thoughts(item, place, folded) + content
