@@ -124,10 +124,9 @@ def read_calls(text: str) -> list[Call]:
 
 def _call_in_words(function: Mapping[str, Any]) -> str:
     arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return f'{OPEN}\n{{"name": {json.dumps(function.get("name"))}, "arguments": {arguments}}}\n{CLOSE}'
-    arguments = json.dumps(arguments, ensure_ascii=False)  # as templates write them
+    try:
+        told = json.loads(arguments) if isinstance(arguments, str) else arguments
+        arguments = json.dumps(told, ensure_ascii=False)  # as templates write them
+    except (ValueError, RecursionError):
+        pass  # not JSON, or nested too deep: as it is written
     return f'{OPEN}\n{{"name": {json.dumps(function.get("name"))}, "arguments": {arguments}}}\n{CLOSE}'
