@@ -178,6 +178,9 @@ def test_several_choices_differ_when_drawn_and_repeat_with_their_seed(openvino: 
     assert texts == [text_of(again, index) for index in range(3)]
     (greedy,) = ask_all(openvino, chat(QUESTIONS[0], n=2, presence_penalty=0.5, frequency_penalty=0.5))
     assert text_of(greedy, 0) == text_of(greedy, 1) != ""
+    repeat = "Repeat this text: Hello, my friend. Hello, my friend"
+    (plain,), (less,) = (ask_all(openvino, chat(repeat, repetition_penalty=penalty)) for penalty in (1.0, 1.5))
+    assert text_of(plain).startswith("Hello, my friend") and not text_of(less).startswith("Hello, my")
 
 
 def test_answers_end_at_the_context_and_longer_prompts_are_refused(openvino: WireBackend) -> None:

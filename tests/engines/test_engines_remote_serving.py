@@ -222,6 +222,17 @@ def test_request_is_sent_in_openais_fields() -> None:
     }  # fmt: skip
 
 
+def test_penalty_of_repetition_has_the_kinds_name_and_is_refused_where_there_is_none() -> None:
+    ask = Ask(Sampling(4, repetition_penalty=1.2), prompt="a")
+    assert sent("vllm", ask)["repetition_penalty"] == sent("sglang", ask)["repetition_penalty"] == 1.2
+    told = sent("llama-server", ask)
+    assert told["repeat_penalty"] == 1.2 and "repetition_penalty" not in told
+    for kind in ("openai", "ollama", "tgi"):
+        with pytest.raises(EngineRefused) as refused:
+            sent(kind, ask)
+        assert refused.value.reason == "unsupported"
+
+
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "llama-server"])
 def test_sampling_that_only_some_know_is_sent_to_those(kind: str) -> None:
     body = sent(kind, Ask(Sampling(4, top_k=5, min_p=0.1, ignore_end=True), prompt=[1, 2]))

@@ -168,6 +168,17 @@ def test_bias_and_penalties_change_what_is_chosen(engine: TorchServing, referenc
     assert len(set(less)) > len(set(plain))
 
 
+def test_penalty_of_repetition_counts_the_prompt_as_transformers_does(
+    engine: TorchServing, reference: tuple[Any, Any]
+) -> None:
+    model, tokenizer = reference
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    wanted = model.generate(ids, max_new_tokens=12, do_sample=False, repetition_penalty=1.5)[0, ids.shape[1] :]
+    out = ran(engine, prompt(TEXTS[0], max_tokens=12, repetition_penalty=1.5))
+    assert len(out.text(0)) > 4 and tokenizer.decode(wanted).startswith(out.text(0))  # half a character at the end
+    assert out.text(0) != ran(engine, prompt(TEXTS[0], max_tokens=12)).text(0)
+
+
 def test_length_ends_at_the_limit_and_at_the_context(engine: TorchServing) -> None:
     out = ran(
         engine, prompt(TEXTS[0], max_tokens=5, ignore_end=True), prompt(TEXTS[1], max_tokens=250, ignore_end=True)

@@ -51,11 +51,13 @@ def jsonl(requests: Sequence[Any]) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def test_lines_of_an_input_are_found_at_their_places(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_lines_of_an_input_are_found_at_their_places(tmp_path: Path, mark: bytes) -> None:
     path = tmp_path / "input"
-    path.write_bytes(jsonl([request("a"), b"", request("银行")]) + json.dumps(request("last")).encode())
+    path.write_bytes(mark + jsonl([request("a"), b"", request("银行")]) + json.dumps(request("last")).encode())
     lines, errors = check_input(path, BOUNDS)
     assert errors == [] and [(line.line, line.custom_id) for line in lines] == [(1, "a"), (3, "银行"), (4, "last")]
+    assert json.loads(body_of(path, lines[0])) == request("a")["body"]
     assert json.loads(body_of(path, lines[1])) == request("银行")["body"]
     assert json.loads(body_of(path, lines[2])) == request("last")["body"]
 

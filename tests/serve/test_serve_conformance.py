@@ -156,7 +156,8 @@ def test_line_6_metrics_have_their_names(http: httpx.Client) -> None:
     [
         {"temperature": 1.5}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"seed": 3}, {"stop": "x"},
         {"stop": ["x", "y"]}, {"max_completion_tokens": 2}, {"n": 2}, {"presence_penalty": 1.0},
-        {"frequency_penalty": -1.0}, {"logit_bias": {"3": 5}}, {"logprobs": True, "top_logprobs": 20}, {"user": "ann"},
+        {"frequency_penalty": -1.0}, {"repetition_penalty": 1.1}, {"logit_bias": {"3": 5}},
+        {"logprobs": True, "top_logprobs": 20}, {"user": "ann"},
         {"metadata": {"a": "b"}}, {"parallel_tool_calls": True, "tools": [TOOL], "tool_choice": "none"},
         {"response_format": {"type": "text"}}, {"response_format": {"type": "json_object"}},
         {"reasoning_effort": "low"}, {"stream_options": None}, {"tools": []},
@@ -167,6 +168,15 @@ def test_line_7_sampling_fields_are_taken(http: httpx.Client, field: dict[str, A
     answer = chat(http, max_tokens=2, **field)
     assert answer.status_code == 200, answer.text
     assert set(answer.headers.get("x-inhouse-ignored-fields", "").split(",")) <= {"", "metadata", "reasoning_effort"}
+
+
+def test_line_7_repetition_is_penalised_over_the_prompt_too(http: httpx.Client) -> None:
+    said = [{"role": "user", "content": "Repeat this text: Hello, my friend. Hello, my friend"}]
+    plain, less = (
+        chat(http, messages=said, max_tokens=6, repetition_penalty=penalty).json()["choices"][0]["message"]["content"]
+        for penalty in (1.0, 1.5)
+    )
+    assert plain.startswith("Hello, my friend") and not less.startswith("Hello, my")
 
 
 def test_line_8_streamed_calls_tell_id_and_name_once_and_fit_the_schema(http: httpx.Client) -> None:

@@ -146,7 +146,7 @@ def test_errors_are_one_text_with_the_field(endpoint: Endpoint, client: ollama.C
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"options": {"repeat_penalty": 1.1}}, "options.repeat_penalty"),
+        ({"options": {"repeat_penalty": 3}}, "options.repeat_penalty"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": {"num_predict": "many"}}, "options.num_predict"),
         ({"options": {"temperature": 9}}, "options.temperature"),

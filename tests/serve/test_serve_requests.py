@@ -177,7 +177,7 @@ def test_fields_that_nobody_knows_are_named() -> None:
 @pytest.mark.parametrize(
     ("field", "changes", "neutral"),
     [
-        ("repetition_penalty", 1.2, 1.0), ("repetition_penalty", 0, 1), ("min_tokens", 5, 0), ("best_of", 2, 1),
+        ("repeat_penalty", 1.2, 1.0), ("repeat_penalty", 0, 1), ("min_tokens", 5, 0), ("best_of", 2, 1),
         ("stop_token_ids", [2], []), ("continue_final_message", True, False), ("modalities", ["audio"], ["text"]),
         ("use_beam_search", True, False), ("allowed_token_ids", [1], None), ("echo", True, False),
     ],
@@ -250,11 +250,17 @@ def test_what_the_client_wants_back_is_kept() -> None:
 def test_sampling_fields_reach_the_engine_as_they_are() -> None:
     asked = chat(
         temperature=1, top_p=0.9, top_k=5, min_p=0.1, seed=-1, stop="x", n=2, presence_penalty=0.5,
-        frequency_penalty=-0.5, logit_bias={"7": -100}, logprobs=True, top_logprobs=3,
+        frequency_penalty=-0.5, logit_bias={"7": -100}, logprobs=True, top_logprobs=3, repetition_penalty=1.05,
     )  # fmt: skip
     assert asked.ask.sampling == Sampling(
-        64, 1.0, 0.9, 5, 0.1, -1, ("x",), 2, 0.5, -0.5, {7: -100.0}, 3,
+        64, 1.0, 0.9, 5, 0.1, -1, ("x",), 2, 0.5, -0.5, logit_bias={7: -100.0}, logprobs=3, repetition_penalty=1.05,
     )  # fmt: skip
+
+
+def test_temperature_and_top_p_next_to_nothing_leave_the_likeliest_token() -> None:
+    sampling = chat(temperature=1e-40, top_p=1e-40).ask.sampling
+    assert sampling.temperature == 0 and sampling.top_p == 1e-5
+    assert chat(temperature=0.01, top_p=0.01).ask.sampling == Sampling(64, 0.01, 0.01)
 
 
 def test_stop_texts_cut_no_call_that_is_forced() -> None:

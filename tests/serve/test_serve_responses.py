@@ -386,7 +386,7 @@ UNASKED = [
             {"input": "x", "tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function"}},
             "tool_choice.name",
         ),
-        ({"input": "x", "repetition_penalty": 1.3}, "repetition_penalty"),
+        ({"input": "x", "min_tokens": 3}, "min_tokens"),
         ({"input": "x", "previous_response_id": "resp_none"}, "previous_response_id"),
         ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "background": True, "stream": True}, "stream"),

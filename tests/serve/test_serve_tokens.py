@@ -109,6 +109,7 @@ def test_counting_tokens_is_no_request_that_a_release_answers(http: httpx.Client
     before = figures(http, "requests_total", "requests_refused_total", "e2e_request_latency_seconds_count")
     assert http.post("/tokenize", json=chat).status_code == 200
     assert http.post("/detokenize", json={"tokens": [5]}).status_code == 200
+    assert http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
     assert http.post("/v1/messages/count_tokens", json=chat).status_code == 200
     assert figures(http, *before) == before
     assert http.post("/detokenize", json={"tokens": [10**9]}).status_code == 400

@@ -304,6 +304,15 @@ def test_free_answer_without_a_call_stays_as_it_was(said: str, size: int) -> Non
     assert told[-1].finish == "stop" and not any(delta.tool_calls for delta in told)
 
 
+@pytest.mark.parametrize("size", [1, 1000])
+def test_calls_that_are_not_to_be_parallel_end_with_the_first(size: int) -> None:
+    said = 'Look: <tool_call>{"name": "f"}</tool_call> and <tool_call>{"name": "g"}</tool_call> so'
+    reader = FreeCallReader(["f", "g"], parallel=False)
+    told = [reader.read(piece) for piece in [*map(Delta, pieces_of(said, size)), Delta("", finish="stop")]]
+    assert [call["name"] for call in assembled(told)] == ["f"]
+    assert told[-1].finish == "tool_calls" and "".join(delta.text for delta in told) == "Look: "
+
+
 def test_call_at_the_very_end_needs_no_closing_tag() -> None:
     delta = FreeCallReader(["f"]).read(Delta('<tool_call>{"name": "f", "arguments": {}}', finish="stop"))
     assert delta.tool_calls is not None and delta.finish == "tool_calls"

@@ -29,6 +29,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None  # how many of the likeliest tokens are told beside each; 0 = only the sampled one
     ignore_end: bool = False  # go on to max_tokens, for measuring speed
+    repetition_penalty: float = 1.0  # divides the scores of tokens of prompt and answer; those below 0 it multiplies
 
 
 @dataclass(frozen=True, slots=True)

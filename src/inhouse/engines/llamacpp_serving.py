@@ -99,6 +99,8 @@ class LlamaCppServing:
             raise EngineRefused("invalid", keyword="logit_bias")  # llama.cpp passes over what it does not know
         # Always streamed: llama.cpp notices only in a stream that the client has gone.
         body = request_body(ask) | {"stream": True, "stream_options": {"include_usage": True}}
+        if ask.sampling.repetition_penalty != 1:
+            body["repeat_last_n"] = self.context_length  # the prompt too, as on other engines
         if self.server.adapters:  # said of each, or a request reuses what an earlier one's adapter left in the cache
             body["lora"] = self.server.lora(ask.adapter)
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
@@ -211,6 +213,8 @@ def _sampling(asked: Sampling, chat: bool) -> dict[str, Any]:
         body |= {"stop": list(asked.stop), "verbose": True}  # the last chunk then names the one that was met
     if asked.n > 1:
         body["n"] = asked.n
+    if asked.repetition_penalty != 1:
+        body["repeat_penalty"] = asked.repetition_penalty
     if asked.presence_penalty or asked.frequency_penalty:
         body |= {"presence_penalty": asked.presence_penalty, "frequency_penalty": asked.frequency_penalty}
         body["repeat_last_n"] = asked.max_tokens  # the whole answer, where llama.cpp looks at its last 64 tokens

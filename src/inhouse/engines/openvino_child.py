@@ -216,6 +216,7 @@ class OpenVinoEngine:
             config.stop_token_ids = self._vocabulary.ends
         config.presence_penalty = sampling.presence_penalty
         config.frequency_penalty = sampling.frequency_penalty
+        config.repetition_penalty = sampling.repetition_penalty
         config.do_sample = sampling.temperature > 0
         if sampling.temperature > 0:
             config.temperature = sampling.temperature

@@ -104,6 +104,7 @@ def _sampling(asked: Sampling, found: Found) -> dict[str, Any]:
     _need(not asked.logit_bias or dialect.logit_bias)
     limit = "max_completion_tokens" if found.api.startswith("https://api.openai.com/") else "max_tokens"
     body: dict[str, Any] = {**dialect.neutral, limit: asked.max_tokens, "temperature": asked.temperature}
+    body |= _repetition(asked.repetition_penalty, found)
     for name, value in (("top_k", asked.top_k), ("min_p", asked.min_p), ("ignore_eos", asked.ignore_end)):
         if value:
             _need(name in dialect.extras)
@@ -116,13 +117,23 @@ def _sampling(asked: Sampling, found: Found) -> dict[str, Any]:
         body["stop"] = list(asked.stop)
     if asked.n > 1:
         body["n"] = asked.n
-    if asked.presence_penalty:
-        body["presence_penalty"] = asked.presence_penalty
-    if asked.frequency_penalty:
-        body["frequency_penalty"] = asked.frequency_penalty
+    for name in ("presence_penalty", "frequency_penalty"):
+        if penalty := getattr(asked, name):
+            body[name] = penalty
     if asked.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in asked.logit_bias.items()}
     return body
+
+
+def _repetition(penalty: float, found: Found) -> dict[str, Any]:
+    if penalty == 1:
+        return {}
+    neutral = found.dialect.neutral
+    _need("repetition_penalty" in neutral or "repeat_penalty" in neutral)
+    if "repetition_penalty" in neutral:
+        return {"repetition_penalty": penalty}
+    last = {} if found.context_length is None else {"repeat_last_n": found.context_length}
+    return {"repeat_penalty": penalty, **last}  # over the prompt too, as the others do
 
 
 def constrained(asked: Constraint, found: Found) -> dict[str, Any]:

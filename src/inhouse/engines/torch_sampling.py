@@ -35,7 +35,8 @@ class Chooser:
         """The next token after `ids`, from logits (V) float32, which stay as they are."""
         import torch
 
-        scores = self._processors(torch.tensor([ids[-1:]], device=logits.device), self._penalised(logits)[None])
+        so_far = ids if self._asked.repetition_penalty != 1 else ids[-1:]  # all that the processors look at
+        scores = self._processors(torch.tensor([so_far], device=logits.device), self._penalised(logits)[None])
         if self._asked.temperature == 0:
             token = int(scores.argmax())
         else:
@@ -60,6 +61,7 @@ def processors(asked: Sampling, device: torch.device) -> LogitsProcessorList:
     from transformers import (
         LogitsProcessorList,
         MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
         SequenceBiasLogitsProcessor,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
@@ -69,6 +71,8 @@ def processors(asked: Sampling, device: torch.device) -> LogitsProcessorList:
     found = LogitsProcessorList()
     if asked.logit_bias:
         found.append(SequenceBiasLogitsProcessor({(token,): float(bias) for token, bias in asked.logit_bias.items()}))
+    if asked.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(asked.repetition_penalty))
     if asked.temperature == 0:
         return found
     if asked.temperature != 1:

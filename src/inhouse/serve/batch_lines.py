@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ def check_input(path: Path, bounds: Bounds) -> tuple[list[Line], list[Json]]:
 def read_lines(path: Path, most: int) -> Iterator[tuple[int, int, bytes]]:
     """Number from 1, place and bytes of every line. One that is too long is cut: it is refused by its size."""
     with path.open("rb") as source:
-        number, start = 0, 0
+        begin = source.read(len(BOM_UTF8))
+        number, start = 0, len(BOM_UTF8) if begin == BOM_UTF8 else 0  # as editors on Windows write it
+        source.seek(start)
         while raw := source.readline(most + 1):
             number += 1
             size = len(raw)

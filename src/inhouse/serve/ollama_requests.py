@@ -30,11 +30,13 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 SAME = ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
 # Options that change the answer and are not served here, and the values with which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "repeat_penalty": (1,), "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "penalize_newline": (False,),
+    "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "penalize_newline": (False,),
 }  # fmt: skip
 WITHOUT_END = (-1, -2)  # num_predict: to the model's own end, or to the end of the context
 # What these fields of chat are called by Ollama: errors name what the client wrote.
-NAMES = {"max_tokens": "options.num_predict", "response_format": "format"}
+NAMES = {
+    "max_tokens": "options.num_predict", "repetition_penalty": "options.repeat_penalty", "response_format": "format",
+}  # fmt: skip
 
 
 class OllamaCall(Body):
@@ -214,6 +216,8 @@ def _options(given: Json) -> tuple[Json, list[str]]:
     for name, value in given.items():
         if name in SAME or name == "num_predict":
             taken[name] = value
+        elif name == "repeat_penalty":
+            taken["repetition_penalty"] = value
         elif name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
             raise unsupported(f"options.{name}")
         elif value is not None:

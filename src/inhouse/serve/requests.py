@@ -24,6 +24,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Anything = Annotated[list[Any], Field(fail_fast=True)]
 # Lists end at their first fault: an error for each of a million entries takes gigabytes.
 Numbers = Annotated[list[int], Field(max_length=NUMBERS, fail_fast=True)]
+LEAST = 1e-5  # of temperature and top_p: engines divide by the one, and leave no token for less of the other
 BYTES_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
 # Fields that OpenAI documents and that would change the answer. Left out silently they would make it wrong.
 UNSUPPORTED = {
@@ -32,7 +33,7 @@ UNSUPPORTED = {
 }
 # Those of vLLM and llama.cpp likewise, and the values with which they change nothing; null never does.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1,), "repeat_penalty": (1,), "length_penalty": (1,), "typical_p": (1,), "min_tokens": (0,),
+    "repeat_penalty": (1,), "length_penalty": (1,), "typical_p": (1,), "min_tokens": (0,),
     "stop_token_ids": ([],), "bad_words": ([],), "allowed_token_ids": (), "use_beam_search": (False,), "best_of": (1,),
     "continue_final_message": (False,), "include_stop_str_in_output": (False,), "modalities": (["text"],),
 }  # fmt: skip
@@ -80,6 +81,7 @@ class Sampling(Body):
     n: int | None = Field(None, ge=1, le=8)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -241,10 +243,11 @@ def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
     if (body.n or 1) > limits.parallel:
         raise invalid(text("serve.too_many_choices", parallel=limits.parallel), "n")
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    temperature = limits.temperature if body.temperature is None else body.temperature
     return Chosen(
         max_tokens=answer or min(limits.max_tokens, limits.context_length),
-        temperature=limits.temperature if body.temperature is None else body.temperature,
-        top_p=body.top_p,
+        temperature=temperature if temperature >= LEAST else 0.0,
+        top_p=None if body.top_p is None else max(body.top_p, LEAST),
         top_k=body.top_k,
         min_p=body.min_p,
         seed=body.seed,
@@ -252,6 +255,7 @@ def sampling_of(body: Sampling, limits: Limits, logprobs: int | None) -> Chosen:
         n=body.n or 1,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         logprobs=logprobs,
         ignore_end=bool(body.ignore_eos),

@@ -78,5 +78,6 @@ def _readers(ask: Ask, thinks: bool, calls: bool) -> list[Reader]:
     found: list[Reader] = [ThoughtReader()] if thinks else []
     if calls:
         names = [tool["function"]["name"] for tool in ask.tools]
-        found.append(ForcedCallReader() if ask.forced is not None else FreeCallReader(names))
+        forced = ask.forced is not None
+        found.append(ForcedCallReader() if forced else FreeCallReader(names, ask.parallel_tool_calls))
     return found

@@ -126,11 +126,13 @@ class FreeCallReader:
     """Pass on an answer's text, and turn `<tool_call>…</tool_call>` in it into deltas of `tool_calls`.
 
     What may be the beginning of a tag is held back until it is known; a call is told whole, once it is valid. What
-    looks like a call and is none stays text. One for each choice.
+    looks like a call and is none stays text. Where calls are not to be `parallel`, what follows the first is left out.
+    One for each choice.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], parallel: bool = True) -> None:
         self._names = frozenset(names)
+        self._parallel = parallel
         self._kept = ""
         self._made = 0
 
@@ -139,12 +141,15 @@ class FreeCallReader:
         quiet = not self._kept and not self._made and delta.finish is None
         if quiet and "<" not in delta.text and not delta.text.endswith("\n"):
             return delta  # nearly every token: nothing to look for
-        self._kept += delta.text
+        over = self._made > 0 and not self._parallel
+        self._kept = "" if over else self._kept + delta.text
         said, calls = "", []
         for words, call in self._pieces(last=delta.finish is not None):
             said += words
             if call is not None:
                 calls.append(call)
+                if not self._parallel:
+                    break
         finish = "tool_calls" if delta.finish == "stop" and self._made else delta.finish
         return replace(delta, text=said, tool_calls=calls or None, finish=finish)
 

@@ -55,6 +55,7 @@ class ResponseBody(Body):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: Annotated[list[Value], Field(max_length=20)] | None = None
     tools: Annotated[list[Any], Field(max_length=128)] | None = None
@@ -308,6 +309,7 @@ def _as_chat(body: ResponseBody, items: list[Any]) -> tuple[ChatBody, Callable[[
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
+        "repetition_penalty": body.repetition_penalty,
         "stream": body.stream,
         "user": body.user,
         "parallel_tool_calls": body.parallel_tool_calls,

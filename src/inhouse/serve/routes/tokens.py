@@ -14,7 +14,7 @@ from inhouse.serve.errors import invalid
 from inhouse.serve.http import Call
 from inhouse.serve.requests import BYTES_PER_TOKEN, Anything, Body, Text, prepare, read_body, read_chat
 from inhouse.serve.routes import Route, Services
-from inhouse.serve.routes.embeddings import TokenIds
+from inhouse.serve.routes.embeddings import TokenId
 from inhouse.serve.tool_engine import prompted
 
 MOST_STRINGS = 4096  # tokens that are told one by one: each is a question to the engine
@@ -36,7 +36,7 @@ class DetokenizeBody(Body):
     """Token ids."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    tokens: TokenIds
+    tokens: Annotated[list[TokenId], Field(max_length=2**20, fail_fast=True)]
 
 
 async def tokenize(services: Services, call: Call) -> None:
@@ -61,7 +61,7 @@ async def detokenize(services: Services, call: Call) -> None:
     model = body.model or services.deployments.names()[0]
     async with borrowed(services, services.caller(call), model, turn=False) as lent:
         try:
-            prompt = await lent.engine.detokenize(body.tokens)
+            prompt = await lent.engine.detokenize(body.tokens) if body.tokens else ""
         except EngineRefused:  # there is nothing else in such a request that could be wrong
             raise invalid(text("serve.bad_tokens"), "tokens") from None
         call.connection.tell(lent.release, sorted(body.model_extra or {}))
