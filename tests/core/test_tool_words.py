@@ -14,7 +14,6 @@ from inhouse.core.tool_words import (
     read_call,
     read_calls,
     said,
-    writes_thoughts,
 )
 
 
@@ -81,9 +80,3 @@ def test_template_that_writes_calls_itself_gets_turns_and_definitions_as_they_ar
     turns = [{"role": "tool", "content": "晴"}]
     assert as_prompted(template, turns, [{"name": "look"}]) == (turns, [defined({"name": "look"})])
     assert as_prompted(None, turns, None)[0] == [{"role": "user", "content": "<tool_response>\n晴\n</tool_response>"}]
-
-
-def test_template_tells_whether_its_model_writes_thoughts() -> None:
-    assert writes_thoughts("{{ content.split('</think>')[-1] }}")
-    assert not writes_thoughts("{{ content }}")
-    assert not writes_thoughts(None)

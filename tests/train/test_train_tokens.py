@@ -12,6 +12,7 @@ from chat_templates import CHATML, FAMILIES, MARKED, SPECIALS, THINKING, Told
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
+from inhouse.engines.torch_chat import render
 from inhouse.train.batches import plan_batches
 from inhouse.train.learning import Coding
 from inhouse.train.objectives import sft
@@ -403,6 +404,32 @@ def test_greeting_is_not_learned_though_the_template_marks_it() -> None:
     (sample,) = encode_rows([row], tokenizer, ends_of(tokenizer), Limit(999, "all"), Events()).kept
     learned = [token for token, own in zip(sample.ids, sample.learned, strict=True) if own]
     assert tokenizer.decode(learned) == "crude<|im_end|>"
+
+
+R1 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user {{ m['content'] }}{% else %}"
+    "<|im_start|>assistant {{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant <think>\n{% endif %}"
+)  # as DeepSeek-R1's: the prompt opens a thought, and answers are written without theirs
+
+
+def test_thought_that_the_prompt_opens_is_learned_behind_it_and_closed_where_there_is_none() -> None:
+    tokenizer = tokenizer_of(R1)
+    thought = talk("oil?", "<think>\nprices rise\n</think>\n\ncrude")
+    plain = talk("oil?", "crude")
+    for row, wanted in (
+        (thought, "prices rise\n</think>\n\ncrude<|im_end|>"),
+        (plain, "\n</think>\n\ncrude<|im_end|>"),
+    ):
+        sample = encode(row, tokenizer, ends_of(tokenizer))
+        learned = [token for token, own in zip(sample.ids, sample.learned, strict=True) if own]
+        prompt = render(tokenizer, row.prompt, answer_follows=True)
+        assert list(sample.ids) == [*prompt, *learned] and tokenizer.decode(learned).strip() == wanted.strip()
+    longer = talk("oil?", "<think>\nprices rise\n</think>\n\ncrude", "why", "so")
+    first, second = encode_rows([longer], tokenizer, ends_of(tokenizer), Limit(999, "all"), Events()).kept
+    assert "prices rise" in tokenizer.decode(first.ids) and tokenizer.decode(first.ids).endswith("crude<|im_end|>")
+    told = tokenizer.decode(second.ids)
+    assert "prices rise" not in told and told.count("<think>") == 1 and told.endswith("</think>\n\nso<|im_end|>")
 
 
 def test_thoughts_that_the_template_leaves_out_of_the_last_answer_are_told() -> None:

@@ -24,11 +24,6 @@ def writes_tools(template: str | None) -> bool:
     return template is not None and "tools" in template and HERMES.search(template) is not None
 
 
-def writes_thoughts(template: str | None) -> bool:
-    """Whether a model of this chat template writes thoughts before its answers."""
-    return template is not None and "</think>" in template
-
-
 def as_prompted(
     template: str | None, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
 ) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]] | None]:

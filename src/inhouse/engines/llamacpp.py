@@ -23,6 +23,7 @@ from inhouse.core.plugins import require
 from inhouse.core.protocols import Generation, Input, Prompt, Question, Scored, Tick, question_of
 from inhouse.core.rows import Message
 from inhouse.core.settings import large_pages, usable_cores
+from inhouse.core.thoughts import continued
 from inhouse.core.tool_words import as_prompted
 from inhouse.engines.gguf_adapter import check_adapter
 from inhouse.engines.gguf_header import read_header
@@ -263,7 +264,7 @@ class LlamaCppEngine:
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the conversation through the model's own template, ready for the answer to follow."""
-        return self._render(question_of(prompt), answer_follows=True)
+        return self._ids(self._written(question_of(prompt), answer_follows=True))
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False
@@ -321,13 +322,16 @@ class LlamaCppEngine:
         self._http.close()
         self.server.stop()
 
-    def _render(self, asked: Question, answer_follows: bool) -> list[int]:
+    def _written(self, asked: Question, answer_follows: bool) -> str:
         told = self.server.control.in_turns([message.as_dict() for message in asked.turns])
         turns, tools = as_prompted(self.server.template, told, asked.tools)
         body: dict[str, Any] = {"messages": turns, "add_generation_prompt": answer_follows}
         if tools:
             body |= {"tools": tools, "tool_choice": "none"}  # written by the template; no form of answer is demanded
-        text = self._post("/apply-template", body)["prompt"]
+        text: str = self._post("/apply-template", body)["prompt"]
+        return text
+
+    def _ids(self, text: str) -> list[int]:
         # As the chat endpoint does: special tokens are parsed, and a BOS is added when the model asks for one.
         parsed = {"content": text, "add_special": True, "parse_special": True}
         ids: list[int] = self._post("/tokenize", parsed)["tokens"]
@@ -336,10 +340,11 @@ class LlamaCppEngine:
     def _choice_ids(self, prompt: Prompt, choice: str) -> tuple[int, ...]:
         """A choice as the answer's ids, end of turn included. The template separates turns: any prompt will do."""
         if choice not in self._answers:
-            begin = self.token_ids(prompt)
             asked = question_of(prompt)
             answered = [*asked.turns, Message(role="assistant", content=choice)]
-            whole = self._render(Question(answered, asked.tools), answer_follows=False)
+            before = self._written(asked, answer_follows=True)
+            told = continued(before, self._written(Question(answered, asked.tools), answer_follows=False))
+            begin, whole = self._ids(before), self._ids(told or "")
             if whole[: len(begin)] != begin:
                 raise UserError("llamacpp.template_shifts", name=self.name)
             stop = next((at for at in range(len(begin), len(whole)) if whole[at] in self._ends), len(whole) - 1)

@@ -22,7 +22,8 @@ import psutil
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Finish, Sampling, Stats, Usage
-from inhouse.core.tool_words import defined, writes_thoughts, writes_tools
+from inhouse.core.thoughts import OPEN, opens_thought, writes_thoughts
+from inhouse.core.tool_words import defined, writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
 from inhouse.engines.gguf_tokens import control_of
@@ -73,6 +74,7 @@ class _Run:
     answer: int = 0
     held: list[str] = field(default_factory=list)  # text that goes out with the last delta
     held_tokens: int = 0
+    opener: str = ""  # what the prompt ends with and the answer goes on from: the tag of a thought
 
 
 class OpenVinoEngine:
@@ -119,13 +121,14 @@ class OpenVinoEngine:
         greedy = sampling.temperature == 0
         # Greedy choices are all the same: one sequence answers them.
         groups = [tuple(range(sampling.n))] if greedy else [(index,) for index in range(sampling.n)]
+        opener = OPEN if limit is None and self._in_thought(ask, ids) else ""
         seed = secrets.randbelow(SEEDS) if sampling.seed is None else sampling.seed % SEEDS
         runs = []
         for choices in groups:
             config = self._config(sampling, min(sampling.max_tokens, room), seed + choices[0], limit)
             handle = self._add(ids, config)
             text = TextStream(sampling.stop)
-            runs.append(_Run(uid, choices, handle, len(ids), ask.whole, _forced(ask), text))
+            runs.append(_Run(uid, choices, handle, len(ids), ask.whole, _forced(ask), text, opener=opener))
         self._runs += runs
 
     def cancel(self, uid: int) -> None:
@@ -229,6 +232,9 @@ class OpenVinoEngine:
             config.structured_output_config = limit
         return config
 
+    def _in_thought(self, ask: Ask, ids: list[int]) -> bool:
+        return ask.messages is not None and self.capabilities.thinks and opens_thought(self.detokenize(ids[-16:]))
+
     def _add(self, ids: list[int], config: Any) -> Any:
         self._last_id += 1
         try:
@@ -251,7 +257,8 @@ class OpenVinoEngine:
                 reason = output.finish_reason
         run.first = run.first or now
         run.answer += tokens
-        text = run.text.push(b"".join(pieces))
+        text = run.opener + run.text.push(b"".join(pieces))
+        run.opener = ""
         finish: Finish | None = None
         if run.text.stopped:
             finish = "stop"

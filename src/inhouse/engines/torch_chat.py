@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inhouse.core.control_tokens import ControlTokens, is_control, proven
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.core.thoughts import continued, split_thought
 from inhouse.core.tool_words import as_prompted
 
 if TYPE_CHECKING:
@@ -146,26 +147,32 @@ def answer_span(
     prompt = render_texts(tokenizer, [messages[:at]], True, tools)[0]
     whole = render_texts(tokenizer, [messages[: at + 1]], False, tools)[0]
     prompt_ids, whole_ids = token_ids(tokenizer, [prompt, whole])
-    ids = joined(tokenizer, (prompt, prompt_ids), (whole, whole_ids), at)
+    ids = joined(tokenizer, (prompt, prompt_ids), (whole, whole_ids), messages[: at + 1])
     stop = end_of(ids, len(prompt_ids), ends)
     return ended(tokenizer, ids if stop is None else ids[: stop + 1], ends), len(prompt_ids)
 
 
 def joined(
-    tokenizer: PreTrainedTokenizerBase, prompt: tuple[str, list[int]], whole: tuple[str, list[int]], at: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: tuple[str, list[int]],
+    whole: tuple[str, list[int]],
+    turns: Sequence[Message],
 ) -> list[int]:
     """Ids of the whole that begin with the prompt's: as serving has them, where an answer follows its prompt.
 
-    Each is given as text and ids. Raises torch.template_shifts when not even the texts begin alike.
+    Each is given as text and ids; `turns` are those of the whole, and the last one is the answer. Raises
+    torch.template_shifts when not even the texts begin alike.
     """
     if whole[1][: len(prompt[1])] == prompt[1]:
         return whole[1]
-    if not whole[0].startswith(prompt[0]):
-        raise UserError("torch.template_shifts", turn=at + 1)
+    thought, _ = split_thought(control_of(tokenizer).in_turns([turns[-1].as_dict()])[0].get("content") or "")
+    told = continued(prompt[0], whole[0], thought)
+    if told is None:
+        raise UserError("torch.template_shifts", turn=len(turns))
     # A token of the whole reaches over the border. The answer is cut into tokens behind a special one, for alone
     # some tokenizers would put a space before it.
     anchor = tokenizer.eos_token or ""
-    before, after = token_ids(tokenizer, [anchor, anchor + whole[0][len(prompt[0]) :]])
+    before, after = token_ids(tokenizer, [anchor, anchor + told[len(prompt[0]) :]])
     return [*prompt[1], *after[len(before) :]]
 
 

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
-from inhouse.core.tool_words import writes_thoughts, writes_tools
+from inhouse.core.thoughts import OPEN, opens_thought, writes_thoughts
+from inhouse.core.tool_words import writes_tools
 from inhouse.engines.text_stream import TextStream
 from inhouse.engines.torch_embedding import mean_vectors, text_ids
 from inhouse.engines.torch_rows import Rows
@@ -61,6 +62,7 @@ class Answer:
     read_s: float = 0.0
     shown: int = 0  # of `ids`, decoded
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    opener: str = ""  # what the prompt ends with and the answer goes on from: the tag of a thought
 
     @property
     def made(self) -> int:
@@ -176,9 +178,10 @@ class TorchServing:
         """Read a prompt, write the first token of its choices, and put them beside the others."""
         began = time.perf_counter()
         device = self.loaded.model.device
+        opener = OPEN if self._in_thought(ask, ids) else ""
         answers = [
             Answer(uid, index, ask, list(ids), Chooser(ask.sampling, index, device), TextStream(ask.sampling.stop),
-                   len(ids), began, shown=len(ids))
+                   len(ids), began, shown=len(ids), opener=opener)
             for index in range(ask.sampling.n)
         ]  # fmt: skip
         with self._with(ask.adapter):
@@ -191,6 +194,9 @@ class TorchServing:
             batches[0].join(rows)
         else:
             batches.append(rows)
+
+    def _in_thought(self, ask: Ask, ids: list[int]) -> bool:
+        return ask.messages is not None and self.capabilities.thinks and opens_thought(self.detokenize(ids[-16:]))
 
     def _write(self, rows: Rows[Answer], logits: torch.Tensor, out: Outbox) -> None:
         """Choose a token for every row and tell it; rows whose answer is whole leave."""
@@ -207,7 +213,8 @@ class TorchServing:
         token = answer.chooser.choose(logits, answer.ids)
         answer.ids.append(token)
         ended = token in self.loaded.ends and not asked.ignore_end
-        delta = Delta("" if ended else self._shown(answer), answer.index)
+        delta = Delta(answer.opener + ("" if ended else self._shown(answer)), answer.index)
+        answer.opener = ""
         if asked.logprobs is not None and not ended:
             delta.logprobs = [told_logprobs(logits, token, asked.logprobs, self.loaded.tokenizer)]
         if ended or answer.text.stopped:

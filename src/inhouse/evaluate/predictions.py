@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
+from inhouse.core.thoughts import split_thought
 from inhouse.core.tool_words import Call, before_calls, read_calls
 
-THOUGHT = re.compile(r"\s*<think>.*?</think>", re.S)
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
 SPEED = "measured/speed.json"
@@ -50,8 +49,7 @@ class Predictions:
 
 def without_thought(text: str) -> str:
     """An answer without the thought before it, and without spaces around it."""
-    found = THOUGHT.match(text)
-    return text[found.end() :].strip() if found else text.strip()
+    return split_thought(text)[1]
 
 
 def same_calls(wanted: Sequence[Call], made: Sequence[Call]) -> bool:

@@ -137,7 +137,9 @@ async def agreement(first: ServingEngine, second: ServingEngine) -> float:
     for prompt in PROMPTS:
         asked = _ask(prompt, COMPARED_TOKENS)
         begin = await first.tokenize(await first.render(asked), special=True)
-        ids = await first.tokenize(await _text(first, asked), special=False)
+        # As a prompt and not as a chat: an engine may leave the tags of a thought out of what it tells of that.
+        answer = await _text(first, Ask(asked.sampling, prompt=begin))
+        ids = await first.tokenize(answer, special=False)
         pieces = [await first.detokenize([token]) for token in ids]
         # A token that is part of a character has no text of its own to compare.
         places = [place for place, piece in enumerate(pieces) if piece and UNFINISHED not in piece]

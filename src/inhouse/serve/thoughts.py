@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from inhouse.core.serving import Delta
+from inhouse.core.thoughts import CLOSE, OPEN
 
-OPEN, CLOSE = "<think>", "</think>"  # as the templates of Qwen3 and GLM-4.5 have them
 MAY_CLOSE = re.compile(r"\s*(?:<(?:/(?:t(?:h(?:i(?:nk?)?)?)?)?)?)?\Z")  # white space, and what may begin the tag
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
+from inhouse.core.thoughts import opens_thought, split_thought
 from inhouse.engines.torch_chat import as_written, control_of, end_of, ended, joined, render_texts, token_ids
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from inhouse.engines.torch_chat import Tools
 
-THOUGHT_ENDS = "</think>"
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -151,7 +151,8 @@ class Coder:
             thought = _thought(talk.messages[at])
             if thought and thought not in text:
                 alone = self._texts([(talk.messages[: at + 1], talk.tools)], False)[0]
-                if thought not in alone:
+                prompt = self._texts([(talk.messages[:at], talk.tools)], True)[0]
+                if thought not in alone and not opens_thought(prompt):
                     raise UserError("train.thoughts_cut", thought=thought[:40])
 
     # The careful way
@@ -169,7 +170,7 @@ class Coder:
             for at in talk.answers:
                 upto = (whole.text, whole.ids) if at == len(talk.messages) - 1 else next(earlier)
                 prompt = next(spans)
-                ids = joined(self.tokenizer, prompt, upto, at)
+                ids = joined(self.tokenizer, prompt, upto, talk.messages[: at + 1])
                 stop = end_of(ids, len(prompt[1]), self.ends)
                 parts.append((ids if stop is None else ids[: stop + 1], len(prompt[1])))
             found.append(self._together(parts))
@@ -291,5 +292,4 @@ class Coder:
 
 def _thought(turn: Message) -> str:
     """Words of a turn's thought: the longest piece without a `<`, as control tokens in a text are broken."""
-    before, ends, _ = (turn.content or "").partition(THOUGHT_ENDS)
-    return max(before.replace("<think>", "").split("<"), key=len).strip() if ends else ""
+    return max(split_thought(turn.content or "")[0].split("<"), key=len).strip()
