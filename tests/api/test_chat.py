@@ -87,6 +87,17 @@ def test_broken_answer_says_what_came(answering, kind: str, body: str, reason: s
     assert caught.value.code == "chat.broken_answer" and reason in str(caught.value)
 
 
+def test_proxy_of_the_environment_sees_nothing_that_is_sent_to_this_machine(answering, monkeypatch) -> None:
+    proxy, seen = answering(502, "text/plain", "")
+    url, got = answering(200, "text/event-stream", chunk("好") + "data: [DONE]\n\n")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.removesuffix("/v1"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(stream_chat(Endpoint(url, "k"), "m", QUESTION, 7)) == ["好"]
+    assert len(got) == 1 and not seen
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[", "nonsense"])
 def test_nobody_there_says_how_to_start_one(url: str) -> None:
     with pytest.raises(UserError, match="inhouse serve"):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from inhouse.core.addresses import is_loopback, stays_here
 from inhouse.core.errors import UserError
-from inhouse.serve.app import bind, is_loopback
+from inhouse.serve.app import bind
 
 
 def test_taken_port_is_named_with_what_to_do() -> None:
@@ -29,6 +30,7 @@ def test_address_of_another_machine_is_refused(host: str) -> None:
 def test_loopback_is_told_from_other_addresses() -> None:
     assert [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost")] == [True] * 3
     assert [is_loopback(h) for h in ("0.0.0.0", "192.168.1.5", "example.org")] == [False] * 3
+    assert stays_here("http://[::1]:8080/v1") and not stays_here("http://localhost.example.org") and not stays_here("x")
 
 
 def test_importing_the_app_loads_no_web_library() -> None:

@@ -305,3 +305,40 @@ def test_only_gguf_of_a_repository_is_chosen():
 )
 def test_wanted_files_of_a_model(path, wanted):
     assert is_wanted(path) is wanted
+
+
+def hub_cache(folder, files, commit=COMMIT):
+    """What huggingface_hub leaves of a download: blobs, and a snapshot of links to them."""
+    home = folder / "models--org--name"
+    (home / "blobs").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    for name, content in files.items():
+        blob = home / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        link = home / "snapshots" / commit / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+
+
+@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+def test_offline_the_cache_of_huggingface_hub_is_read_and_left_as_it_is(revision, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    hub_cache(tmp_path / "hf" / "hub", FILES)
+    folder = fetch(f"hf:org/name{revision}", tmp_path / "own", offline=True)
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == {name: FILES[name] for name in SAFE}
+    assert json.loads((folder.parent / "source.json").read_text())["commit"] == COMMIT
+    kept = list((tmp_path / "hf").glob("hub/*/blobs/*"))
+    assert kept and all(blob.stat().st_mode & 0o200 for blob in kept)
+
+
+def test_offline_a_cache_without_all_of_the_weights_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+    hub_cache(tmp_path / "hub", {"model.safetensors.index.json": index, "model-1.safetensors": b"1"})
+    with pytest.raises(UserError) as caught:
+        fetch("hf:org/name", tmp_path / "own", offline=True)
+    assert caught.value.code == "sources.incomplete" and "model-2.safetensors" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        fetch("hf:org/name@v2", tmp_path / "own", offline=True)
+    assert caught.value.code == "sources.offline"

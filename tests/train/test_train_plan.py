@@ -540,6 +540,23 @@ def test_lint_names_settings_outside_of_known_ranges(settings: dict[str, Any], c
     assert all(text(remark.code, **remark.facts) for remark in found)
 
 
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 2e-4), ({"method": "qlora"}, 2e-4), ({"method": {"use": "full"}}, 2e-5), ({"method": "prompt"}, 1e-2),
+        ({"objective": "dpo"}, 1e-5), ({"method": "full", "objective": {"use": "orpo"}}, 1e-6),
+        ({"method": "full", "objective": "pretrain"}, 2e-5),
+    ],
+)  # fmt: skip
+def test_learning_rate_that_is_not_given_is_one_that_the_method_is_known_to_take(
+    settings: dict[str, Any], rate: float
+) -> None:
+    params = TrainParams.model_validate(settings)
+    assert params.learning_rate == rate
+    assert not [remark for remark in remarks(params, 100) if remark.code == "train.lint.learning_rate"]
+    assert TrainParams.model_validate(settings | {"learning_rate": 3e-3}).learning_rate == 3e-3
+
+
 def test_lint_says_that_preferences_are_what_wants_a_lower_rate() -> None:
     [remark] = remarks(TrainParams.model_validate({"method": "lora", "objective": "dpo", "learning_rate": 2e-4}))
     assert (remark.facts["method"], remark.facts["low"], remark.facts["high"]) == ("lora + dpo", "5e-06", "0.0001")

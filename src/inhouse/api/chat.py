@@ -9,6 +9,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
+from inhouse.core.addresses import stays_here
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.remote.trust import trusting
@@ -43,9 +44,10 @@ def stream_chat(
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     headers = authorization(key)
+    waiting = httpx.Timeout(READ_S, connect=CONNECT_S)
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(READ_S, connect=CONNECT_S), verify=_trust(endpoint)) as client,
+            httpx.Client(timeout=waiting, verify=_trust(endpoint), trust_env=not stays_here(url)) as client,
             connect_sse(client, "POST", address, json=body, headers=headers) as source,
         ):
             if source.response.status_code != 200:

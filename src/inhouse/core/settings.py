@@ -90,6 +90,12 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloaded: HF_HUB_CACHE, absent `hub` in HF_HOME."""
+    home = os.environ.get("HF_HOME") or cache_home() / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
 def usable_cores() -> int:
     """Cores this process may use (affinity respected), or INHOUSE_THREADS."""
     return settings().threads or len(own_cores())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from inhouse.core.addresses import stays_here
 from inhouse.core.control_tokens import WELL_KNOWN
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
@@ -80,7 +81,8 @@ class RemoteEngine:
         self.name = url
         self.model = model
         headers = openai_headers(url)
-        self.client = httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout_s)
+        home = url.rstrip("/") + "/"
+        self.client = httpx.Client(base_url=home, headers=headers, timeout=timeout_s, trust_env=not stays_here(url))
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int, tick: Tick, ignore_end: bool = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from inhouse.core.addresses import stays_here
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.fingerprint import hash_json
 from inhouse.core.params import OnlyHow, Params
@@ -197,8 +198,9 @@ class _Asker:
         headers = openai_headers(self.url)
         with reaching(self.url, self.endpoint.timeout_s):
             self._client = httpx.Client(
-                base_url=self.url.rstrip("/") + "/", headers=headers, timeout=self.endpoint.timeout_s
-            )
+                base_url=self.url.rstrip("/") + "/", headers=headers, timeout=self.endpoint.timeout_s,
+                trust_env=not stays_here(self.url),
+            )  # fmt: skip
 
     def _all(self, missing: dict[str, dict[str, Any]], counts: Mapping[str, int], tick: Tick) -> dict[str, Answer]:
         """Ask with `at_once` threads; the first problem that concerns all stops the others."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
-import ipaddress
 import logging
 import math
 import signal
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from inhouse.core.addresses import is_loopback
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
 from inhouse.core.run import collect_seldom
@@ -107,14 +107,6 @@ def with_grpc_port(settings: ServeParams) -> ServeParams:
     require("grpc", "grpc", "grpc_health", "grpc_reflection", "google.rpc")
     with bind(settings.host, settings.grpc_port) as found:
         return settings.model_copy(update={"grpc_port": found.getsockname()[1]})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def first_key(registry: Registry) -> str | None:

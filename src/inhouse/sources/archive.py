@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import zipfile
@@ -26,6 +27,11 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
         raise UserError("sources.archive", archive=path.name, reason=str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        reason = "a member begins before the archive does"
+        raise UserError("sources.archive", archive=path.name, reason=reason) from error
 
 
 def members(archive: zipfile.ZipFile, wanted: str) -> list[zipfile.ZipInfo]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,22 @@ from inhouse.core.errors import UserError, from_dict
 from inhouse.sources.cache import CONTENT, Request, entry_of, keep
 from inhouse.sources.child import run_module
 from inhouse.sources.hub import parse
+from inhouse.sources.hub_cache import copy, snapshot
 
 MODULE = "inhouse.sources.hf_download"
 
 
 def fetch(request: Request) -> Path:
-    """The repository's folder, or the one file asked for, downloaded when the cache has it not."""
+    """The repository's folder, or the one file asked for, downloaded when the cache has it not.
+
+    Offline, what other programs left in the hub's own cache is copied from there.
+    """
     name = parse(request.uri)
     entry = entry_of(request, "hf", name.repository.replace("/", "--"))
+    at_hand = snapshot(name) if request.offline else None
+    if at_hand is not None:
+        here = replace(request, offline=False)  # no socket is opened for it
+        return keep(here, entry, name.file or "", lambda to: copy(request.uri, name, at_hand, to / CONTENT))
     return keep(request, entry, name.file or "", lambda staging: _download(request, staging))
 
 

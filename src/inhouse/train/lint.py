@@ -9,18 +9,10 @@ from pydantic import Field
 
 from inhouse.core.artifact import Frozen
 from inhouse.train.params import TrainParams
+from inhouse.train.rate_ranges import PREFERENCES, RATES, usual_range
 
 FEW_STEPS, MANY_EPOCHS = 20, 10
 
-# Peak learning rates of AdamW. full: 1e-5 to 5e-5 (Devlin et al. 2019, arXiv:1810.04805, A.3: 2e-5 to 5e-5; Alpaca,
-# Vicuna, Tulu: 1e-5 to 2e-5). lora: 1e-4 to 2e-3, ten times that of full tuning, whatever the rank (Hu et al. 2021,
-# arXiv:2106.09685, table 11: 2e-4 to 5e-4; Schulman et al. 2025, "LoRA Without Regret"). qlora: the same (Dettmers et
-# al. 2023, arXiv:2305.14314, table 9: 1e-4 to 2e-4). prompt: 1e-3 to 0.3 (Lester et al. 2021, arXiv:2104.08691: 0.3;
-# PEFT's examples: 1e-3 to 3e-2).
-RATES = {"full": (1e-5, 5e-5), "lora": (1e-4, 2e-3), "qlora": (1e-4, 2e-3), "prompt": (1e-3, 0.3)}
-# Preferences are learned with a twentieth of that (Rafailov et al. 2023, arXiv:2305.18290, appendix B: 1e-6; TRL's
-# recipes: 5e-7 to 5e-6 full, 5e-6 to 5e-5 LoRA; orpo: Hong et al. 2024, arXiv:2403.07691: 5e-6 to 8e-6).
-PREFERENCES, PREFERENCE_SHARE = frozenset({"dpo", "kto", "orpo"}), 20
 # lora_dropout: 0 to 0.1 in Hu et al. and Dettmers et al.; 0.1 to 0.3 is advised for small sets.
 DROPOUT = (0.0, 0.3)
 # weight_decay: 0 to 0.1 (Loshchilov and Hutter 2019, arXiv:1711.05101; GPT-3 and LLaMA: 0.1; fine-tuning: 0 to 0.01).
@@ -73,18 +65,17 @@ def remarks(params: TrainParams, steps: int | None = None) -> Iterator[Remark]:
 
 def rate_range(params: TrainParams) -> tuple[float, float]:
     """The learning rates that are known to work for a method and what it learns; of a plugin's method, LoRA's."""
-    low, high = RATES.get(str(params.method.model_dump()["use"]), RATES["lora"])
-    return (low / PREFERENCE_SHARE, high / PREFERENCE_SHARE) if _preference(params) else (low, high)
+    return usual_range(*_names(params))
 
 
-def _preference(params: TrainParams) -> str | None:
-    objective = params.model_dump().get("objective")
-    use = objective.get("use") if isinstance(objective, dict) else None
-    return use if use in PREFERENCES else None
+def _names(params: TrainParams) -> tuple[str, str]:
+    told = params.model_dump()
+    return str(told["method"]["use"]), str(told["objective"]["use"])
 
 
 def _rate(params: TrainParams, use: str) -> Iterator[Remark]:
-    named = " + ".join(filter(None, (use, _preference(params))))
+    objective = _names(params)[1]
+    named = f"{use} + {objective}" if objective in PREFERENCES else use
     yield from _outside("train.lint.learning_rate", params.learning_rate, rate_range(params), method=named)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inhouse.core.params import Needs, OneOf, OnlyHow, Params
 from inhouse.engines.rope import RopeScaling
@@ -13,6 +13,7 @@ from inhouse.train.batching import BatchingParams
 from inhouse.train.forgetting import ForgettingParams
 from inhouse.train.parallel.settings import Parallel
 from inhouse.train.privacy import Privacy
+from inhouse.train.rate_ranges import DEFAULTS, default_rate
 from inhouse.train.replay import ReplayParams
 from inhouse.train.tokens import OverLength
 from inhouse.train.watch import WatchParams
@@ -38,7 +39,11 @@ class TrainParams(WatchParams, BatchingParams):
     forgetting: Annotated[ForgettingParams | None, OnlyHow()] = Field(
         None, description="how much worse the model becomes on a general set; measured after training"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate; LoRA takes 10 times that of full tuning")
+    learning_rate: float = Field(
+        DEFAULTS["lora"], gt=0,
+        description="peak learning rate; absent: 2e-4 for lora and qlora, which take 10 times that of full tuning; "
+        "full 2e-5, prompt 1e-2; for dpo, kto and orpo a twentieth of it",
+    )  # fmt: skip
     num_train_epochs: float = Field(1, gt=0, le=1000, description="passes over the training rows; may be a fraction")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps, whatever the epochs")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
@@ -73,6 +78,19 @@ class TrainParams(WatchParams, BatchingParams):
         "auto", description="type of the merged weights; auto: fp32 below 1B parameters, else bf16"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_rate(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "learning_rate" in given:
+            return given
+        names = (_use(given.get(name, default)) for name, default in (("method", "lora"), ("objective", "sft")))
+        return {**given, "learning_rate": default_rate(*names)}
+
     def warmup_steps(self, steps: int) -> int:
         """In how many of a training's steps the learning rate rises, from 0 on: it must not end before it has risen."""
         return min(ceil(steps * self.warmup_ratio), steps - 1)
+
+
+def _use(given: Any) -> str:
+    """The name of a part, however it is given."""
+    return str(given.get("use") if isinstance(given, dict) else getattr(given, "use", given))

@@ -27,7 +27,7 @@ class Prompt(Params):
     kind: Literal["prompt", "prefix", "p_tuning"] = Field(
         "prompt", description="what is trained: embeddings; keys and values of every layer; embeddings via a network"
     )
-    num_virtual_tokens: int = Field(16, ge=1, le=512, description="virtual tokens before every text")
+    num_virtual_tokens: int = Field(10, ge=1, le=512, description="virtual tokens before every text")
     prompt_tuning_init_text: str | None = Field(
         None, min_length=1, description="text to begin from, repeated or cut to fit; default: tokens drawn at random"
     )
