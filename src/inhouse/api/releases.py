@@ -12,6 +12,7 @@ from inhouse.api.deployments import DeploymentLine, promoted
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.store import Store
+from inhouse.release.export import Demo, Exported, export
 from inhouse.release.registry import Deployment, Release, open_registry
 
 
@@ -25,6 +26,13 @@ class PromoteRequest(ReleaseRequest):
     """A release, and the deployment it goes to."""
 
     deployment: str | None = Field(None, description="deployment to point at the release; its project's when left out")
+
+
+class ExportReleaseRequest(ReleaseRequest):
+    """A release, and where its copy goes."""
+
+    folder: Path = Field(description="folder to write: new, or empty")
+    demo: Demo | None = Field(None, description="write a page to talk with it as well: a script for gradio")
 
 
 class ReleaseLine(Frozen):
@@ -74,6 +82,13 @@ def promote_release(request: PromoteRequest) -> DeploymentLine:
     found = registry.show(request.release)
     name = request.deployment or _deployment_of(request.store, found)
     return promoted(registry, name, found.label)
+
+
+def export_release(request: ExportReleaseRequest) -> Exported:
+    """Copy a release that passed its gates out of the workspace, for other machines and programs."""
+    registry = open_registry(request.store)
+    found = registry.show(request.release)
+    return export(registry, found, _deployment_of(request.store, found), request.folder, request.demo)
 
 
 def _deployment_of(store: Store, release: Release) -> str:

@@ -73,6 +73,7 @@ COMMANDS = (
     Command(("release", "list"), "releases:list_releases", "releases"),
     Command(("release", "show"), "releases:show_release", "release", arguments=("release",)),
     Command(("release", "promote"), "releases:promote_release", "promoted", arguments=("release",)),
+    Command(("release", "export"), "releases:export_release", "release_exported", arguments=("release", "folder")),
     Command(("release", "rollback"), "deployments:rollback_deployment", "promoted", arguments=("deployment",)),
     Command(("deployments", "list"), "deployments:list_deployments", "deployments"),
     Command(("deployments", "show"), "deployments:show_deployment", "deployment", arguments=("deployment",)),

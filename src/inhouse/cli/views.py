@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from inhouse.api.serving import ServeCommand
     from inhouse.core.gate import Verdict
     from inhouse.flow.jobs import Job
+    from inhouse.release.export import Exported
     from inhouse.select.doctor import Diagnosis
 
 
@@ -180,6 +181,19 @@ def release(result: ReleaseDetail, console: Console) -> None:
     console.print(f"[dim]{escape(str(result.evidence_file))}[/]")
 
 
+def release_exported(result: Exported, console: Console) -> None:
+    """The files of a copy, and what to type next."""
+    console.print(f"[green]+[/] {escape(str(result.folder))}  {result.bytes / 1e6:,.1f} MB")
+    for name in result.files:
+        console.print(f"  {escape(name)}")
+    name = result.release.partition(":")[0]
+    if result.ollama is not None:
+        told = text(f"cell.release.ollama_{result.ollama}", name=name, modelfile=result.folder / "Modelfile")
+        console.print(Mark(f"[dim]{escape(told)}[/]"))
+    if result.demo is not None:
+        console.print(Mark(f"[dim]{escape(text('cell.release.demo', script=result.folder / result.demo))}[/]"))
+
+
 def jobs(result: Jobs, console: Console) -> None:
     """Jobs, newest first."""
     if not result.jobs:
@@ -271,6 +285,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "launched": launch_views.launched,
     "releases": releases,
     "release": release,
+    "release_exported": release_exported,
     **deployment_views.VIEWS,
     "jobs": jobs,
     "job": job,
