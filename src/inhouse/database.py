@@ -7,7 +7,8 @@ commit, so that what was confirmed survives a power cut.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ UNREACHABLE = ("08", "28", "3D", "53300", "57P")  # how SQLSTATE begins when a s
 BROKEN = ("not a database", "malformed", "no such table", "no such column", "has no column")
 EXPLAIN = "inhouse_explain"
 READ_ONLY = "inhouse_read"
+ANSWER_S = 15.0  # a server's longest silence: longer than any wait for its lock, and shorter than clients wait
 LOCK_S = 60.0  # what is done alone takes a moment: whoever holds the lock for longer has been stopped
 
 
@@ -97,6 +99,7 @@ def engine_of(url: str, explain: Explain, wait_s: float) -> Engine:
             pool_pre_ping=True,
             hide_parameters=True,
         )
+        event.listen(engine, "do_connect", _connect)
         event.listen(engine, "begin", _begin_on_server(wait_s))
     else:
         raise UserError("database.bad_url")
@@ -244,6 +247,32 @@ def _begin(connection: Connection) -> None:
     # when another process wrote in between; SQLite's busy timeout helps only where the lock is asked for first.
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _connect(_dialect: Any, _record: Any, given: Any, named: Any) -> Any:
+    """A connection on which each step is given up after ANSWER_S: a server that is frozen says nothing for ever."""
+    import psycopg
+
+    def bounded(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        until, ready = time.monotonic() + ANSWER_S, None
+        while True:
+            try:
+                wanted = steps.send(ready)
+            except StopIteration as done:
+                return done.value
+            ready = yield wanted  # goes on, too, when nothing has come for a tenth of a second
+            if time.monotonic() > until:
+                raise TimeoutError
+
+    class Bounded(psycopg.Connection[Any]):
+        def wait(self, gen: Any, *more: Any, **other: Any) -> Any:
+            try:
+                return super().wait(bounded(gen), *more, **other)
+            except TimeoutError:
+                self.pgconn.finish()  # whatever comes next, a rollback too, fails at once
+                raise psycopg.OperationalError(f"no answer for {ANSWER_S:g} s") from None
+
+    return Bounded.connect(*given, **named)
 
 
 def _begin_on_server(wait_s: float) -> Callable[[Connection], None]:

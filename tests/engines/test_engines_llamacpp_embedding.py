@@ -52,3 +52,19 @@ def test_vectors_of_texts_that_are_read_together_are_those_of_each_alone(server:
         found = pool.map(lambda at: vectors(server, [TEXTS[at]])[0], asked)
         for at, vector in zip(asked, found, strict=True):
             assert sum(a * b for a, b in zip(vector, alone[at], strict=True)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("parallel", "length"), [(3, 256), (4, 1022), (2, 511)])
+def test_server_starts_whatever_the_length_of_a_step_and_reads_one_that_is_full(
+    smollm2_gguf: Path, parallel: int, length: int
+) -> None:
+    settings = LlamaCppSettings(context_length=length, parallel=parallel, threads=1, embedding="mean", weights="map")
+    running = start_server(smollm2_gguf, settings, name="embedder", load_timeout_s=120)
+    try:
+        full = " a" * (length - 4)
+        found = vectors(running, ["the cat", full, "the cat"])
+    finally:
+        running.stop()
+    same, other = (sum(a * b for a, b in zip(found[0], found[at], strict=True)) for at in (2, 1))
+    assert same == pytest.approx(1, abs=1e-3) and other < 0.9

@@ -298,3 +298,48 @@ def test_the_cache_holds_as_many_tokens_as_its_megabytes_say() -> None:
     assert shape.bytes_per_token("u8") == 13_680
     assert shape.bytes_per_token("f16") == 23_040
     assert cache_blocks(shape, OpenVinoSettings(cache_mb=1024), 2048) == 2**30 // (13_680 * 32)
+
+
+TOLD = ("<think>", "<|quiet|>", "<|im_end|>")
+
+
+def with_tokens(tiny_llama: Path, folder: Path, texts: list[Any]) -> Path:
+    """The tiny model as GGUF with added tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from inhouse.compress.convert import convert
+    from inhouse.core.run import Events
+
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_llama), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    tokenizer.add_tokens(texts)
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (tokenizer, model):
+        part.save_pretrained(folder / "model")
+    convert(folder / "model", folder / "tiny.gguf", "tiny", Events())
+    return folder / "tiny.gguf"
+
+
+def test_added_tokens_that_are_text_are_shown_and_control_tokens_are_not(tiny_llama: Path, tmp_path: Path) -> None:
+    import openvino_genai
+    from transformers import AddedToken
+
+    from inhouse.engines.gguf_header import read_header
+    from inhouse.engines.openvino_child import _Vocabulary
+
+    path = with_tokens(
+        tiny_llama, tmp_path, [AddedToken("<think>", special=False), AddedToken("<|quiet|>", special=True)]
+    )
+    tokenizer = openvino_genai.Tokenizer(str(path))
+    vocabulary = _Vocabulary(tokenizer, path, read_header(path))
+    ids = {text: tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist() for text in TOLD}
+    assert all(len(found) == 1 for found in ids.values())
+    assert [vocabulary.pieces[found[0]] for found in ids.values()] == [b"<think>", b"", b""]
+
+
+def test_file_whose_control_tokens_would_be_cut_into_letters_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AddedToken
+
+    path = with_tokens(tiny_llama, tmp_path, [AddedToken("<｜User｜>", special=True)])  # as DeepSeek-R1's
+    with pytest.raises(UserError) as refused:
+        start(path, SETTINGS, "tiny")
+    assert refused.value.code == "openvino.tokenizer"

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -130,6 +133,25 @@ def test_tables_of_another_program_are_reported(registry: Registry) -> None:
     with pytest.raises(UserError) as error, reading(registry.engine) as connection:
         connection.exec_driver_sql("SELECT * FROM nobody_made_this")
     assert error.value.code == "release.bad_registry"
+
+
+@pytest.mark.skipif(not installed(), reason="PostgreSQL is not installed")
+def test_server_that_is_frozen_is_given_up_and_found_again(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inhouse.database.ANSWER_S", 0.5)
+    engine = connect(postgres)
+    with reading(engine) as connection:
+        backend = int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError) as error, reading(engine) as connection:
+            if connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() == backend:
+                os.kill(backend, signal.SIGSTOP)
+            connection.exec_driver_sql("SELECT 1")
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    assert error.value.code == "database.unreachable" and time.monotonic() - began < 5
+    with reading(engine) as connection:
+        assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
 
 
 @pytest.mark.skipif(not installed(), reason="PostgreSQL is not installed")

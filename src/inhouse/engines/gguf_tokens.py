@@ -12,7 +12,7 @@ from inhouse.core.errors import UserError
 from inhouse.engines.gguf_header import ArrayValue, GgufHeader, items
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-CONTROL = 3  # gguf.TokenType
+CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 FIRST_BYTES = frozenset(text.encode()[0] for text in ("<", "[", *FAMILIES))  # of all that look like one, too
 MOST = 20_000  # Gemma 3 has 6,400, the most that are known
 
@@ -34,6 +34,18 @@ def control_tokens(path: Path, header: GgufHeader) -> dict[str, int]:
     if len(found) > MOST:
         raise UserError("gguf.damaged", path=path, at=tokens.at, reason=f"it has {len(found)} control tokens")
     return found
+
+
+def added_tokens(path: Path, header: GgufHeader) -> tuple[dict[str, int], frozenset[int]]:
+    """Texts and ids of the tokens that no cutting of words makes, and which of them leave no text in an answer."""
+    types = items(path, header, TYPES)
+    wanted = {at for at, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
+    tokens = header.metadata.get(TOKENS)
+    if not isinstance(tokens, ArrayValue) or not wanted:
+        return {}, frozenset()
+    with path.open("rb") as file:
+        found = {text: at for at, text in _texts(file, tokens, header, wanted) if at in wanted}
+    return found, frozenset(at for at in wanted if types[at] == CONTROL)
 
 
 def control_of(path: Path, header: GgufHeader, tokenize: Callable[[str], Sequence[int]]) -> ControlTokens:

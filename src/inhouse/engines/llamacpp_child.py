@@ -123,7 +123,11 @@ def _embed(parameters: Any, asked: dict[str, Any]) -> None:
     parameters.embedding = True
     # Apart, texts of unequal length that are read together are cut over several steps, and the mean is the last one's.
     parameters.kv_unified = True
-    parameters.n_batch = parameters.n_ubatch = asked["context_length"]
+    length = asked["context_length"]
+    parameters.n_batch = parameters.n_ubatch = length
+    # It ends itself at a step's length that the number of texts read together does not divide.
+    parameters.n_parallel = next(count for count in range(asked["parallel"], 0, -1) if length % count == 0)
+    parameters.n_ctx = length * parameters.n_parallel
     if asked["embedding"] == "mean":
         parameters.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 

@@ -9,7 +9,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from inhouse.core.thoughts import OPEN, opens_thought, writes_thoughts
 from inhouse.core.tool_words import defined, writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
-from inhouse.engines.gguf_tokens import control_of
+from inhouse.engines.gguf_tokens import added_tokens, control_of
 from inhouse.engines.openvino_file import readable
 from inhouse.engines.openvino_schema import HELD, forced_call, grammar_of, schema_of
 from inhouse.engines.process import Reporter
@@ -85,7 +85,7 @@ class OpenVinoEngine:
         header = read_header(source)
         path = readable(source, header, Path(asked["cache"]))
         self._tokenizer, self._pipeline = _load(path, asked)
-        self._vocabulary = _Vocabulary(self._tokenizer, header)
+        self._vocabulary = _Vocabulary(self._tokenizer, source, header)
         self._template = self._vocabulary.template(header)
         self.context_length: int = asked["context_length"]
         self.capabilities = Capabilities(
@@ -348,20 +348,22 @@ def _load(path: Path, asked: dict[str, Any]) -> tuple[Any, Any]:
 class _Vocabulary:
     """The bytes of each token: what it adds to an answer, and how it is written."""
 
-    def __init__(self, tokenizer: Any, header: GgufHeader) -> None:
+    def __init__(self, tokenizer: Any, path: Path, header: GgufHeader) -> None:
+        """Raises openvino.tokenizer where the library cuts the file's added tokens into letters."""
         found: dict[bytes, int] = tokenizer.get_vocab()
         self.written = [b""] * (1 + max(found.values()))
         for piece, token in found.items():
             self.written[token] = piece
-        # Special tokens leave no text in an answer: they alone are whole characters that decode to nothing.
-        shown = tokenizer.decode([[token] for token in range(len(self.written))], skip_special_tokens=True)
-        self.pieces = [
-            b"" if not text and _is_text(piece) else piece for piece, text in zip(self.written, shown, strict=True)
-        ]
+        added, silent = added_tokens(path, header)
+        _check_added(tokenizer, path, added)
         self.end = header.number("tokenizer.ggml.eos_token_id") or 0
         named = (header.number(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
         texts = (found.get(text.encode()) for text in ENDS)
         self.ends = {token for token in (*named, *texts) if token is not None}
+        # The library leaves out all added tokens, also those that are text, such as Qwen3's <think>.
+        self.pieces = [
+            b"" if token in silent or token in self.ends else piece for token, piece in enumerate(self.written)
+        ]
         self._begin = ""
         if header.metadata.get("tokenizer.ggml.add_bos_token") is True:
             self._begin = self._text(header.number("tokenizer.ggml.bos_token_id"))
@@ -383,11 +385,11 @@ class _Vocabulary:
         return "" if token is None else self.written[token].decode("utf-8", "replace")
 
 
-def _is_text(piece: bytes) -> bool:
-    try:
-        return bool(piece.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
+def _check_added(tokenizer: Any, path: Path, added: Mapping[str, int]) -> None:
+    """Where one control token is not ASCII, as DeepSeek-R1's, the library's reader cuts all of them into letters."""
+    for text, token in added.items():
+        if tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist() != [token]:
+            raise UserError("openvino.tokenizer", path=path.name, token=text)
 
 
 if __name__ == "__main__":
