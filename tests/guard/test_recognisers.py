@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from inhouse.core.errors import MissingExtra, UserError
+from inhouse.core.errors import MissingExtra, UserError, from_dict
 from inhouse.core.plugins import operators
 from inhouse.data.operators.around import Around
 from inhouse.guard.spans import Span
@@ -160,6 +160,14 @@ def test_presidio_patterns_find_what_they_are_for(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError):
         recognise("presidio", [text], tmp_path, recognizers=["NoSuchRecognizer"])
+
+
+@pytest.mark.skipif(find_spec("gliner") is not None, reason="gliner is installed")
+def test_gliner_missing_names_its_package_for_no_extra_brings_it(tmp_path: Path) -> None:
+    operator = operators("recogniser")["gliner"]
+    with pytest.raises(MissingExtra, match=r"pip install gliner$") as error:
+        operator.function("recognise")(["x"], operator.params(model="m"), Around(0, tmp_path, tmp_path, True))
+    assert str(from_dict(error.value.to_dict())) == str(error.value)
 
 
 def test_gliner_reads_windows_and_places_spans_in_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

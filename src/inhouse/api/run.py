@@ -30,13 +30,18 @@ from inhouse.flow.runner import run as run_nodes
 Room = Literal["select", "data", "train", "evaluate", "compress", "release"]
 
 
-class RunRequest(Request):
-    """What to run."""
+class SubmitRequest(Request):
+    """What to run without this terminal."""
 
     project: Path = Field(Path("inhouse.yaml"), description="project file, or a folder that holds inhouse.yaml")
     overrides: tuple[str, ...] = Field((), description="section.key=value, applied over the file")
     until: Room | None = Field(None, description="stop after this step of the lifecycle")
     again: tuple[Room, ...] = Field((), description="run these steps again although they are cached")
+
+
+class RunRequest(SubmitRequest):
+    """What to run."""
+
     dry_run: bool = Field(False, description="show what would run, and run nothing")
     ask: bool = Field(False, description="then serve the release and stream one real answer")
 
@@ -148,10 +153,11 @@ def perform(request: RunRequest, watch: jobs.Watcher) -> RunResult:
     return shortcut(request) or jobs.attach(run, request, watch)
 
 
-def submit(request: RunRequest) -> Job:
+def submit(request: SubmitRequest) -> Job:
     """Start a run that goes on without this terminal."""
-    _prepare(request)  # a mistake in the file is told now, not in a log
-    return jobs.detach(run, request.model_copy(update={"project": request.project.absolute()}))
+    asked = RunRequest(**request.model_dump() | {"project": request.project.absolute()})
+    _prepare(asked)  # a mistake in the file is told now, not in a log
+    return jobs.detach(run, asked)
 
 
 def demo(request: DemoRequest) -> RunRequest:

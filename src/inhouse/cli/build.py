@@ -40,7 +40,7 @@ def click_command(command: Command, call: Callable[..., None]) -> click.Command:
     fixed = dict(command.fixed)
     parameters: list[click.Parameter] = []
     if command.project:
-        parameters.append(click.Argument(["items"], nargs=-1, metavar="[PROJECT] [SECTION.KEY=VALUE]..."))
+        parameters.append(click.Argument(["items"], nargs=-1, metavar=text("cli.arg.items")))
     for name, field in model.model_fields.items():
         if name in fixed or (command.project and name in PROJECT_FIELDS):
             continue
@@ -77,7 +77,9 @@ def split_items(items: Iterable[str]) -> dict[str, Any]:
 
 def _argument(name: str, field: FieldInfo) -> click.Argument:
     kind, many = _kind(field.annotation)
-    return click.Argument([name], required=field.is_required(), type=kind, nargs=-1 if many else 1)
+    word = text(told) if known(told := f"cli.arg.{name}") else name.upper()
+    shown = (word if field.is_required() else f"[{word}]") + ("..." if many else "")
+    return click.Argument([name], required=field.is_required(), type=kind, nargs=-1 if many else 1, metavar=shown)
 
 
 def _option(name: str, field: FieldInfo, group: str) -> click.Option:

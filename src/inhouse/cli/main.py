@@ -86,7 +86,7 @@ class Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line a command from the catalogue, without building the commands."""
         prefix = ".".join(("cli", *self.path, ""))
-        with formatter.section(text("cli.commands")):
+        with words.section(formatter, text("cli.commands")):
             formatter.write_dl([(name, text(prefix + name)) for name in self._mine()])
 
 

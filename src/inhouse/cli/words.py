@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import click
@@ -34,7 +36,16 @@ def named(option: click.Option | None) -> click.Option | None:
 def usage(command: click.Command, context: click.Context, formatter: click.HelpFormatter) -> None:
     """The usage line."""
     pieces = " ".join(command.collect_usage_pieces(context))
-    formatter.write_usage(context.command_path.rstrip(), pieces, prefix=f"{text('cli.usage')} ")
+    formatter.write_usage(context.command_path.rstrip(), pieces, prefix=text("cli.usage"))
+
+
+@contextmanager
+def section(formatter: click.HelpFormatter, heading: str) -> Iterator[None]:
+    """An indented part of a help text below its heading, which has a colon of the language."""
+    formatter.write_paragraph()
+    formatter.write(f"{heading}\n")
+    with formatter.indentation():
+        yield
 
 
 def options(command: click.Command, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -42,7 +53,7 @@ def options(command: click.Command, context: click.Context, formatter: click.Hel
     found = [p.get_help_record(context) for p in command.get_params(context) if isinstance(p, click.Option)]
     lines = [(name, told.replace("[required]", f"[{text('cli.required')}]")) for name, told in filter(None, found)]
     if lines:
-        with formatter.section(text("cli.options")):
+        with section(formatter, text("cli.options")):
             formatter.write_dl(lines)
 
 

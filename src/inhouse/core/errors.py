@@ -39,12 +39,12 @@ class GateFailed(InhouseError):
 
 
 class MissingExtra(InhouseError):
-    """A feature needs packages that are not installed. Exit code 4."""
+    """A feature needs a package that is not installed; `extra` is "" where no extra brings it. Exit code 4."""
 
     exit_code = 4
 
     def __init__(self, extra: str, package: str) -> None:
-        super().__init__("extra.missing", extra=extra, package=package)
+        super().__init__("extra.missing" if extra else "package.missing", extra=extra, package=package)
 
 
 class Cancelled(InhouseError):

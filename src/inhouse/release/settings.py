@@ -126,7 +126,7 @@ class ServeParams(Params):
         description="LoRA adapters by name (an artifact or a PEFT folder); asked for as deployment:name",
     )
     speculation: Annotated[Literal["off", "ngram", "auto"], SAYS_OFF] = Field(
-        "auto", description="guess tokens from a request's own text; auto: only while few requests run"
+        "auto", description="guess tokens from a request's own text; auto: only with parallel: 1"
     )
     kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values (llama.cpp)")
     replicas: ReplicaParams = ReplicaParams()

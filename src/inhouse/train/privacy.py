@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 
@@ -53,7 +54,7 @@ class Privacy(Params):
     @model_validator(mode="after")
     def _one_of_two(self) -> Privacy:
         if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("privacy needs epsilon or noise_multiplier, one of the two")
+            raise ValueError(say("problem.epsilon_or_noise"))
         return self
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import OnlyHow, Params
 from inhouse.core.run import PROGRESS_EVERY_S, Events, peak_memory
 from inhouse.train.checkpoint import Recipe, prune, saving, settle
@@ -77,7 +78,7 @@ class WatchParams(Params):
     @model_validator(mode="after")
     def _early_stopping_has_measurements(self) -> WatchParams:
         if self.eval_steps is None and (self.early_stopping_patience or self.eval_share):
-            raise ValueError("early_stopping_patience and eval_share need eval_steps")
+            raise ValueError(say("problem.needs_eval_steps"))
         return self
 
 

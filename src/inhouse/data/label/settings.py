@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import OneOf, Params
 from inhouse.data.source import SourceParams
 from inhouse.remote.endpoint import Endpoint
@@ -30,13 +31,13 @@ class AskModel(Params):
     @classmethod
     def _names_the_labels(cls, prompt: str) -> str:
         if "{labels}" not in prompt:
-            raise ValueError("the prompt does not name the labels: put {labels} where they belong")
+            raise ValueError(say("problem.prompt_without_labels"))
         return prompt
 
     @model_validator(mode="after")
     def _confidence_is_known(self) -> AskModel:
         if self.at_least and not self.confidence:
-            raise ValueError("at_least needs `confidence: true`")
+            raise ValueError(say("problem.needs_confidence"))
         return self
 
 
@@ -64,5 +65,5 @@ class LabelParams(Params):
     @model_validator(mode="after")
     def _labels_differ(self) -> LabelParams:
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label stands here twice")
+            raise ValueError(say("problem.label_twice"))
         return self

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_file
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.lexicons import word_lists
@@ -67,9 +68,8 @@ class Language(Params):
         for code in keep:
             if code not in known:
                 near = get_close_matches(code, known, n=1, cutoff=0.5)
-                raise ValueError(
-                    f"no language has the code {code!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                told = say("problem.did_you_mean", near=near[0]) if near else ""
+                raise ValueError(say("problem.language_code", code=code) + told)
         return keep
 
 

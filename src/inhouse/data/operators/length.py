@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.operators.around import Around
@@ -29,7 +30,7 @@ class Length(Params):
     def _range_is_open(self) -> Length:
         for least, most in ((self.min_words, self.max_words), (self.min_chars, self.max_chars)):
             if least is not None and most is not None and least > most:
-                raise ValueError(f"nothing is at least {least} and at most {most}")
+                raise ValueError(say("problem.empty_range", least=least, most=most))
         return self
 
 

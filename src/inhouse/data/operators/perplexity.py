@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import hash_json, list_files
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
 from inhouse.data.operators.around import Around
@@ -42,7 +43,7 @@ class Perplexity(Params):
             and self.max_perplexity is not None
             and self.min_perplexity > self.max_perplexity
         ):
-            raise ValueError(f"nothing is at least {self.min_perplexity} and at most {self.max_perplexity}")
+            raise ValueError(say("problem.empty_range", least=self.min_perplexity, most=self.max_perplexity))
         return self
 
 

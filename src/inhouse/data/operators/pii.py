@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import OneOf, Params
 from inhouse.core.plugins import operator_of, require
 from inhouse.core.settings import settings
@@ -50,7 +51,7 @@ class Pii(Params):
     def _has_no_other_field(cls, value: str) -> str:
         rest = value.replace("{type}", "")
         if any(c in "{}" or c.isdigit() or c == "@" for c in rest):
-            raise ValueError("a placeholder may hold {type}, but no other braces, digits or @")
+            raise ValueError(say("problem.placeholder"))
         return value
 
     def action_of(self, type: PiiType) -> Action:

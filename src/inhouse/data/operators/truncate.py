@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.data.operators.around import Around
 
@@ -27,7 +28,7 @@ class Truncate(Params):
     @model_validator(mode="after")
     def _has_a_limit(self) -> Truncate:
         if self.max_words is None and self.max_chars is None:
-            raise ValueError("truncate needs max_words or max_chars")
+            raise ValueError(say("problem.truncate_limit"))
         return self
 
 

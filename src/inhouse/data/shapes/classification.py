@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
 from inhouse.data.records import Unfit
@@ -33,14 +34,14 @@ class ClassificationShape(Params):
     @classmethod
     def _has_a_place(cls, prompt: str) -> str:
         if not PLACE.search(prompt):
-            raise ValueError("the prompt shows the model nothing of the row: put {text} where the text belongs")
+            raise ValueError(say("problem.prompt_without_text"))
         return prompt
 
     @field_validator("labels")
     @classmethod
     def _named_once(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if labels is not None and len(set(labels)) != len(labels):
-            raise ValueError("a label stands here twice")
+            raise ValueError(say("problem.label_twice"))
         return labels
 
 

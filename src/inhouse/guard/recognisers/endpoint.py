@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.rows import Message
 from inhouse.guard.recognisers import Around
@@ -46,7 +47,7 @@ class EndpointRecogniser(Params):
     @model_validator(mode="after")
     def _windows_move_on(self) -> EndpointRecogniser:
         if self.overlap_chars * 2 > self.max_chars:
-            raise ValueError("overlap_chars may be half of max_chars at most")
+            raise ValueError(say("problem.overlap"))
         return self
 
 

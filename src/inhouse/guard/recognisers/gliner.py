@@ -56,7 +56,7 @@ def external(params: Gliner, project_dir: Path) -> dict[str, str]:
 
 @cache
 def _model(folder: str) -> Any:
-    require("guard", "gliner")
+    require("", "gliner")  # no extra brings it: it is large, and only for this
     try:
         return import_module("gliner").GLiNER.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

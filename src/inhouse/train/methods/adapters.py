@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Adapters(Params):
     @model_validator(mode="after")
     def _experts_are_plain(self) -> Self:
         if self.experts and (self.lora_dropout or self.use_dora):
-            raise ValueError("experts: true works with lora_dropout: 0 and use_dora: false only (a limit of PEFT)")
+            raise ValueError(say("problem.plain_experts"))
         return self
 
 

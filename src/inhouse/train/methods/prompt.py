@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Prompt(Params):
     @model_validator(mode="after")
     def _text_is_used(self) -> Prompt:
         if self.kind == "p_tuning" and self.prompt_tuning_init_text is not None:
-            raise ValueError("p_tuning begins from its network, not from a text: leave out prompt_tuning_init_text")
+            raise ValueError(say("problem.p_tuning_text"))
         return self
 
 

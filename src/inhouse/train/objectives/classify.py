@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from inhouse.core.errors import UserError
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.core.rows import Message, Row
 from inhouse.train.learning import Coding, Loss, each_example, told_too_long
@@ -42,7 +43,7 @@ class Classify(Params):
     @classmethod
     def _several(cls, labels: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not isinstance(labels, str) and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise ValueError("name at least two labels, each once")
+            raise ValueError(say("problem.two_labels"))
         return labels
 
 

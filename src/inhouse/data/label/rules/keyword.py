@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
+from inhouse.core.messages import text as say
 from inhouse.core.params import Params
 from inhouse.data.label.rules.words import holding, pattern_of
 
@@ -27,7 +28,7 @@ class KeywordRule(Params):
     @classmethod
     def _not_blank(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         if not all(word.strip() for word in words):
-            raise ValueError("a blank word would match every text")
+            raise ValueError(say("problem.blank_word"))
         return tuple(word.strip() for word in words)
 
 
