@@ -15,14 +15,20 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from inhouse.cli.build import api_function, request_model, request_of
 from inhouse.cli.commands import Command
 from inhouse.cli.main import main
+from inhouse.compress.methods.gguf import Gguf
+from inhouse.compress.stage import CompressParams
 from inhouse.core import store
+from inhouse.core.gate import Gate
 from inhouse.data import tasks
 from inhouse.data.label.settings import LabelParams
+from inhouse.evaluate.settings import EvaluateParams
 from inhouse.flow.project import load
+from inhouse.release.settings import ReleaseParams
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEYS = "1\n" * 200  # what somebody at the keyboard answers
@@ -76,7 +82,7 @@ def test_page_works_as_it_stands(
                 subprocess.run(["bash", "-c", line], check=True)
 
 
-@pytest.mark.parametrize("page", ["data.md", "labelling.md", "training.md"])
+@pytest.mark.parametrize("page", ["data.md", "labelling.md", "training.md", "evaluate-release.md"])
 def test_both_languages_show_the_same_commands(page: str) -> None:
     shown = [
         [
@@ -120,3 +126,56 @@ def test_settings_and_commands_of_training_are_understood(
             codes = [main(shlex.split(line)[1:]) for line in lines]
             assert codes == [0] * len(lines), lines
     assert {("train", "plan"), ("train", "search"), ("train", "launch"), ("data", "tokens")} <= set(understood)
+
+
+def defaults(model: type[BaseModel], before: str = "") -> dict[str, str]:
+    """The default of every setting as YAML has it, by its dotted name; "" for none."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        default = None if field.is_required() else field.default
+        if isinstance(default, BaseModel) and not isinstance(default, Gguf):
+            found |= defaults(type(default), f"{before}{name}.")
+        elif not isinstance(default, BaseModel):
+            plain = list(default) if isinstance(default, tuple) else default
+            shown = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
+            found[before + name] = "" if default is None else f"`{shown}`"
+    return found
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_page_on_releases_says_what_the_code_does(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DOCS / language / "evaluate-release.md").read_text(encoding="utf-8")
+    told = {name: default for name, default in re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text, re.M)}
+    known = defaults(EvaluateParams) | defaults(CompressParams) | defaults(ReleaseParams) | defaults(Gate)
+    known |= {"method.type": f"`{Gguf().type}`", "metrics": told["metrics"]}
+    apart = {"at_least", "at_most"}  # in one line of the table
+    assert {name: told[name] for name in known if name not in apart} == {
+        name: default for name, default in known.items() if name not in apart
+    }
+    template = DOCS.parent / f"src/inhouse/api/templates/inhouse.{language}.yaml"
+    project = yaml.safe_load(template.read_text(encoding="utf-8").replace("NAME", "support"))
+    monkeypatch.chdir(tmp_path)
+    Path("plain").mkdir()
+    Path("support").mkdir()
+    Path("support/inhouse.yaml").write_text(yaml.safe_dump(project), encoding="utf-8")
+    understood = []
+
+    def understand(command: Command, values: dict[str, Any], as_json: bool) -> None:
+        request: Any = request_of(request_model(api_function(command)), values)
+        if command.project:
+            load(request.project / "inhouse.yaml", request.overrides)
+        understood.append(command.path)
+
+    monkeypatch.setattr("inhouse.cli.main.call", understand)
+    for kind, block in blocks(f"{language}/evaluate-release.md"):
+        if kind == "yaml" and block.startswith("#"):
+            paste_settings(block)
+        elif kind == "yaml":
+            Path("shown.yaml").write_text(yaml.safe_dump(project | yaml.safe_load(block)), encoding="utf-8")
+            load(Path("shown.yaml"))
+        else:
+            lines = [line for line in typed(block) if line.startswith("inhouse ")]
+            assert [main(shlex.split(line)[1:]) for line in lines] == [0] * len(lines), lines
+    assert {("evaluate",), ("compress",), ("release", "promote"), ("chat",)} <= set(understood)

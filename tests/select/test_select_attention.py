@@ -150,7 +150,7 @@ def test_view_shows_how_a_model_attends_in_both_languages(tmp_path: Path) -> Non
     for words in ("8 query heads share 2", "(4 each), 8 numbers", "0.25 KiB a token", "100 tokens in 4 of 4 layers",
                   "stretched: yarn × 4 from 250 tokens", "1,000 tokens", "F32 × 3", "12.0 KB"):  # fmt: skip
         assert words in said
-    assert "4 层中有 4 层只看最近 100 个词元" in shown(scaled, "zh")
+    assert "4 层中有 4 层只看最近 100 个 token" in shown(scaled, "zh")
     own = told(tmp_path, {"rope_theta": 5e5}, kv_heads=8, context_length=None)
     said = shown(own, "en")
     assert "keys and values of its own" in said and "base 500,000, not stretched" in said

@@ -71,7 +71,7 @@ def summary(report: Mapping[str, Any], figures: Mapping[str, Figure], roles: Seq
     best = "tuned" if "tuned" in roles else roles[-1]
     score = figures.get(f"{best}.{name}")
     if score is None or name == "perplexity":
-        return (f"Measured on {report['rows']} test questions.", f"共评测 {report['rows']} 道测试题。")
+        return (f"Measured on {report['rows']} test questions.", f"共评估 {report['rows']} 道测试题。")
     who = {
         "base": ("The base model", "基座模型"),
         "tuned": ("The tuned model", "微调后的模型"),
