@@ -198,7 +198,7 @@ def test_mix_is_told_as_asked_and_achieved(facts: dict[str, Any]) -> None:
     params = MixParams.model_validate({"a": 1, "b": 3})
     found = report(rows, mix(rows, params, 1), params).model_dump()
     told = card.card({**facts, "mix": found})
-    assert "| a | 25.00% | 25.00% | 1 | 1 | 1 |" in told and "tokens (estimated)" in told and "token（估算）" in told
+    assert "| a | 25.00% | 25.00% | 1 | 1 | 1 |" in told and "tokens (estimated)" in told and "token 数（估算）" in told
 
 
 def test_augmented_rows_are_told(facts: dict[str, Any]) -> None:
