@@ -137,6 +137,8 @@ async def agreement(first: ServingEngine, second: ServingEngine) -> float:
     for prompt in PROMPTS:
         asked = _ask(prompt, COMPARED_TOKENS)
         begin = await first.tokenize(await first.render(asked), special=True)
+        if await second.tokenize(await second.render(asked), special=True) != begin:
+            return 0.0  # it reads another prompt: whatever it writes, it is another answer
         # As a prompt and not as a chat: an engine may leave the tags of a thought out of what it tells of that.
         answer = await _text(first, Ask(asked.sampling, prompt=begin))
         ids = await first.tokenize(answer, special=False)

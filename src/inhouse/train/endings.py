@@ -67,17 +67,20 @@ def _percent(share: float | None) -> str:
 def shares_right(engine: TransformersEngine, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
     """Shares of learned end tokens, and of the other learned tokens, that are the likeliest where they stand.
 
-    What all answers begin with, such as the empty thought of a template, says nothing of what was learned.
+    What all answers begin with, such as the empty thought of a template, says nothing of what was learned; nor do
+    the tokens that stand in all of them, such as the words that every thought has.
     """
     right: dict[bool, list[bool]] = {True: [], False: []}
-    skipped = _alike([_last_answer(sample) for sample in samples])
+    answers = [_last_answer(sample) for sample in samples]
+    skipped, constant = _alike(answers), _in_all(answers)
     for sample in samples:
         best = engine.all_logits(sample.ids[:-1]).argmax(-1).tolist()
         first = len(sample.ids) - len(_last_answer(sample))
         for place in range(1, len(sample.ids)):
             if sample.learned[place] and not first <= place < first + skipped:
                 ends, guess = sample.ids[place] in engine.ends, best[place - 1]
-                right[ends].append(guess in engine.ends if ends else guess == sample.ids[place])
+                if ends or sample.ids[place] not in constant:
+                    right[ends].append(guess in engine.ends if ends else guess == sample.ids[place])
     ends_right, words_right = (sum(found) / len(found) if found else None for found in (right[True], right[False]))
     return ends_right, words_right
 
@@ -88,6 +91,12 @@ def _last_answer(sample: Sample) -> tuple[int, ...]:
     while at and sample.learned[at - 1]:
         at -= 1
     return sample.ids[at:]
+
+
+def _in_all(answers: Sequence[tuple[int, ...]]) -> frozenset[int]:
+    """Tokens that stand in every answer; none where there is one answer, or no other token in any."""
+    found = frozenset(answers[0]).intersection(*answers[1:]) if len(answers) > 1 else frozenset()
+    return found if any(not found.issuperset(answer) for answer in answers) else frozenset()
 
 
 def _alike(answers: Sequence[tuple[int, ...]]) -> int:

@@ -54,7 +54,7 @@ def encode(rows: Sequence[Row], coding: Coding, params: Kto) -> Samples:
     for row in rows:
         if row.desirable is None:
             raise UserError("train.no_thumbs", id=row.id, source=row.source, offset=row.offset)
-    found = sft.encode(rows, coding, sft.Sft())
+    found = sft.conversations(rows, coding)
     marked = zip(found.kept, found.origins, strict=True)
     return replace(found, kept=[replace(sample, mark=int(bool(rows[origin].desirable))) for sample, origin in marked])
 

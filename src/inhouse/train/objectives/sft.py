@@ -39,6 +39,11 @@ def encode(rows: Sequence[Row], coding: Coding, params: Sft) -> Samples:
     disliked = sum(row.desirable is False for row in rows)
     if disliked:
         coding.events.note("train.disliked", rows=disliked)
+    return conversations(rows, coding)
+
+
+def conversations(rows: Sequence[Row], coding: Coding) -> Samples:
+    """All of them, whatever is known of their answers."""
     samples = encode_rows(rows, coding.tokenizer, coding.ends, coding.limit, coding.events)
     return told_too_long(samples, len(rows), coding)
 
