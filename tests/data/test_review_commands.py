@@ -216,6 +216,38 @@ def test_export_to_csv_is_csv_that_a_source_reads(reviews: Reviews) -> None:
     assert [item.fields["label"] for item in items] == ["ham", "ham"]
 
 
+def test_exported_csv_holds_nothing_that_a_spreadsheet_runs_and_reads_back_as_it_was(reviews: Reviews) -> None:
+    texts = [
+        "=cmd|'/c'!A1", "@SUM(1+1)", "+1", "-1+2", "\t=1", "\r=1", "\n=1", "＝1+1", "'=1", "''-1", "'", "'quoted'",
+        "plain", "'=\"a\",1",
+    ]  # fmt: skip
+    rows: list[dict[str, Any]] = [{"text": text, "=col": text, "n": -1} for text in texts]
+    reviews.add(reviews.file(rows), labels=("=spam", "ham"), reviewers=1)
+    for text in texts:
+        reviews.run("next", "--reviewer", "ann", "--set", f"{text_id(text)}==spam")
+    target = reviews.folder / "rows.csv"
+    reviews.run("export", str(target))
+    with target.open(encoding="utf-8", newline="") as f:
+        header, *written = csv.reader(f)
+    led = [cell for row in (header, *written) for cell in row if cell[:1] in tuple("=+-@\t\r\n＝＋－＠")]
+    assert led == ["-1"] * len(texts)  # a number runs nothing
+    assert {"'=col", "'=cmd|'/c'!A1", "''=1", "'quoted'"} <= {*header, *(cell for row in written for cell in row)}
+    reader = operators("reader")["csv"]
+    items = list(reader.function("read")(target, reader.params()))
+    assert sorted(item.fields["text"] for item in items) == sorted(texts)
+    assert [item.fields["=col"] for item in items] == [item.fields["text"] for item in items]
+    assert {item.fields["label"] for item in items} == {"=spam"}
+
+
+def test_csv_of_others_keeps_its_apostrophes_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text\n'=1\n", encoding="utf-8")
+    reader = operators("reader")["csv"]
+    for settings, wanted in (({}, "'=1"), ({"guarded": True}, "=1")):
+        [item] = reader.function("read")(path, reader.params(**settings))
+        assert item.fields == {"text": wanted}
+
+
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.csv.bak"])
 def test_export_to_an_unknown_ending_is_refused(desk: Reviews, name: str) -> None:
     said = desk.run("export", str(desk.folder / name), code=2)

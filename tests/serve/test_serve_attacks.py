@@ -11,7 +11,8 @@ Rows that are tested elsewhere, and only named here:
 | 14 | test_engines_hostile: test_folder_with_something_hostile_is_refused; tests/sources |
 | 15 file ids, names | test_serve_batches: test_name_that_is_no_id_reaches_no_file |
 | 16 revoked, expired | test_serve_gateway: test_revoked_key_is_refused_within_a_second; test_release_keys |
-| 17 console, CSV | tests/release: test_evidence_page_does_not_carry_markup_of_its_inputs |
+| 17 console | tests/release: test_evidence_page_does_not_carry_markup_of_its_inputs |
+| 17 CSV | tests/data: test_exported_csv_holds_nothing_that_a_spreadsheet_runs_and_reads_back_as_it_was |
 | 19 | tests/data/test_bad_input.py |
 | 20 | tests/guard (RE2) |
 | 21 bounds, quickly | test_serve_door |

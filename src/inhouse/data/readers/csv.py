@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 
 from inhouse.core.messages import text
 from inhouse.core.params import Params
+from inhouse.data.formulas import unguarded
 from inhouse.data.readers.bytes import ending, lines
 from inhouse.data.readers.encoding import ABOUT, BROKEN, Encoding, decoded
 from inhouse.data.records import MAX_LINE_BYTES, TEXTS, Damaged, Reason, Record, Reject, excerpt
 
 SUFFIXES = (".csv", ".tsv", ".tab")
+REVIEWED = {"label_by", "label_reviewers"}  # columns of what `inhouse data review export` wrote
 
 
 class CsvReader(Params):
@@ -33,6 +35,11 @@ class CsvReader(Params):
         None, ge=0, description="lines before the first row; absent: 1, or 0 when `columns` is given"
     )
     encoding: Encoding = Field("auto", description=ABOUT)
+    guarded: bool | None = Field(
+        None,
+        description="whether an apostrophe stands before what a spreadsheet would run (=, +, -, @, tab) and is taken "
+        "off; absent: in files that `inhouse data review export` wrote",
+    )
 
     @model_validator(mode="after")
     def _names_known(self) -> CsvReader:
@@ -83,9 +90,12 @@ def read(path: Path, params: CsvReader) -> Iterator[Record | Reject]:
     offset = line = 0
     try:
         columns, skip = _columns(path, params)
+        guards = set(columns) >= REVIEWED if params.guarded is None else params.guarded
+        columns = tuple(map(unguarded, columns)) if guards else columns
         source = _Lines(path, params.encoding, skip)
         for row in _rows(source, _delimiter(path, params), params.quote):
             line = row[3]
+            row = ([unguarded(cell) for cell in row[0]], *row[1:]) if guards else row
             for item in _understood(row, columns, source, offset):
                 yield item
                 offset += 1

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from inhouse.core.errors import UserError
+from inhouse.data.formulas import guarded
 from inhouse.data.label.apply import json_line
 from inhouse.data.label.items import text_id
 from inhouse.data.label.review.queue import AGREEMENT, NewTask, Queue, Recorded, Task
@@ -72,16 +73,22 @@ def as_lines(queue: Queue, tasks: Sequence[Task]) -> str:
 
 
 def as_csv(queue: Queue, tasks: Sequence[Task]) -> str:
-    """The decided texts as CSV, with every column that any has; lists and objects are written as JSON."""
+    """The decided texts as CSV, with every column that any has; lists and objects are written as JSON.
+
+    What a spreadsheet would run has an apostrophe before it, which the csv reader takes off.
+    """
     rows = list(rows_of(queue, tasks))
+    names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer = csv.writer(out, lineterminator="\r\n")  # only what is part of this is quoted inside a cell
+    writer.writerow(map(guarded, names))
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
     return out.getvalue().encode("utf-8", "replace").decode()
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return guarded(value)
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | bool) else value
 
 
