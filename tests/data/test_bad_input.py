@@ -47,6 +47,12 @@ def parquet(count: int = 3) -> bytes:
     return out.getvalue()
 
 
+def arrow(count: int = 3) -> bytes:
+    out = io.BytesIO()
+    pl.DataFrame({"text": [f"row {n}" for n in range(count)]}).write_ipc_stream(out)
+    return out.getvalue()
+
+
 def files() -> dict[str, Bad]:
     """The bad files of the issue, and their relatives."""
     many = b"".join(row(f"{n} {n * 7919 % 10007}") for n in range(5000))
@@ -72,6 +78,8 @@ def files() -> dict[str, Bad]:
         "truncated.jsonl.gz": Bad(half, whole_rows, ((len(whole_rows), "truncated"),)),
         "truncated.jsonl.zst": Bad(zstd.compress(row("only"))[:-3], (), ((0, "truncated"),)),
         "truncated.parquet": Bad(parquet()[:-20], (), ((0, "truncated"),)),
+        "truncated.arrow": Bad(arrow()[:-8], ("row 0", "row 1", "row 2"), ((3, "truncated"),)),
+        "no.arrow": Bad(b"text", (), ((0, "damaged"),)),
         "good.parquet": Bad(parquet(), ("row 0", "row 1", "row 2")),
         "surrogate.jsonl": Bad(
             b'{"text": "\\ud800 alone"}\n{"text": "\xed\xa0\x80"}\n{"text": "\\ud83d\\ude00"}\n',

@@ -153,7 +153,21 @@ def test_ending_looks_through_packing() -> None:
 
 
 def test_file_that_cannot_be_opened_is_one_reject(tmp_path: Path) -> None:
-    for use in ("jsonl", "csv", "text", "json", "html", "pdf", "docx", "excel", "warc", "zip", "log", "parquet"):
+    for use in (
+        "jsonl",
+        "csv",
+        "text",
+        "json",
+        "html",
+        "pdf",
+        "docx",
+        "excel",
+        "warc",
+        "zip",
+        "log",
+        "parquet",
+        "arrow",
+    ):
         items = read(tmp_path / "missing", use)
         assert bad(items) == [(0, "unreadable")], use
 

@@ -21,6 +21,7 @@ from inhouse.core.rows import Part
 from inhouse.core.run import Events
 from inhouse.data.readers.bytes import chunks, ending
 from inhouse.data.records import Damaged, Record, Reject, Span
+from inhouse.data.saved import with_rows
 from inhouse.sources import fetch, fingerprint, scheme_of
 from inhouse.sources.licences import normal, read_licences, settle, use_of
 
@@ -286,7 +287,7 @@ def _listed(source: SourceParams, found: Path, told: Events | None = None) -> tu
     if found.is_file():
         return ((_shown(Path(found.name)), found),)
     below = sorted((_shown(p.relative_to(found)), p) for p in found.rglob("*") if p.is_file() or _leads_nowhere(p))
-    return _known(source, [(name, path) for name, path in below if not beside(name)], told)
+    return _known(source, [(name, path) for name, path in with_rows(below, source.from_) if not beside(name)], told)
 
 
 def _leads_nowhere(path: Path) -> bool:

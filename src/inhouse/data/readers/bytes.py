@@ -6,7 +6,9 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from inhouse.core.plugins import require
@@ -58,6 +60,16 @@ def chunks(path: Path, span: Span | None = None) -> Iterator[bytes]:
 def whole(path: Path) -> bytes:
     """The whole content of a file. Raises Damaged, also when it is larger than MAX_FILE_BYTES."""
     return joined(chunks(path))
+
+
+def seekable(path: Path, stack: ExitStack) -> Path:
+    """The file, or an unpacked copy of it that goes with the stack. Raises Damaged."""
+    if packing(path) is None:
+        return path
+    copy = Path(stack.enter_context(TemporaryDirectory())) / path.stem
+    with copy.open("wb") as f:
+        f.writelines(chunks(path))
+    return copy
 
 
 def joined(pieces: Iterator[bytes]) -> bytes:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from inhouse.core.params import Params
 from inhouse.core.plugins import require
-from inhouse.data.readers.bytes import chunks, packing
+from inhouse.data.readers.bytes import packing, seekable
 from inhouse.data.records import Damaged, Record, Reject, Span, excerpt
 from inhouse.data.shapes.draft import without_nulls
 
@@ -36,7 +35,7 @@ def read(path: Path, params: ParquetReader, span: Span | None = None) -> Iterato
     require("data", "polars")
     with ExitStack() as stack:
         try:
-            path = _unpacked(path, stack)
+            path = seekable(path, stack)
             rows = _rows(path)
         except Damaged as damage:
             yield damage.at(0)
@@ -59,16 +58,6 @@ def cut(path: Path, params: ParquetReader, span_bytes: int) -> list[Span]:
     step = _batch_rows(path, rows)
     step *= max(1, round(span_bytes * rows / max(path.stat().st_size, 1) / step))
     return [Span(first, min(first + step, rows), first) for first in range(0, rows, step)] or [Span(0, 0, 0)]
-
-
-def _unpacked(path: Path, stack: ExitStack) -> Path:
-    """A file that polars can seek in."""
-    if packing(path) is None:
-        return path
-    copy = Path(stack.enter_context(TemporaryDirectory())) / path.stem
-    with copy.open("wb") as f:
-        f.writelines(chunks(path))
-    return copy
 
 
 def _rows(path: Path) -> int:
