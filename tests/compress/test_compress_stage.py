@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
+from inhouse.compress.convert import convert
 from inhouse.compress.stage import CompressParams, external, run
 from inhouse.core.errors import UserError
+from inhouse.core.model_card import front_matter
 from inhouse.core.protocols import Context, Input
+from inhouse.core.run import Events
 from inhouse.dataset import write_rows
+from inhouse.engines.gguf_header import read_header
+from inhouse.select.stage import _in_gguf
 
 PARITY = {"prompts": 4, "tokens": 4}
 
@@ -34,6 +41,34 @@ def test_stage_on_a_tuned_model_writes_one_file_card_and_parity(context: Context
     assert figures["parity.greedy_agreement"]["n"] == 4
     card = (context.out / "README.md").read_text(encoding="utf-8")
     assert "Apache-2.0" in card and "许可条款" in card
+
+
+def test_card_of_an_export_tells_what_the_tuned_models_card_knows(context: Context, tmp_path: Path) -> None:
+    run(asked(), context)
+    told = {
+        "license": "apache-2.0", "base_model": "tiny desk", "base_model_relation": "quantized", "library_name": "gguf",
+        "pipeline_tag": "text-generation", "tags": ["inhouse", "gguf"],
+    }  # fmt: skip
+    assert ModelCard.load(context.out / "README.md").data.to_dict() == told
+    tuned = context.inputs["tuned"]
+    shutil.copytree(tuned.path, tmp_path / "tuned")
+    known = {"license": "other", "license_name": "LicenseRef-a: b", "datasets": ["c: d"], "language": ["zh"]}
+    (tmp_path / "tuned" / "README.md").write_text(front_matter({**known, "tags": ["x"]}) + "# x\n", encoding="utf-8")
+    inputs = {**context.inputs, "tuned": Input(tuned.record.model_copy(update={"stage": "train"}), tmp_path / "tuned")}
+    run(asked(), dataclasses.replace(context, inputs=inputs))
+    card = ModelCard.load(context.out / "README.md").data.to_dict()
+    assert card == {**told, **known, "base_model": f"tiny desk-{tuned.record.id[:12]}"}
+
+
+def test_converter_takes_the_front_matter_of_odd_names_and_terms_are_read_from_its_file(
+    trained: tuple[Input, Input], tmp_path: Path
+) -> None:
+    shutil.copytree(trained[1].path / "merged", tmp_path / "merged")
+    facts = {"license": "other", "license_name": "LicenseRef-desk", "base_model": "a: 'b'", "datasets": ["", 'x: "y"']}
+    (tmp_path / "merged" / "README.md").write_text(front_matter(facts) + "# x\n", encoding="utf-8")
+    convert(tmp_path / "merged", tmp_path / "a.gguf", "tiny desk", Events())
+    assert read_header(tmp_path / "a.gguf").text("general.name") == "tiny desk"
+    assert _in_gguf(tmp_path / "a.gguf") == "LicenseRef-desk"
 
 
 def test_stage_from_scratch_gives_the_same_bytes_as_a_continued_one_and_no_paths(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from families import as_input, make_family
+from huggingface_hub import ModelCard
 from tiny_training import TEXTS, context, train_params
 
 from inhouse.core.errors import UserError
@@ -143,6 +144,8 @@ def test_classifier_learns_its_labels(name: str, made: dict[str, tuple[Made, Pat
     assert facts["evaluations"][-1]["accuracy"] == 1.0  # by chance: 1/3
     assert facts["objective"] == {"use": "classify", "labels": LABELS}
     assert facts["model"]["labels"] == LABELS
+    card = ModelCard.load(made[name][1] / "merged" / "README.md").data
+    assert (card.pipeline_tag, card.base_model_relation) == ("text-classification", "finetune")
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from families import as_input, make_family, make_lively
+from huggingface_hub import ModelCard
 from tiny_training import context, rows, train_params, write_dataset
 
 from inhouse.core.artifact import Artifact
@@ -107,6 +108,10 @@ def test_method_leaves_folders_that_its_facts_name(name: str, made: dict[str, tu
     assert (out / "adapter").exists() is (name != "full")
     assert facts["unmerged"] is (name in VIRTUAL)
     assert facts["four_bit"] is (name == "qlora")
+    merged = ModelCard.load(out / "merged" / "README.md").data.to_dict()
+    assert ("base_model" in merged, merged["library_name"]) == (name not in VIRTUAL, "transformers")  # or the bare base
+    relation = ModelCard.load(out / "README.md").data["base_model_relation"]
+    assert relation == ("adapter" if name in VIRTUAL else "finetune")
     if name != "full":
         assert (out / "adapter" / "chat_template.jinja").read_text() == (out / "merged/chat_template.jinja").read_text()
         assert made[name][0].facts["parity"]["adapter_reloaded"] <= 1e-5

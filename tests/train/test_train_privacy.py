@@ -441,7 +441,8 @@ def test_record_of_a_private_training_tells_nothing_that_was_measured_on_its_row
     assert facts["epochs"] == pytest.approx(3 * 4 / 12)  # expected, not drawn
     assert facts["memory"]["batch_size"] == 4 and facts["memory"]["foretold"] is None
     assert facts["memory"]["gradient_checkpointing"] is False
-    assert "epsilon" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for card in ("README.md", "merged/README.md", "adapter/README.md"):
+        assert "epsilon" in (tmp_path / "out" / card).read_text(encoding="utf-8")
 
 
 def test_private_training_reads_as_many_rows_together_as_its_record_says(

@@ -22,7 +22,7 @@ from inhouse.engines.llamacpp import LlamaCppSettings, start_server
 from inhouse.engines.rope import RopeScaling, longest_text, scale_rope, shaped_like, window_attention
 from inhouse.engines.transformers import open_model
 from inhouse.train import stage
-from inhouse.train.result import about_reach
+from inhouse.train.card import about_reach
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 TURNS = [Message(role="user", content="oil wheat 银行 " * 20), Message(role="assistant", content="crude")]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from tiny_training import context, rows, train_params, write_dataset
 
-from inhouse.core.artifact import Artifact
+from inhouse.core.artifact import Artifact, Licence
 from inhouse.core.errors import Cancelled, UserError
 from inhouse.core.protocols import Input, Made
 from inhouse.dataset import write_rows
@@ -100,6 +103,42 @@ def test_artifact_holds_no_path_and_no_training_arguments(made: tuple[Made, Path
         assert str(lively).encode() not in (out / name).read_bytes(), name
         assert str(made[1]).encode() not in (out / name).read_bytes(), name
     assert json.loads((out / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_cards_tell_the_hubs_tools_what_is_known_and_nothing_else(lively: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "dataset")
+    said = {"languages": {"en": 900, "zh": 99, "und": 90, "fr": 1}}
+    (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(said), encoding="utf-8")
+    asked = context(lively, tmp_path / "dataset", tmp_path)
+    base, data = asked.inputs["base"], asked.inputs["dataset"]
+    known = base.record.model_copy(
+        update={
+            "facts": {**base.record.facts, "source": {"uri": "hf:org/tiny@main"}},
+            "licences": (Licence(subject="tiny", spdx="Apache-2.0", source="test"),),
+        }
+    )
+    sources = {"sources": [{"name": 'my: "desk"', "from": "a.csv"}, {"name": "b", "from": "b.csv"}]}
+    inputs = {"base": replace(base, record=known)}
+    inputs["dataset"] = replace(data, record=data.record.model_copy(update={"params": sources}))
+    made = run(train_params(max_steps=2), replace(asked, inputs=inputs))
+    told = {
+        "license": "apache-2.0", "base_model": "org/tiny", "base_model_relation": "finetune",
+        "datasets": ['my: "desk"', "b"], "language": ["en", "zh"], "library_name": "transformers",
+        "pipeline_tag": "text-generation", "tags": ["inhouse"],
+    }  # fmt: skip
+    out = asked.out
+    for folder in (out, out / "merged"):
+        assert ModelCard.load(folder / "README.md").data.to_dict() == told
+    adapter = {"base_model_relation": "adapter", "library_name": "peft", "tags": ["inhouse", "lora"]}
+    assert ModelCard.load(out / "adapter" / "README.md").data.to_dict() == told | adapter
+    assert made.facts["model"]["bytes"] == sum(p.stat().st_size for p in (out / "merged").iterdir())
+
+
+def test_card_of_a_model_of_which_little_is_known_says_little(made: tuple[Made, Path]) -> None:
+    assert ModelCard.load(made[1] / "out" / "merged" / "README.md").data.to_dict() == {
+        "base_model": "tiny", "base_model_relation": "finetune", "library_name": "transformers",
+        "pipeline_tag": "text-generation", "tags": ["inhouse"],
+    }  # fmt: skip
 
 
 def test_facts_describe_the_tuned_model(made: tuple[Made, Path]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inhouse.core.artifact import Artifact
 from inhouse.core.model import ModelFacts
+from inhouse.core.model_card import base_model, front_matter, licence_facts, read_front_matter
+from inhouse.core.protocols import Input
 
 CARD = """\
 # {name}
@@ -65,8 +66,9 @@ inhouse serve
 """
 
 
-def write_card(path: Path, model: ModelFacts, source: Artifact, parity: dict[str, Any]) -> None:
+def write_card(path: Path, model: ModelFacts, tuned: Input, parity: dict[str, Any]) -> None:
     """Write the card of an exported model. It holds no times and no paths, so that equal models have equal cards."""
+    source = tuned.record
     terms = [f"- {term.subject}: {term.spdx}" for term in source.licences]
     text = CARD.format(
         name=model.name,
@@ -80,7 +82,24 @@ def write_card(path: Path, model: ModelFacts, source: Artifact, parity: dict[str
         licences="\n".join(dict.fromkeys(terms)) or "-",
         **parity["settings"],
     )
-    path.write_text(text, encoding="utf-8")
+    path.write_text(front_matter(_facts(model, tuned)) + text, encoding="utf-8")
+
+
+def _facts(model: ModelFacts, tuned: Input) -> dict[str, Any]:
+    """What the hub's tools read: what the card of the exported model says, and what became of it."""
+    readme = tuned.path / "README.md"
+    said = read_front_matter(readme.read_text(encoding="utf-8")) if readme.is_file() else {}
+    terms = {name: said.get(name) for name in ("license", "license_name")} if said else None
+    return {
+        **(terms or licence_facts(tuned.record.licences)),
+        "base_model": base_model(tuned.record, model.name),
+        "base_model_relation": "quantized",
+        "datasets": said.get("datasets"),
+        "language": said.get("language"),
+        "library_name": "gguf",
+        "pipeline_tag": said.get("pipeline_tag", "text-generation"),
+        "tags": ["inhouse", "gguf"],
+    }
 
 
 def _row(name: str, figure: dict[str, Any], bounds: dict[str, float]) -> str:

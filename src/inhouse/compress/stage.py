@@ -69,7 +69,7 @@ def run(params: CompressParams, context: Context) -> Made:
     found = parity.report(compared, params.parity, bounds)
     text = json.dumps(found, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
     (context.out / "parity.json").write_text(text, encoding="utf-8")
-    write_card(context.out / "README.md", exported.model, tuned.record, found)
+    write_card(context.out / "README.md", exported.model, tuned, found)
     if exported.fallbacks:
         context.events.note("compress.fallbacks", tensors=exported.fallbacks, types=_counts(exported.model))
     seconds = {"export": round(exported_s, 1), "parity": round(time.monotonic() - started - exported_s, 1)}

@@ -162,7 +162,12 @@ def _in_gguf(path: Path) -> str | None:
     from inhouse.engines.gguf_header import read_header
 
     file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))), None)
-    named: Any = read_header(file).text("general.license") if file is not None else None
+    if file is None:
+        return None
+    header = read_header(file)
+    named: Any = header.text("general.license")
+    if named == "other":
+        named = header.text("general.license.name") or named
     return normal(named) if named else None
 
 

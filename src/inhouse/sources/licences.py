@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inhouse.core.artifact import Licence
+from inhouse.core.model_card import read_front_matter
 from inhouse.sources.cache import CONTENT, LICENCE, entry_holding
 
 LONGEST_BYTES = 2**20
@@ -106,17 +107,7 @@ def from_text(text: str) -> str | None:
 
 def from_front_matter(readme: str) -> str | None:
     """The `license:` of a model card, with `license_name:` where that is 'other'."""
-    import yaml
-
-    match = re.match(r"^---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
-    if match is None:
-        return None
-    try:
-        facts = yaml.safe_load(match.group(1))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None  # a card that is not YAML names no terms
-    if not isinstance(facts, dict):
-        return None
+    facts = read_front_matter(readme)  # a card that is not YAML names no terms
     name = facts.get("license")
     if name == "other":
         name = facts.get("license_name", name)

@@ -1,9 +1,9 @@
-"""What training leaves behind: adapter/, merged/ and a card, checked against the model in memory."""
+"""What training leaves behind: adapter/, merged/ and cards, checked against the model in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import list_files
 from inhouse.core.model import ModelFacts
+from inhouse.core.model_card import trained_name
 from inhouse.core.protocols import Context, Engine, Input, Prompt, prompt_of
 from inhouse.core.rows import Row
-from inhouse.engines.rope import window_of
+from inhouse.train.card import write_cards
 from inhouse.train.tokens import Sample
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Origin:
     save: torch.dtype
     labels: tuple[str, ...] = ()  # of a classifier
     unit: int = 1  # samples that make one example; the first of them holds the answer to learn
+    datasets: tuple[str, ...] = ()  # names of the sources that it learnt from
+    languages: tuple[str, ...] = ()  # of what it learnt from, where they are known and may be told
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,7 @@ def finish(model: PeftModel | PreTrainedModel, origin: Origin, context: Context)
         left = _leave_adapters(model, origin, context)
     else:
         left = _leave_weights(model, origin, context)
-    settings = json.loads((context.out / "merged" / "config.json").read_text(encoding="utf-8"))
-    (context.out / "README.md").write_text(card(origin, left, settings), encoding="utf-8")
+    write_cards(context.out, origin, left)
     header = _header(origin, context.out, left)
     parity = check_merged(Input(_record(origin, header), context.out), left, origin, context)
     return Checked(header, {**left.parity, **parity})
@@ -205,14 +207,14 @@ def _finish_adapter(folder: Path, origin: Origin) -> None:
         if isinstance(settings.get(name), list):
             settings[name] = sorted(settings[name])  # a set inside PEFT: its order is random
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form to fill in; ours stands above
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form to fill in
     origin.tokenizer.save_pretrained(str(folder))
 
 
 def base_name(origin: Origin) -> str:
     """What the adapter's base is called: the model's name, and for a base that was itself trained its artifact's id."""
     trained = origin.base.record.stage == "train"
-    return f"{origin.facts.name}-{origin.base.record.id[:12]}" if trained else origin.facts.name
+    return trained_name(origin.base.record, origin.facts.name) if trained else origin.facts.name
 
 
 def save_folder(model: Any, origin: Origin, folder: Path) -> None:
@@ -312,54 +314,3 @@ def _header(origin: Origin, out: Path, left: Left) -> ModelFacts:
 def _record(origin: Origin, header: ModelFacts) -> Artifact:
     """A record good enough to open the model with; flow writes the real one."""
     return origin.base.record.model_copy(update={"facts": {"model": header.model_dump()}})
-
-
-def card(origin: Origin, left: Left, settings: Mapping[str, Any]) -> str:
-    """The model card: what it is, what it was made from, and how to load it. `settings`: its config.json."""
-    licences = (
-        "\n".join(f"- {item.subject}: {item.spdx}" for item in origin.base.record.licences) or "- see record.json"
-    )
-    adapter = "- `adapter/`: PEFT adapter. Load it with `PeftModel.from_pretrained(base, 'adapter')`.\n"
-    merged = "base and adapter as one Hugging Face folder" if left.adapter else "the whole model, a Hugging Face folder"
-    if left.unmerged:
-        merged = "the base as it was; the adapter cannot be merged into it and must be loaded with it"
-    return (
-        f"# {origin.facts.name}, fine-tuned\n\n"
-        f"{len(origin.samples) // origin.unit} training conversations; base artifact `{origin.base.record.id}`.\n\n"
-        f"{adapter if left.adapter else ''}- `merged/`: {merged}.\n\n"
-        f"{_about_labels(origin, left)}{about_reach(settings)}"
-        f"## Licences inherited from the base\n\n{licences}\n"
-    )
-
-
-def about_reach(settings: Mapping[str, Any]) -> str:
-    """How far the model looks back, and how its positions are stretched, where that is not as usual."""
-    lines, window = [], window_of(settings)
-    if window is not None:
-        lines.append(
-            f"- Attention sees the last {window:,} tokens (`sliding_window`). An engine that does not know it, such as "
-            "llama.cpp for many architectures, gives other answers to longer texts."
-        )
-    rope = settings.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        native = rope.get("original_max_position_embeddings")
-        trained = f", from {native:,} positions" if native else ""
-        factor = f", factor {rope['factor']:g}" if "factor" in rope else ""
-        lines.append(
-            f"- Positions are stretched (`rope_parameters`: {rope['rope_type']}{factor}{trained}); up to "
-            f"{settings.get('max_position_embeddings', 0):,} in this folder's config.json."
-        )
-    return "## How far it reads\n\n" + "\n".join(lines) + "\n\n" if lines else ""
-
-
-def _about_labels(origin: Origin, left: Left) -> str:
-    """What a classifier's outputs stand for, and how to open it."""
-    if not origin.labels:
-        return ""
-    base = f"AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(origin.labels)})"
-    listed = "\n".join(f"{place}. {label}" for place, label in enumerate(origin.labels))
-    under = f"Put `adapter/` on `{base}`: it holds the head too.\n\n" if left.adapter else ""
-    return (
-        "## Labels\n\nA classifier: open `merged/` with `AutoModelForSequenceClassification`. Its outputs, from 0:\n\n"
-        f"{listed}\n\n{under}"
-    )

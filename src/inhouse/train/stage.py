@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inhouse.core.artifact import Kind
 from inhouse.core.plugins import require
-from inhouse.core.protocols import Context, Made
+from inhouse.core.protocols import Context, Input, Made
 from inhouse.core.run import release_memory
 from inhouse.train.checkpoint import recipe_of
 from inhouse.train.manifest import ran_on
@@ -65,8 +66,8 @@ def run(params: TrainParams, context: Context) -> Made:
     _note_loss(context, trained.losses)
     release_memory()  # activations of training: the checks below hold a second copy of the model
     restore(ready)
-    checked = finish(loaded.model, _origin(ready), context)
-    _add_to_card(context.out / "README.md", spent)
+    checked = finish(loaded.model, _origin(ready, context.inputs, spent), context)
+    _add_to_cards(context.out, spent)
     keep_curves(context.scratch, context.out)
     return Made(
         facts={
@@ -118,21 +119,26 @@ def _privately(ready: Prepared, settled: Settled, job: Job) -> tuple[Trained, Sp
     return Trained([], done.steps, epochs, done.tokens, done.resumed_from), done.spent
 
 
-def _add_to_card(card: Path, spent: Spent | None) -> None:
-    """The bound of a private run stands on its model card."""
-    if spent is not None:
+def _add_to_cards(out: Path, spent: Spent | None) -> None:
+    """The bound of a private run stands on its model's cards."""
+    if spent is None:
+        return
+    for card in sorted(out.glob("**/README.md")):
         with card.open("a", encoding="utf-8") as file:
             file.write(f"\n{spent.card()}")
 
 
-def _origin(ready: Prepared) -> Origin:
-    """What the result is checked against."""
+def _origin(ready: Prepared, inputs: Mapping[str, Input], spent: Spent | None) -> Origin:
+    """What the result is checked against. Of private rows no language is told: they are counted row by row."""
+    from inhouse.train.card import datasets_of, languages_of
     from inhouse.train.result import Origin
 
     loaded, texts, labels = ready.loaded, ready.texts, ready.learning.labels
     learned = [texts.rows[place] for place in sorted(set(texts.samples.origins))]  # what was left out cannot be asked
     known = (texts.tokenizer, texts.ends, texts.samples.kept, learned)
-    return Origin(ready.base, ready.facts, *known, loaded.save, labels, ready.learning.unit)
+    sources = datasets_of(inputs[role].record for role in ("dataset", "replay") if role in inputs)
+    languages = languages_of(inputs["dataset"]) if spent is None else ()
+    return Origin(ready.base, ready.facts, *known, loaded.save, labels, ready.learning.unit, sources, languages)
 
 
 def _note_loss(context: Context, losses: list[dict[str, float]]) -> None:
