@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -408,8 +411,6 @@ def test_refusal_says_when_no_change_of_settings_helps(ready: Prepared) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_refusal_offers_a_method_that_holds_less(ready: Prepared, method: str) -> None:
-    from dataclasses import replace
-
     trained = ready.loaded.total if method == "lora" else 1000
     loaded = replace(ready.loaded, trainable=trained)
     held = Held(process=0, weights=GB, gradients=2 * GB, optimizer=4 * GB if method == "lora" else 0)
@@ -745,8 +746,6 @@ SHORT = {"num_train_epochs": 1, "learning_rate": 2e-3}
 def test_search_tries_the_projects_own_settings_first_and_goes_on_where_it_stopped(
     tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     inputs = context(tiny_llama, dataset, tmp_path).inputs
     stops = Events(tmp_path / "job" / "events.jsonl")
     first = search.search(train_params(**SHORT), inputs, replace(budget, trials=2), Events())
@@ -773,8 +772,6 @@ def test_search_tries_the_projects_own_settings_first_and_goes_on_where_it_stopp
 def test_projects_own_settings_are_tried_whatever_an_earlier_search_did(
     tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget
 ) -> None:
-    from dataclasses import replace
-
     inputs = context(tiny_llama, dataset, tmp_path).inputs
     stops = Events(tmp_path / "job" / "events.jsonl")
     (tmp_path / "job").mkdir()
@@ -794,8 +791,6 @@ def test_projects_own_settings_are_tried_whatever_an_earlier_search_did(
 def test_search_measures_on_the_valid_part_and_never_reads_test(
     tiny_llama: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     from inhouse.train import held_out, setup
 
     folder = write_dataset(tmp_path / "parts")
@@ -812,12 +807,59 @@ def test_search_measures_on_the_valid_part_and_never_reads_test(
 
 
 def test_search_without_time_is_told(tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget) -> None:
-    from dataclasses import replace
-
     inputs = context(tiny_llama, dataset, tmp_path).inputs
     with pytest.raises(UserError) as error:
         search.search(train_params(), inputs, replace(budget, minutes=1e-4), Events())
     assert error.value.code == "train.search_too_short"
+
+
+class Ahead(Events):
+    """Events that put the clock of a search past its end at the second step of a trial."""
+
+    def __init__(self, trial: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.trial, self.ahead = f"trial {trial}", 0.0
+        self.steps: list[tuple[str, float, float | None]] = []
+        monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + self.ahead))
+
+    def progress(self, done: float, total: float | None = None, unit: str = "", **facts: Any) -> None:
+        super().progress(done, total, unit, **facts)
+        step = facts.get("step", "")
+        if step.startswith("trial"):
+            self.steps.append((step, done, total))
+        if step == self.trial and done == 2:
+            self.ahead = 3600.0
+
+
+def test_search_ends_the_trial_in_which_its_minutes_are_over_and_judges_those_before(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    told = Ahead(2, monkeypatch)
+    found = search.search(train_params(**SHORT), inputs, budget, told)
+    assert [(line.number, line.state) for line in found.trials] == [(1, "done")]  # of the three that were asked for
+    trial, last, whole = told.steps[-1]
+    assert (trial, last) == ("trial 2", 2) and whole is not None and whole > 2
+    [study] = optuna.get_all_study_summaries(f"sqlite:///{budget.folder / 'trials.db'}")
+    trials = optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{budget.folder / 'trials.db'}").trials
+    assert [(t.state.name, t.user_attrs["state"]) for t in trials] == [("COMPLETE", "done"), ("FAIL", "out_of_time")]
+    told.ahead, told.trial = 0.0, ""
+    again = search.search(train_params(**SHORT), inputs, replace(budget, trials=2), told)
+    assert again.resumed == 1 and len(again.trials) == 2  # the trial that was cut off is no result
+
+
+def test_search_whose_minutes_are_over_in_the_first_trial_says_so(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = context(tiny_llama, dataset, tmp_path).inputs
+    told = Ahead(1, monkeypatch)
+    with pytest.raises(UserError) as error:
+        search.search(train_params(**SHORT), inputs, budget, told)
+    assert error.value.code == "train.search_too_short"
+    assert error.value.facts["minutes"] == "5" and error.value.facts["steps"] == told.steps[-1][2]
+    assert told.steps[-1][:2] == ("trial 1", 2)
 
 
 def test_trials_that_diverge_or_fall_behind_end_early_and_are_no_winners(
