@@ -68,6 +68,7 @@ def test_chain_has_a_step_per_training_each_from_the_one_before() -> None:
     ]  # fmt: skip
     assert made["tuned_1"].inputs == {"base": "base", "dataset": "corpus"}
     assert made["tuned"].inputs == {"base": "tuned_1", "dataset": "dataset", "replay": "general"}
+    assert made["exported"].inputs["base"] == "tuned_1"  # which the last adapter belongs on
     for place, node in enumerate(made.values()):
         assert set(node.inputs.values()) <= set(list(made)[:place])
 

@@ -60,7 +60,9 @@ def pipeline(project: Project) -> tuple[Node, ...]:
     nodes += _trained(project)
     if project.compress:
         learned = {name: name for name in sorted(_datasets_of(project.trainings))}
-        inputs = {name: name for name in ("base", "tuned", "dataset")} | learned
+        # The adapter of the last training belongs on what that one began from.
+        before = "base" if len(project.trainings) < 2 else f"tuned_{len(project.trainings) - 1}"
+        inputs = {"base": before, "tuned": "tuned", "dataset": "dataset"} | learned
         nodes.append(Node("exported", compress, project.compress, inputs))
     if project.evaluate:
         nodes += _measured(project, project.evaluate, {n.name for n in nodes})
