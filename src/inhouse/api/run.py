@@ -44,6 +44,9 @@ class RunRequest(SubmitRequest):
 
     dry_run: bool = Field(False, description="show what would run, and run nothing")
     ask: bool = Field(False, description="then serve the release and stream one real answer")
+    watch: float | None = Field(
+        None, gt=0, le=1440, description="then look every so many minutes for what changed, and run that"
+    )
 
 
 class Step(Frozen):
@@ -146,6 +149,12 @@ def shortcut(request: RunRequest) -> RunResult | None:
         Step(name=n.name, room=n.room, state="cached", id=made[n.name].id, bytes=made[n.name].bytes) for n in nodes
     )
     return _finish(project, request, steps, made)
+
+
+def left_to_do(request: RunRequest) -> frozenset[str]:
+    """The recipes of the steps that would be run now: others once what they read has changed. Nothing is run."""
+    _, nodes, folder = _prepare(request)
+    return frozenset(p.recipe for p in planning.plan(nodes, request.store, folder) if p.artifact is None and p.recipe)
 
 
 def perform(request: RunRequest, watch: jobs.Watcher) -> RunResult:

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import click
 
 from inhouse.api.data import DiffRequest, compare_datasets
-from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, perform
+from inhouse.api.run import DemoRequest, RunRequest, RunResult, demo, left_to_do, perform
 from inhouse.api.serving import Chat, ChatRequest, open_chat
 from inhouse.cli import views
 from inhouse.cli.review import review_adjudicate, review_next
 from inhouse.cli.terminal import plain
 from inhouse.cli.watch import watching
-from inhouse.core.errors import GateFailed
+from inhouse.core.errors import GateFailed, InhouseError
 from inhouse.core.messages import text
 
 __all__ = ["chat", "review_adjudicate", "review_next", "run_demo", "run_project"]
 
 
 def run_project(request: RunRequest, as_json: bool) -> None:
-    """Run, show what came out, ask one question when wanted; a failed gate ends in exit code 3."""
+    """Run, show what came out, ask one question when wanted; a failed gate ends in exit code 3.
+
+    With `watch`, what changes later is run too, until Ctrl-C. What failed is run again when what it reads has changed.
+    """
+    if request.watch is None or request.dry_run:
+        _run_once(request, as_json)
+        return
+    told, tried = "", None
+    while True:
+        try:
+            found = left_to_do(request)
+            if tried is None or not found <= tried:
+                try:
+                    _run_once(request, as_json)
+                finally:  # also what is left behind a step that failed
+                    request = request.model_copy(update={"again": ()})
+                    tried = found | left_to_do(request)
+                print(text("cell.watching", minutes=f"{request.watch:g}"), file=sys.stderr)
+        except click.exceptions.Exit:
+            pass  # a gate failed, which the result has told
+        except InhouseError as error:
+            if str(error) != told:
+                told = str(error)
+                click.echo(json.dumps({"error": error.to_dict()}, ensure_ascii=False) if as_json else plain(told))
+        time.sleep(60 * (request.watch or 1))
+
+
+def _run_once(request: RunRequest, as_json: bool) -> None:
     with watching(as_json) as watch:
         result = perform(request, watch)
     views.show("run", result, as_json)
