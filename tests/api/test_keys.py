@@ -19,9 +19,11 @@ from inhouse.api.keys import (
     show_keys,
 )
 from inhouse.api.serving import ServeRequest, local_key, serve
+from inhouse.cli.key_views import _row as row
 from inhouse.cli.key_views import _state as state
 from inhouse.core.errors import UserError
 from inhouse.core.store import Store
+from inhouse.release.keys import Used, add_usage
 from inhouse.release.registry import open_registry
 
 
@@ -64,6 +66,17 @@ def test_old_token_of_a_rotated_key_is_listed_as_long_as_it_opens(workspace: Pat
     assert state(line()).count(",") == 1 and f"old token until {until[:16]}" in state(line())
     renew_key(RotateKeyRequest(workspace=workspace, name="web"))
     assert line().old_token_until is None
+
+
+def test_expired_keys_are_told_and_what_a_daily_quota_has_left(workspace: Path) -> None:
+    create_key(CreateKeyRequest(workspace=workspace, name="web", tokens_per_day=300))
+    create_key(CreateKeyRequest(workspace=workspace, name="old", expires_days=1e-9))
+    engine = open_registry(Store(workspace)).engine
+    add_usage(engine, datetime.now(UTC).date().isoformat(), [Used(1, 3, 1234)])
+    add_usage(engine, "2026-01-31", [Used(1, 9, 9999)])
+    web, old = show_keys(ListKeysRequest(workspace=workspace)).keys
+    assert (web.requests_today, web.tokens_today, web.expired, old.expired) == (3, 1234, False, True)
+    assert row(web)[4].endswith("300 tok/day (1,234 used today)") and state(old).startswith("expired 20")
 
 
 @pytest.mark.parametrize("name", ["  ", "a\nb", "a\x00"])

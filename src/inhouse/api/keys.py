@@ -9,7 +9,19 @@ from pydantic import Field
 from inhouse.api.request import Request
 from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
-from inhouse.release.keys import MOST_NAME, USUAL, Key, Limits, Scope, is_local, list_keys, revoke_key, rotate_key
+from inhouse.release.keys import (
+    MOST_NAME,
+    USUAL,
+    Key,
+    Limits,
+    Scope,
+    Used,
+    is_local,
+    list_keys,
+    revoke_key,
+    rotate_key,
+    usage_on,
+)  # fmt: skip
 from inhouse.release.keys import create_key as make_key
 from inhouse.release.registry import open_registry
 
@@ -29,6 +41,9 @@ class KeyLine(Frozen):
     expires: str | None
     revoked: str | None
     old_token_until: str | None = Field(None, description="until when the token before the last rotation opens too")
+    expired: bool = False
+    requests_today: int = Field(0, description="answered since 00:00 UTC, where the key has a limit")
+    tokens_today: int = Field(0, description="spent since 00:00 UTC, where the key has a limit")
 
 
 class Keys(Frozen):
@@ -81,8 +96,10 @@ def show_keys(request: ListKeysRequest) -> Keys:
 
 
 def _shown(request: Request, ended_too: bool = False) -> Keys:
-    keys = list_keys(open_registry(request.store).engine)
-    return Keys(keys=tuple(_line(key) for key in keys if ended_too or key.revoked is None or not is_local(key)))
+    engine = open_registry(request.store).engine
+    used = usage_on(engine, datetime.now(UTC).date().isoformat())
+    shown = (key for key in list_keys(engine) if ended_too or key.revoked is None or not is_local(key))
+    return Keys(keys=tuple(_line(key, used.get(key.id)) for key in shown))
 
 
 def create_key(request: CreateKeyRequest) -> NewKey:
@@ -120,9 +137,9 @@ def renew_key(request: RotateKeyRequest) -> NewKey:
     return NewKey(id=key.id, name=key.name, token=token)
 
 
-def _line(key: Key) -> KeyLine:
-    limits = key.limits
-    grace = key.grace if key.grace and datetime.fromisoformat(key.grace) > datetime.now(UTC) else None
+def _line(key: Key, used: Used | None) -> KeyLine:
+    limits, now = key.limits, datetime.now(UTC)
+    grace = key.grace if key.grace and datetime.fromisoformat(key.grace) > now else None
     return KeyLine(
         id=key.id,
         name=key.name,
@@ -136,4 +153,7 @@ def _line(key: Key) -> KeyLine:
         expires=key.expires,
         revoked=key.revoked,
         old_token_until=None if key.revoked else grace,
+        expired=key.expires is not None and datetime.fromisoformat(key.expires) <= now,
+        requests_today=0 if used is None else used.requests,
+        tokens_today=0 if used is None else used.tokens,
     )

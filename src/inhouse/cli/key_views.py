@@ -37,6 +37,8 @@ def _row(key: KeyLine) -> tuple[str, ...]:
         "tokens_per_day": key.tokens_per_day,
     }
     shown = ", ".join(text(f"cell.{name}", count=f"{count:,}") for name, count in limits.items() if count is not None)
+    if key.tokens_per_day is not None:
+        shown += f" ({text('cell.key_used', count=f'{key.tokens_today:,}')})"
     models = ", ".join(key.models) or text("cell.all_models")
     return key.name, f"{key.prefix}…", ", ".join(key.scopes), models, shown, _state(key)
 
@@ -44,6 +46,8 @@ def _row(key: KeyLine) -> tuple[str, ...]:
 def _state(key: KeyLine) -> str:
     if key.revoked is not None:
         return text("cell.key_revoked", moment=key.revoked[:10])
+    if key.expired and key.expires is not None:
+        return text("cell.key_expired", moment=key.expires[:16])
     ends = {"cell.key_until": key.expires, "cell.key_old_until": key.old_token_until}
     return ", ".join(text(name, moment=moment[:16]) for name, moment in ends.items() if moment is not None)
 

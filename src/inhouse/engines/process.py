@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from inhouse.core.errors import InhouseError, UserError, from_dict
+from inhouse.core.messages import text
 from inhouse.core.settings import child_environment
 
 LOG_LINES = 200
@@ -130,7 +131,8 @@ class Child:
         self._ended.wait(STOP_GRACE_S)
         code = None if self._process is None else self._process.poll()
         how = "?" if code is None else signal.Signals(-code).name if code < 0 else str(code)
-        return UserError("process.died", name=self.command.name, exit=how, line=self.last_line)
+        hint = text("process.memory") if how == "SIGKILL" else ""
+        return UserError("process.died", name=self.command.name, exit=how, line=self.last_line, hint=hint)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Ask the child to end, and end it by force after `grace_s` seconds. Safe to call twice."""
