@@ -224,7 +224,10 @@ def test_page_on_data_shows_settings_that_are_valid(language: str) -> None:
     for line in re.findall(r"^\| `?(?:\.|\{use|\w+`).*$", page, re.M):
         for setting in re.findall(r"`(\{use: .*?\})`", line):
             value = yaml.safe_load(setting)
-            kind = "reader" if value["use"] in operators("reader") else "cleaner"
+            kind = next((kind for kind in ("reader", "cleaner") if value["use"] in operators(kind)), None)
+            if kind is None:
+                DataParams.model_validate({"sources": ["x"], "shape": value})
+                continue
             operators(kind)[value["use"]].params.model_validate(value)
             shown.add(value["use"])
         shown |= {name for name in re.findall(r"`(\w+)`", line) if name in operators("cleaner") | operators("reader")}
