@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import cast
 
@@ -77,6 +79,20 @@ def test_pieces_come_until_the_end_mark_and_comments_are_skipped(engine: Engine)
         Delta("Hi", index=1),
         Delta(tokens=0, usage=Usage(5, 1, prefill_s=0.002)),
     ]
+
+
+def test_white_space_around_thoughts_is_left_out_and_no_other(engine: Engine) -> None:
+    def event(index: int, **told: str) -> str:
+        return f"data: {json.dumps({'choices': [{'index': index, 'delta': told}]})}\n\n"
+
+    thought = [event(0, reasoning_content=text) for text in ("\n", " It", " is\n", "\n2.", "\n", " ")]
+    answer = [event(0, content=text) for text in ("\n", "\n", " 2", "\n", "!")]
+    plain = [event(1, content=text) for text in ("\n", "2 ")]
+    body = "".join([*thought, *answer, *plain, "data: [DONE]\n\n"]).encode()
+    thinking = replace(engine(200, body), template="{{ content.split('</think>')[-1] }}")
+    told = deltas_of(thinking)
+    assert "".join(delta.reasoning or "" for delta in told) == "It is\n\n2."
+    assert ["".join(delta.text for delta in told if delta.index == index) for index in (0, 1)] == ["2\n!", "\n2 "]
 
 
 @pytest.mark.parametrize("body", [b'data: {"choices": []}\n\n', b"data: {broken\n\n", b"data: " + b"x" * 3_000_000])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineLost, EngineRefused, Push, Sampling, Stats
+from inhouse.core.thoughts import writes_thoughts
 from inhouse.core.tool_words import writes_tools
 from inhouse.engines.backend import EngineSettings
 from inhouse.engines.http_stream import Origin, Patience
@@ -18,6 +19,7 @@ from inhouse.engines.llamacpp import LlamaCppSettings, RunningEngine, start_serv
 from inhouse.engines.llamacpp_embedding import Embedder, embed
 from inhouse.engines.openai_deltas import encoded, refused, streamed
 from inhouse.engines.process import Child
+from inhouse.engines.thought_margins import without_margins
 
 SEEDS = 2**32 - 1  # 32 bits, and the largest value means 'random'
 # Neutral where a request says nothing: llama.cpp's own defaults (top_k 40, top_p 0.95, min_p 0.05) would make the
@@ -105,7 +107,9 @@ class LlamaCppServing:
             body["lora"] = self.server.lora(ask.adapter)
         path = "/v1/completions" if ask.messages is None else "/v1/chat/completions"
         alone = ask.sampling.logprobs == 0
-        async with aclosing(streamed(self._origin, path, encoded(body), push, alone)) as pieces:
+        thinks = ask.messages is not None and writes_thoughts(self.server.template)
+        told = streamed(self._origin, path, encoded(body), None if thinks else push, alone)
+        async with aclosing(without_margins(told) if thinks else told) as pieces:
             async for deltas in pieces:
                 yield deltas
 
