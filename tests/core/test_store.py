@@ -12,7 +12,7 @@ import pytest
 from inhouse.core.artifact import Artifact
 from inhouse.core.errors import UserError
 from inhouse.core.fingerprint import FileHashes, hash_file, hash_json, identity, list_files
-from inhouse.core.store import PENDING, Store, disk_errors, full_disk, read_json, write_durably
+from inhouse.core.store import PENDING, Store, disk_errors, full_disk, new_folder, read_json, write_durably
 
 
 @pytest.fixture
@@ -205,3 +205,21 @@ def test_disk_that_holds_nothing_more_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     found = full_disk(tmp_path)
     assert found is not None and (found.code, found.facts["free_mb"]) == ("store.no_space", 0)
+
+
+def test_new_folder_is_there_when_it_is_whole_and_never_over_another(tmp_path: Path) -> None:
+    taken = UserError("data.export_exists", folder="x")
+    target = tmp_path / "copies" / "one"
+    with pytest.raises(ZeroDivisionError), new_folder(target, taken) as draft:
+        (draft / "half").write_text("a")
+        raise ZeroDivisionError
+    assert not target.exists() and not list(target.parent.iterdir())
+    target.mkdir()  # empty
+    with new_folder(target, taken) as draft:
+        (draft / "whole").write_text("b")
+        assert not any(target.iterdir())
+    assert [path.name for path in target.parent.rglob("*")] == ["one", "whole"]
+    for place in (target, target / "whole"):
+        with pytest.raises(UserError) as refused, new_folder(place, taken):
+            pass
+        assert refused.value is taken

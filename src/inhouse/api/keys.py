@@ -21,7 +21,7 @@ from inhouse.release.keys import (
     revoke_key,
     rotate_key,
     usage_on,
-)  # fmt: skip
+)
 from inhouse.release.keys import create_key as make_key
 from inhouse.release.registry import open_registry
 

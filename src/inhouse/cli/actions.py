@@ -29,7 +29,7 @@ def run_project(request: RunRequest, as_json: bool) -> None:
     if request.watch is None or request.dry_run:
         _run_once(request, as_json)
         return
-    told, tried = "", None
+    told, tried, pause_s = "", None, 60 * request.watch
     while True:
         try:
             found = left_to_do(request)
@@ -46,7 +46,7 @@ def run_project(request: RunRequest, as_json: bool) -> None:
             if str(error) != told:
                 told = str(error)
                 click.echo(json.dumps({"error": error.to_dict()}, ensure_ascii=False) if as_json else plain(told))
-        time.sleep(60 * (request.watch or 1))
+        time.sleep(pause_s)
 
 
 def _run_once(request: RunRequest, as_json: bool) -> None:

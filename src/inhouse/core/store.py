@@ -162,6 +162,28 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
+def new_folder(folder: Path, taken: UserError) -> Iterator[Path]:
+    """A draft that becomes `folder` at the end of the block: a folder that is there is whole.
+
+    Raises `taken` where it holds something already, and what disk_errors does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise taken
+    target = folder.absolute()
+    draft = target.with_name(f".{target.name}.part")
+    with disk_errors(target):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            if target.exists():
+                target.rmdir()
+            draft.rename(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn 'no space', 'quota', 'read-only' and 'not permitted' into errors that name the path and what to do."""
     try:

@@ -18,7 +18,7 @@ from inhouse.core.artifact import Frozen
 from inhouse.core.errors import UserError
 from inhouse.core.plugins import require
 from inhouse.core.rows import PARTS, Part
-from inhouse.core.store import disk_errors
+from inhouse.core.store import disk_errors, new_folder
 from inhouse.data.card import PICTURES
 from inhouse.data.versions import Version
 from inhouse.dataset import EXTRA, FACTS, part_files, read_rows
@@ -49,13 +49,7 @@ def export(version: Version, folder: Path, form: Format) -> Exported:
     or `text` for plain documents.
     """
     facts = version.facts
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("data.export_exists", folder=folder)
-    target = folder.absolute()
-    draft = target.with_name(f".{target.name}.part")
-    with disk_errors(target):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+    with new_folder(folder, UserError("data.export_exists", folder=folder)) as draft:
         _copy_beside(version.folder, draft)
         for part in PARTS:
             if form == "jsonl":
@@ -63,9 +57,6 @@ def export(version: Version, folder: Path, form: Format) -> Exported:
                 continue
             for path in part_files(version.folder, part):
                 shutil.copyfile(path, draft / path.name)
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)  # a folder that is there is whole
     return Exported(folder=folder, rows=dict(facts["rows"]), files=tuple(name for name, _ in listing(folder)))
 
 

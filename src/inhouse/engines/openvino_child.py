@@ -22,7 +22,7 @@ import psutil
 from inhouse.core.errors import InhouseError, UserError
 from inhouse.core.run import die_with_parent
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Finish, Sampling, Stats, Usage
-from inhouse.core.thoughts import OPEN, opens_thought, writes_thoughts
+from inhouse.core.thoughts import writes_thoughts
 from inhouse.core.tool_words import defined, writes_tools
 from inhouse.engines.chat_template import ChatTemplate, TemplateFailed
 from inhouse.engines.gguf_header import GgufHeader, read_header
@@ -31,7 +31,7 @@ from inhouse.engines.openvino_file import readable
 from inhouse.engines.openvino_schema import HELD, forced_call, grammar_of, schema_of
 from inhouse.engines.process import Reporter
 from inhouse.engines.text_stream import TextStream
-from inhouse.engines.wire_child import Outbox, TookTooLong, serve, time_limit
+from inhouse.engines.wire_child import Outbox, TookTooLong, opener_of, serve, time_limit
 
 RENDER_S = 1.0
 MOST_CHARS_PER_TOKEN = 64  # no text that fits the context is longer; a longer one is refused without tokenising it
@@ -121,7 +121,7 @@ class OpenVinoEngine:
         greedy = sampling.temperature == 0
         # Greedy choices are all the same: one sequence answers them.
         groups = [tuple(range(sampling.n))] if greedy else [(index,) for index in range(sampling.n)]
-        opener = OPEN if limit is None and self._in_thought(ask, ids) else ""
+        opener = opener_of(self, ask, ids) if limit is None else ""
         seed = secrets.randbelow(SEEDS) if sampling.seed is None else sampling.seed % SEEDS
         runs = []
         for choices in groups:
@@ -231,9 +231,6 @@ class OpenVinoEngine:
         if limit is not None:
             config.structured_output_config = limit
         return config
-
-    def _in_thought(self, ask: Ask, ids: list[int]) -> bool:
-        return ask.messages is not None and self.capabilities.thinks and opens_thought(self.detokenize(ids[-16:]))
 
     def _add(self, ids: list[int], config: Any) -> Any:
         self._last_id += 1

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from inhouse.core.errors import UserError
 from inhouse.core.rows import Message
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, Stats, Usage
-from inhouse.core.thoughts import OPEN, opens_thought, writes_thoughts
+from inhouse.core.thoughts import writes_thoughts
 from inhouse.core.tool_words import writes_tools
 from inhouse.engines.text_stream import TextStream
 from inhouse.engines.torch_embedding import mean_vectors, text_ids
 from inhouse.engines.torch_rows import Rows
 from inhouse.engines.torch_sampling import Chooser, told_logprobs
-from inhouse.engines.wire_child import Outbox, TookTooLong, time_limit
+from inhouse.engines.wire_child import Outbox, TookTooLong, opener_of, time_limit
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +178,7 @@ class TorchServing:
         """Read a prompt, write the first token of its choices, and put them beside the others."""
         began = time.perf_counter()
         device = self.loaded.model.device
-        opener = OPEN if self._in_thought(ask, ids) else ""
+        opener = opener_of(self, ask, ids)
         answers = [
             Answer(uid, index, ask, list(ids), Chooser(ask.sampling, index, device), TextStream(ask.sampling.stop),
                    len(ids), began, shown=len(ids), opener=opener)
@@ -194,9 +194,6 @@ class TorchServing:
             batches[0].join(rows)
         else:
             batches.append(rows)
-
-    def _in_thought(self, ask: Ask, ids: list[int]) -> bool:
-        return ask.messages is not None and self.capabilities.thinks and opens_thought(self.detokenize(ids[-16:]))
 
     def _write(self, rows: Rows[Answer], logits: torch.Tensor, out: Outbox) -> None:
         """Choose a token for every row and tell it; rows whose answer is whole leave."""

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 from inhouse.core.serving import Ask, Capabilities, Delta, EngineRefused, PairScores, Stats
+from inhouse.core.thoughts import OPEN, opens_thought
 from inhouse.engines.process import Reporter, heed_only_parent
 from inhouse.engines.wire import MOST_LINE_BYTES, from_capabilities, from_delta, to_ask
 
@@ -83,6 +84,12 @@ class ChildEngine(Protocol):
     def stats(self) -> Stats:
         """Load and memory."""
         ...
+
+
+def opener_of(engine: ChildEngine, ask: Ask, ids: Sequence[int]) -> str:
+    """The tag that a chat's prompt ends with where it opens a thought: its answer is told from the tag on."""
+    opened = ask.messages is not None and engine.capabilities.thinks and opens_thought(engine.detokenize(ids[-16:]))
+    return OPEN if opened else ""
 
 
 class PairEngine(Protocol):

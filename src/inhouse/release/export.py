@@ -11,7 +11,7 @@ from pydantic import Field
 
 from inhouse.core.artifact import MEASURED, Frozen
 from inhouse.core.errors import GateFailed, UserError
-from inhouse.core.store import RECORD, disk_errors, read_json
+from inhouse.core.store import RECORD, new_folder, read_json
 from inhouse.release.modelfile import write_modelfile
 from inhouse.release.registry import Registry, Release
 from inhouse.release.whole import check_hash
@@ -41,31 +41,22 @@ def export(registry: Registry, release: Release, deployment: str, folder: Path, 
     """
     if not release.passed:
         raise GateFailed("release.export_failed", release=release.label)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("release.export_exists", folder=folder)
     artifact = registry.store.path(release.artifact)
     served: Any = read_json(artifact / "release.json")
     if served["model"]["format"] == "remote":
         raise UserError("release.export_remote", release=release.label, url=served["model"]["main"])
-    model = check_hash(registry.store, release.artifact, again=True)
-    target = folder.absolute()
-    draft = target.with_name(f".{target.name}.part")
-    with disk_errors(target):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+    with new_folder(folder, UserError("release.export_exists", folder=folder)) as draft:
+        model = check_hash(registry.store, release.artifact, again=True)
         _copy(registry.store.path(served["model"]["artifact"]), model, draft)
         for path in sorted((artifact / MEASURED).glob("evidence.*")):
             shutil.copyfile(path, draft / path.name)
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         ollama = _modelfile(draft, model, release.label, bundled)
         script = None if demo is None else _demo(draft, demo, release.label, deployment)
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)  # a folder that is there is whole
-    found = sorted(path for path in target.rglob("*") if path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
     return Exported(
         release=release.label, folder=folder, demo=script, ollama=ollama, bytes=sum(p.stat().st_size for p in found),
-        files=tuple(path.relative_to(target).as_posix() for path in found),
+        files=tuple(path.relative_to(folder).as_posix() for path in found),
     )  # fmt: skip
 
 

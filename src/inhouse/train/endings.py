@@ -67,17 +67,15 @@ def _percent(share: float | None) -> str:
 def shares_right(engine: TransformersEngine, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
     """Shares of learned end tokens, and of the other learned tokens, that are the likeliest where they stand.
 
-    What all answers begin with, such as the empty thought of a template, says nothing of what was learned; nor do
-    the tokens that stand in all of them, such as the words that every thought has.
+    Tokens that stand in all answers, such as the empty thought of a template or the words that every thought has, say
+    nothing of what was learned.
     """
     right: dict[bool, list[bool]] = {True: [], False: []}
-    answers = [_last_answer(sample) for sample in samples]
-    skipped, constant = _alike(answers), _in_all(answers)
+    constant = _in_all([_last_answer(sample) for sample in samples])
     for sample in samples:
         best = engine.all_logits(sample.ids[:-1]).argmax(-1).tolist()
-        first = len(sample.ids) - len(_last_answer(sample))
         for place in range(1, len(sample.ids)):
-            if sample.learned[place] and not first <= place < first + skipped:
+            if sample.learned[place]:
                 ends, guess = sample.ids[place] in engine.ends, best[place - 1]
                 if ends or sample.ids[place] not in constant:
                     right[ends].append(guess in engine.ends if ends else guess == sample.ids[place])
@@ -97,8 +95,3 @@ def _in_all(answers: Sequence[tuple[int, ...]]) -> frozenset[int]:
     """Tokens that stand in every answer; none where there is one answer, or no other token in any."""
     found = frozenset(answers[0]).intersection(*answers[1:]) if len(answers) > 1 else frozenset()
     return found if any(not found.issuperset(answer) for answer in answers) else frozenset()
-
-
-def _alike(answers: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all answers begin with; 0 where they do not differ behind them."""
-    return next((at for at, tokens in enumerate(zip(*answers, strict=False)) if len(set(tokens)) > 1), 0)

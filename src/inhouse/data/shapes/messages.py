@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from inhouse.core.params import Params
 from inhouse.core.rows import Message, Role, after_question
+from inhouse.core.thoughts import CLOSE, OPEN
 from inhouse.data.records import Unfit
 from inhouse.data.shapes.calls import calls_of, spelled
 from inhouse.data.shapes.draft import Draft, conversation, opened, preference, text_of, text_value
@@ -201,7 +202,7 @@ def _weight(item: Mapping[str, Any], place: str) -> int | None:
 def _thoughts(item: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
     """Thoughts as the templates of Qwen3 and GLM-4.5 write them before an answer."""
     told = next((text_value(item[name], f"{place}.{name}") for name in names if item.get(name)), "").strip()
-    return f"<think>\n{told}\n</think>\n\n" if told else ""
+    return f"{OPEN}\n{told}\n{CLOSE}\n\n" if told else ""
 
 
 def _content(value: object, place: str) -> str:
