@@ -102,6 +102,13 @@ def test_evaluate_rows_that_want_a_call_compares_calls_and_tells_of_answers_that
             made = super().generate(*asked, **how)
             return [replace(one, finish="length") if len(one.text) == 20 else one for one in made]
 
+        def score(self, prompts: Any, choices: Any, tick: Any) -> Any:  # a token a byte, and the end of turn
+            made = super().score(prompts, choices, tick)
+            return [
+                [replace(one, tokens=len(choice.encode()) + 1) for one, choice in zip(scored, own, strict=True)]
+                for scored, own in zip(made, choices, strict=True)
+            ]
+
     answers = [
         '<tool_call>{"arguments": {"n": 0}, "name": "desk"}</tool_call>',
         "earn",
@@ -117,6 +124,9 @@ def test_evaluate_rows_that_want_a_call_compares_calls_and_tells_of_answers_that
     assert [row.tools for row in kept] == [True, None, True, None]
     assert kept[2].gold == '<tool_call>\n{"name": "desk", "arguments": {"n": 2}}\n</tool_call>'
     assert "evaluate.cut" in notes(made)
+    short = context(tmp_path, "short", model=model, dataset=folder)
+    stage.run(node(max_tokens=100), short)  # the wanted answer would have had room: it is not the limit's fault
+    assert "evaluate.cut" not in notes(short)
 
 
 def test_evaluate_labels_model_and_hashes_stand_in_scores(

@@ -17,7 +17,7 @@ from inhouse.core.protocols import Context, Engine, Input, Made, prompt_of
 from inhouse.core.rows import Message, Row
 from inhouse.core.run import Events
 from inhouse.evaluate.answers import Asking, ask_all
-from inhouse.evaluate.predictions import PREDICTIONS, SCORES, SPEED, Predictions, write_predictions
+from inhouse.evaluate.predictions import PREDICTIONS, SCORES, SPEED, Prediction, Predictions, write_predictions
 from inhouse.evaluate.questions import asked_rows, labels_of, rows_hash, tokens_hash
 from inhouse.evaluate.scores import figures, measures
 from inhouse.evaluate.settings import EngineName, EvaluateNode, EvaluateParams
@@ -58,7 +58,7 @@ def run(params: EvaluateNode, context: Context) -> Made:
         engine.close()
     predictions = Predictions(answered, labels)
     found = _figures(predictions, settings, context.events)
-    if cut := sum(row.finish == "length" and len(row.text or "") < len(row.gold) for row in answered):
+    if cut := sum(_too_long(row, settings.max_tokens) for row in answered):
         context.events.note("evaluate.cut", cut=cut, rows=len(answered), max_tokens=settings.max_tokens)
     scores = {
         "model": _model(model.record),
@@ -151,6 +151,15 @@ class Ticker:
         """Count `count` more."""
         self.done = min(self.total, self.done + count)
         self.events.progress(self.done, self.total, "answers")
+
+
+def _too_long(row: Prediction, most: int) -> bool:
+    """Whether an answer was cut where the wanted one goes on: by its tokens where they are known, else by its text."""
+    if row.finish != "length":
+        return False
+    if row.gold_tokens is not None:
+        return row.gold_tokens - 1 > most  # the end of turn is one of them
+    return len(row.text or "") < len(row.gold)
 
 
 def _figures(predictions: Predictions, settings: EvaluateParams, events: Events) -> dict[str, Figure]:
