@@ -28,7 +28,10 @@ from inhouse.data import tasks
 from inhouse.data.label.settings import LabelParams
 from inhouse.evaluate.settings import EvaluateParams
 from inhouse.flow.project import load
-from inhouse.release.settings import ReleaseParams
+from inhouse.release.settings import ReleaseParams, ServeParams
+from inhouse.train.methods.prompt import Prompt
+from inhouse.train.objectives.dpo import Dpo
+from inhouse.train.params import TrainParams
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEYS = "1\n" * 200  # what somebody at the keyboard answers
@@ -140,6 +143,18 @@ def defaults(model: type[BaseModel], before: str = "") -> dict[str, str]:
             shown = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
             found[before + name] = "" if default is None else f"`{shown}`"
     return found
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(("page", "params"), [("training", TrainParams), ("serving", ServeParams)])
+def test_tables_of_settings_tell_the_defaults_of_the_code(language: str, page: str, params: type[BaseModel]) -> None:
+    known = defaults(params) | {"method.num_virtual_tokens": defaults(Prompt)["num_virtual_tokens"]}
+    known |= {"objective.label_smoothing": defaults(Dpo)["label_smoothing"]}
+    text = (DOCS / language / f"{page}.md").read_text(encoding="utf-8")
+    told = {name: default for name, default in re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", text, re.M)}
+    assert len(told.keys() & known.keys()) >= 10
+    for name in told.keys() & known.keys():
+        assert yaml.safe_load(told[name]) == yaml.safe_load(known[name].strip("`")), name
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

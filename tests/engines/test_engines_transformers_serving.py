@@ -87,6 +87,15 @@ def generated_ids(reference: tuple[Any, Any], text: str, tokens: int = 12) -> li
     return found
 
 
+def how_likely(reference: tuple[Any, Any], text: str, tokens: int) -> list[float]:
+    model, tokenizer = reference
+    ids = tokenizer(text, return_tensors="pt")
+    made = model.generate(
+        **ids, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    return [float(logits.log_softmax(-1).max()) for logits in made.logits]
+
+
 def test_greedy_answers_that_join_one_after_another_equal_generate(
     engine: TorchServing, reference: tuple[Any, Any]
 ) -> None:
@@ -292,20 +301,57 @@ def test_adapters_over_one_base_answer_as_each_of_them_alone(
     assert engine.embed([TEXTS[0]])[0] == before  # always without an adapter
 
 
-def test_adapter_of_virtual_tokens_beside_others_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    from peft import PromptTuningConfig, TaskType, get_peft_model
+def soft(base: Path, out: Path, config: Any, seed: int) -> Path:
+    from peft import get_peft_model
 
-    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    model: Any = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4))
-    model.save_pretrained(tmp_path / "soft")
-    with pytest.raises(UserError) as error:
-        load(settings(tiny_llama, adapters={"soft": tmp_path / "soft"}))
-    assert error.value.code == "torch.adapter_virtual"
+    torch.manual_seed(seed)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.5)
+    model.save_pretrained(out)
+    return out
+
+
+def test_virtual_tokens_are_chosen_by_request_beside_adapters_of_weights(
+    tiny_llama: Path, reference: tuple[Any, Any], tmp_path: Path
+) -> None:
+    from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
+
+    how: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM, "num_virtual_tokens": 4}
+    kinds = {
+        "prompt": PromptTuningConfig(**how),
+        "p_tuning": PromptEncoderConfig(**how, encoder_hidden_size=16),
+        "prefix": PrefixTuningConfig(**how),
+    }
+    folders = {name: soft(tiny_llama, tmp_path / name, config, 7) for name, config in kinds.items()}
+    alone = {
+        name: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), str(folder)).eval()
+        for name, folder in folders.items()
+    } | {None: reference[0]}
+    wanted = {name: how_likely((model, reference[1]), TEXTS[0], 8) for name, model in alone.items()}
+    assert len({tuple(likely) for likely in wanted.values()}) == 4
+    for adapters in (folders, {"law": lora(tiny_llama, tmp_path / "law", 1)} | folders):
+        engine = load(settings(tiny_llama, adapters=adapters))
+        assert isinstance(engine, TorchServing)
+        out = ran(engine, *(Ask(Sampling(8, logprobs=0), prompt=TEXTS[0], adapter=name) for name in wanted))
+        for uid, likely in enumerate(wanted.values()):
+            found = [entry["logprob"] for delta in out.told[uid] for entry in delta.logprobs or ()]
+            assert found == pytest.approx(likely, abs=1e-4)
+    full = engine.context_length
+    with pytest.raises(EngineRefused):  # their place is taken from the prompt's, and only from theirs
+        engine.submit(9, Ask(Sampling(1), prompt=[5] * (full - 2), adapter="prompt"))
+    engine.submit(9, Ask(Sampling(1), prompt=[5] * (full - 2), adapter="law"))
+
+
+def test_adapter_whose_files_are_missing_or_of_no_kind_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError) as error:
-        load(settings(tiny_llama, adapters={"none": tmp_path / "none"}))
-    assert error.value.code == "torch.unreadable"
+    for config in ("{}", "[1]", "{"):
+        (tmp_path / "none" / "adapter_config.json").write_text(config)
+        with pytest.raises(UserError) as error:
+            load(settings(tiny_llama, adapters={"none": tmp_path / "none"}))
+        assert error.value.code == "torch.unreadable"
 
 
 def test_virtual_tokens_of_a_release_are_read_before_every_prompt(

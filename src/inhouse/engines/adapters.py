@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
 WEIGHTS = "adapter_model.safetensors"
+VIRTUAL = {"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"}  # PEFT's kinds that change no weight
 
 
 def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> PeftModel:
@@ -28,7 +29,7 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> Peft
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    named = _base_named(folder)
+    named = base_named(folder)
     facts = {"adapter": folder.name, "wants": Path(named or "?").name, "base": base or model.config.model_type}
     if named and base and Path(named).name.lower() != Path(base).name.lower():
         raise UserError("torch.adapter_base", **facts)
@@ -47,20 +48,30 @@ def open_adapter(model: PreTrainedModel, folder: Path, base: str | None) -> Peft
     return adapted
 
 
-def open_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PeftModel:
+def open_adapters(
+    model: PreTrainedModel, folders: dict[str, Path]
+) -> tuple[PreTrainedModel | PeftModel, dict[str, DynamicCache]]:
     """The model with the adapters of these folders beside it, by name; a request applies one, or none.
 
-    Raises as `open_adapter` does, and torch.adapter_virtual for adapters that are virtual tokens.
+    Also what stands before a text by name, for adapters of virtual tokens: no weight of the model is theirs. Raises as
+    `open_adapter` does.
     """
     require("train", "torch", "transformers", "peft", "safetensors")
+    kinds = {name: _config(folder).get("peft_type") for name, folder in folders.items()}
+    for folder in folders.values():
+        if not (folder / WEIGHTS).is_file():
+            raise UserError("torch.unreadable", path=WEIGHTS, problem="the file is not there")
+    before = {name: read_before(model, folder) for name, folder in folders.items() if kinds[name] in VIRTUAL}
+    return _with_weights(model, {name: folder for name, folder in folders.items() if name not in before}), before
+
+
+def _with_weights(model: PreTrainedModel, folders: dict[str, Path]) -> PreTrainedModel | PeftModel:
     from peft import PeftModel
     from safetensors import SafetensorError
 
     adapted: PeftModel | None = None
     for name, folder in folders.items():
-        facts = {"adapter": name, "wants": Path(_base_named(folder) or "?").name, "base": model.config.model_type}
-        if not (folder / WEIGHTS).is_file():
-            raise UserError("torch.unreadable", path=WEIGHTS, problem="the file is not there")
+        facts = {"adapter": name, "wants": Path(base_named(folder) or "?").name, "base": model.config.model_type}
         try:
             if adapted is None:
                 adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name, local_files_only=True)
@@ -70,19 +81,21 @@ def open_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PeftModel
             raise unreadable(folder / WEIGHTS, error) from error
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise UserError("torch.adapter_base", **facts) from error
-        if adapted.peft_config[name].is_prompt_learning:
-            raise UserError("torch.adapter_virtual", adapter=name)
-    assert adapted is not None
-    return adapted
+    return adapted or model
 
 
-def _base_named(folder: Path) -> str | None:
+def base_named(folder: Path) -> str | None:
+    """What an adapter's folder calls its base: a name, or a path of the machine that it was made on."""
+    named = _config(folder).get("base_model_name_or_path")
+    return str(named) if named else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError("torch.unreadable", path=path.name, problem=str(error).replace(str(path), path.name)) from error
-    return str(named) if named else None
 
 
 def _all_used(adapted: Any, folder: Path) -> bool:

@@ -23,7 +23,7 @@ class EngineSettings(Params):
     load_timeout_s: float = Field(120.0, gt=0, description="a model that is not ready by then is not served")
     silence_s: float = Field(300.0, gt=0, description="an engine that says nothing for so long is given up")
     adapters: dict[str, Path] = Field(
-        {}, description="LoRA adapters by name: for a GGUF file its GGUF adapters, else folders that PEFT wrote"
+        {}, description="adapters by name: for a GGUF file its GGUF adapters, else folders that PEFT wrote"
     )
     speculation: Literal["off", "ngram", "auto"] = Field("auto", description="guess tokens from the request's own text")
     kv_cache: Literal["f16", "q8_0", "q4_0"] = Field("f16", description="precision of kept keys and values")

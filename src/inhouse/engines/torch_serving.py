@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -43,8 +43,12 @@ class Loaded:
     context_length: int
     parallel: int
     adapters: tuple[str, ...] = ()
-    before: DynamicCache | None = None  # an adapter's virtual tokens, read before every prompt
+    before: Mapping[str | None, DynamicCache] = field(default_factory=dict)  # virtual tokens, read before a prompt
     writes: bool = True  # an encoder does not: it only embeds
+
+    def before_a_prompt(self, adapter: str | None) -> DynamicCache | None:
+        """What is read before every prompt of this adapter: its own virtual tokens, or else the release's."""
+        return self.before.get(adapter, self.before.get(None))
 
 
 @dataclass(eq=False)
@@ -106,7 +110,7 @@ class TorchServing:
             raise EngineRefused("invalid", keyword="logit_bias")
         if not ids or any(not 0 <= token < vocabulary for token in ids):
             raise EngineRefused("invalid")
-        if len(ids) >= self._room():
+        if len(ids) >= self._room(ask.adapter):
             raise EngineRefused("context", len(ids))
         self._waiting.append((uid, ask, ids))
 
@@ -170,8 +174,8 @@ class TorchServing:
             return token_ids(self.loaded.tokenizer, [self.render(ask)])[0]
         return self.tokenize(ask.prompt, True) if isinstance(ask.prompt, str) else list(ask.prompt or ())
 
-    def _room(self) -> int:
-        before = self.loaded.before
+    def _room(self, adapter: str | None) -> int:
+        before = self.loaded.before_a_prompt(adapter)
         return self.context_length - (0 if before is None else before.get_seq_length())
 
     def _begin(self, uid: int, ask: Ask, ids: list[int], out: Outbox) -> None:
@@ -185,7 +189,7 @@ class TorchServing:
             for index in range(ask.sampling.n)
         ]  # fmt: skip
         with self._with(ask.adapter):
-            rows, logits = Rows.read(self.loaded.model, ids, answers, self.loaded.before)
+            rows, logits = Rows.read(self.loaded.model, ids, answers, self.loaded.before_a_prompt(ask.adapter))
         for answer in answers:
             answer.read_s = time.perf_counter() - began
         self._write(rows, logits[None].expand(len(answers), -1), out)
@@ -216,7 +220,7 @@ class TorchServing:
             delta.logprobs = [told_logprobs(logits, token, asked.logprobs, self.loaded.tokenizer)]
         if ended or answer.text.stopped:
             delta.finish, delta.stop = "stop", answer.text.stop
-        elif answer.made >= asked.max_tokens or len(answer.ids) >= self._room():
+        elif answer.made >= asked.max_tokens or len(answer.ids) >= self._room(answer.ask.adapter):
             delta.finish = "length"
         if delta.finish is not None:
             delta.text += answer.text.end()
@@ -252,9 +256,9 @@ class TorchServing:
     def _with(self, adapter: str | None) -> Iterator[None]:
         """Apply one adapter, or none."""
         model: Any = self.loaded.model
-        if not self.loaded.adapters:
+        if set(self.loaded.adapters) <= set(self.loaded.before):  # none changes a weight
             yield
-        elif adapter is None:
+        elif adapter is None or adapter in self.loaded.before:
             with model.disable_adapter():
                 yield
         else:

@@ -88,10 +88,10 @@ def _writes(source: Input, facts: ModelFacts, asked: dict[str, Any]) -> ChildEng
     from inhouse.engines.torch_serving import Loaded, TorchServing
     from inhouse.engines.transformers import check_vocabulary, load_model, load_tokenizer, open_model
 
-    before = None
+    before: dict[str | None, Any] = {}
     if facts.unmerged:  # a bare base, read with an adapter's virtual tokens before every prompt
         engine = open_model(source, dtype=asked.get("dtype", "auto"), threads=asked["threads"])
-        model, tokenizer, before = engine.model, engine.tokenizer, engine.before
+        model, tokenizer, before[None] = engine.model, engine.tokenizer, engine.before
     else:
         model, tokenizer = load_model(source, asked.get("dtype", "auto")).eval(), load_tokenizer(source)
         check_vocabulary(model, tokenizer, facts.name)
@@ -99,9 +99,13 @@ def _writes(source: Input, facts: ModelFacts, asked: dict[str, Any]) -> ChildEng
     writes = not reads_both_ways(model)
     ends = end_tokens(model, tokenizer) if writes else frozenset()
     adapters = {name: Path(folder) for name, folder in asked["adapters"].items()}
-    served: Any = open_adapters(model, adapters).eval() if adapters else model
+    served: Any = model
+    if adapters:
+        served, own = open_adapters(model, adapters)
+        before.update(own)
     length = min(most, asked["context_length"])
-    return TorchServing(Loaded(served, tokenizer, ends, length, asked["parallel"], tuple(adapters), before, writes))
+    loaded = Loaded(served.eval(), tokenizer, ends, length, asked["parallel"], tuple(adapters), before, writes)
+    return TorchServing(loaded)
 
 
 if __name__ == "__main__":

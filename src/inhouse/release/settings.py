@@ -123,7 +123,7 @@ class ServeParams(Params):
     adapters: dict[Annotated[str, StringConstraints(pattern=NAME)], str] = Field(
         {},
         max_length=64,
-        description="LoRA adapters by name (an artifact or a PEFT folder); asked for as deployment:name",
+        description="adapters by name (an artifact or a PEFT folder); asked for as deployment:name",
     )
     speculation: Annotated[Literal["off", "ngram", "auto"], SAYS_OFF] = Field(
         "auto", description="guess tokens from a request's own text; auto: only with parallel: 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -11,13 +12,16 @@ from typing import Protocol, cast
 
 from inhouse.core.errors import UserError
 from inhouse.core.model import ModelFacts
+from inhouse.core.model_card import trained_name
 from inhouse.core.settings import usable_cores
 from inhouse.core.store import Store
+from inhouse.engines.adapters import base_named
 from inhouse.engines.backend import Backend, EngineSettings, Use
 from inhouse.engines.gguf_adapter import adapter_for, peft_folder
 from inhouse.release.settings import RemoteParams, ServeParams
 from inhouse.serve.replica import Finder, Reached, Replica, local
 
+log = logging.getLogger("inhouse.serve")
 PACKAGES = {"llamacpp": "xllamacpp", "openvino": "openvino-genai", "transformers": "transformers"}
 
 
@@ -64,6 +68,33 @@ def with_adapters(
         return settings
     make = peft_folder if "transformers" in kinds else adapter_for
     return settings.model_copy(update={"adapters": {name: make(store, said, model) for name, said in wanted.items()}})
+
+
+def check_bases(store: Store, served: str, wanted: Mapping[str, str]) -> None:
+    """Refuse adapters that were trained here on another model than the artifact `served`; equal shapes hide it.
+
+    Of a folder from elsewhere only a name is known, that may be anything: another one is told in the log. Raises
+    serve_pool.adapter_base, store.unknown.
+    """
+    if not wanted:
+        return
+    source = store.get(served)
+    kin = {source.id}
+    while source.stage == "compress":  # the same model in another form
+        source = store.get(source.inputs.get("tuned") or source.inputs["base"])
+        kin.add(source.id)
+    name = ModelFacts.model_validate(source.facts["model"]).name
+    name = trained_name(source, name) if source.stage == "train" else name
+    for adapter, said in wanted.items():
+        folder = peft_folder(store, said, store.path(served))
+        made_for = Path(base_named(folder) or name).name
+        if made_for.lower() == name.lower():
+            continue
+        facts = {"adapter": adapter, "wants": made_for, "base": name}
+        if folder == Path(said):
+            log.warning("the adapter %s names %s as its base, and %s is served", adapter, made_for, name)
+        elif store.get(said).inputs.get("base") not in kin:
+            raise UserError("serve_pool.adapter_base", **facts, folder=folder)
 
 
 def replica(kind: str, name: str, source: Path, settings: EngineSettings) -> Replica:

@@ -25,7 +25,16 @@ from inhouse.serve.pool import Pool
 from inhouse.serve.replica import Replica
 from inhouse.serve.requests import Limits
 from inhouse.serve.scale import Scaler
-from inhouse.serve.starting import engine_settings, kinds_for, memory_of, remote, replica, versions, with_adapters
+from inhouse.serve.starting import (
+    check_bases,
+    engine_settings,
+    kinds_for,
+    memory_of,
+    remote,
+    replica,
+    versions,
+    with_adapters,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Target:
         bundled = served["engine"] if isinstance(served["engine"], dict) else {}
         settings = ServeParams.model_validate(params.model_dump() | bundled)
         facts = ModelFacts.model_validate(registry.store.get(served["model"]["artifact"]).facts["model"])
+        check_bases(registry.store, served["model"]["artifact"], settings.adapters)
         kinds = kinds_for(path, params.engine, release.label)
         engine = with_adapters(engine_settings(settings, params), registry.store, path, settings.adapters, kinds)
         engine = engine.model_copy(update={"cache": registry.store.root / "serve"})
