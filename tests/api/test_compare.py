@@ -414,10 +414,12 @@ def test_claims_are_set_beside_what_was_measured() -> None:
          "checkpointing_time": 1.5}
     )  # fmt: skip
     assert (found["memory"].claimed, found["speed"].claimed, found["hours"].claimed) == (0.92, 3, 0.8)
-    never = full.model_copy(update={"looks": looks((0, 4), (40, 2)), "tokens_per_s": None})
-    found = {one.about: one for one in claims({"lora": lora, "full": never})}
-    assert found["hours"].here is None
+    worse = full.model_copy(update={"looks": looks((0, 4), (40, 2.5)), "tokens_per_s": None})
+    found = {one.about: one for one in claims({"lora": lora, "full": worse})}
+    assert found["hours"].here == pytest.approx(1 - 5 / 40)  # to the loss that full tuning ended with
     assert found["speed"].here is None
+    found = {one.about: one for one in claims({"lora": lora, "full": made_up()})}
+    assert found["hours"].here is None
     assert claims({"full": full}) == ()
     assert [one.about for one in claims({"lora": made_up()})] == ["share"]
 

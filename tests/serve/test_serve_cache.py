@@ -114,7 +114,7 @@ class House:
         async def pick(ask: None, need: str) -> Any:
             return None, self.engine
 
-        async def relay(ask: Ask, reply: Reply, seen: Measured) -> None:
+        async def relay(ask: Ask, reply: Reply, seen: Measured, waits: bool) -> None:
             for last in (False, True):
                 try:
                     async for deltas in self.engine.submit(ask):
@@ -188,7 +188,7 @@ def test_answer_of_the_overflow_is_not_kept_as_the_releases(
         house = House(tmp_path, rules=Rules(overflow=Overflow(url="http://127.0.0.1:9/v1", model="m", queue=1)))
         there = FakeEngine()
 
-        async def relay(ask: Ask, reply: Reply, seen: Measured) -> None:
+        async def relay(ask: Ask, reply: Reply, seen: Measured, waits: bool) -> None:
             if not answers:
                 raise EngineRefused("unsupported")
             async for deltas in there.submit(ask):

@@ -314,10 +314,10 @@ def test_shadow_gets_copies_and_no_requests(fake: Fake, served: Deployments) -> 
     with_adapter = [replace(way, adapter=name).shadows() for name in ("legal", "other")]
     assert [[t.release for t in targets] for targets in with_adapter] == [[V2], []]
     shadow = way.shadows()[0]
-    assert served.copy_to(shadow) and shadow.inside == 1
+    assert served.join(shadow) and shadow.inside == 1
     fake.promote(V1)
     wait_for(lambda: len(served.targets()) == 1)
-    assert not served.copy_to(shadow)
+    assert not served.join(shadow)
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,44 @@ def test_shorter_text_is_repeated_to_fill_the_virtual_tokens(lively: Path) -> No
         assert torch.equal(virtual_rows(model), expected)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_four_bit_layers_give_the_same_gradients_and_keep_less_of_bfloat16(lively: Path, kind: str) -> None:
+    import torch
+
+    from inhouse.train.fused import fused_lora
+
+    adapted = qlora.attach(base_of(lively).to(getattr(torch, kind)), Qlora(r=4, lora_dropout=0.0))
+    torch.manual_seed(2)
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05)  # PEFT begins with zeros
+    ids = torch.arange(640).remainder(60).add(3).view(8, 80)
+
+    def gradient() -> tuple[list[Any], int]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Any) -> Any:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        adapted.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = adapted(ids, labels=ids).loss
+        loss.backward()
+        return [value.grad.clone() for value in adapted.parameters() if value.requires_grad], sum(kept.values())
+
+    plain, most = gradient()
+    with fused_lora(adapted) as layers:
+        found, kept = gradient()
+    assert layers == sum(type(module).__name__ == "Linear4bit" for module in adapted.modules()) // 2 > 0
+    if kind == "bfloat16":
+        assert kept < 0.8 * most  # PEFT keeps every layer's input in float32
+    for one, other in zip(plain, found, strict=True):
+        assert (one - other).norm() < {"float32": 1e-4, "bfloat16": 0.1}[kind] * one.norm()
+    for one, other in zip(plain, gradient()[0], strict=True):
+        assert torch.equal(one, other)
+
+
 def test_four_bit_layers_keep_their_gradient_after_an_evaluation(lively: Path) -> None:
     import torch
 

@@ -67,8 +67,9 @@ def _speed(one: Measured, two: Measured) -> float | None:
 
 
 def _hours_saved(lora: Measured, full: Measured) -> float | None:
-    """The share of full tuning's time that LoRA saves on the way to the loss that LoRA ended with."""
-    if not lora.looks:
+    """The share of full tuning's time that LoRA saves on the way to equal quality: the loss that both came to."""
+    if not lora.looks or not full.looks:
         return None
-    mine, theirs = reached(lora.looks, lora.looks[-1].loss), reached(full.looks, lora.looks[-1].loss)
+    both = max(lora.looks[-1].loss, full.looks[-1].loss)
+    mine, theirs = reached(lora.looks, both), reached(full.looks, both)
     return 1 - mine / theirs if mine is not None and theirs else None

@@ -127,8 +127,8 @@ class Deployments:
         with self._lock:
             target.inside -= 1
 
-    def copy_to(self, target: Target) -> bool:
-        """Count a copy of a request into a shadow; False when that one is no longer served."""
+    def join(self, target: Target) -> bool:
+        """Count a copy of a request, or one that was elsewhere before, in; False when this is no longer served."""
         with self._lock:
             if all(target is not other for other in self.targets()):
                 return False

@@ -13,7 +13,8 @@ from inhouse.core.serving import EngineLost, EngineRefused, EngineSilent, PairSc
 from inhouse.serve.admission import Turn
 from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
 from inhouse.serve.measured import Measured
-from inhouse.serve.pipeline import Caller, refusal
+from inhouse.serve.needs import refusal
+from inhouse.serve.pipeline import Caller
 from inhouse.serve.requests import BYTES_PER_TOKEN, Limits
 
 if TYPE_CHECKING:

@@ -1,8 +1,10 @@
-"""What a request needs of an engine, and which of it an engine lacks."""
+"""What a request needs of an engine, which of it an engine lacks, and our words where it refuses."""
 
 from __future__ import annotations
 
-from inhouse.core.serving import Ask, Capabilities, Constraint
+from inhouse.core.messages import text
+from inhouse.core.serving import Ask, Capabilities, Constraint, EngineRefused
+from inhouse.serve.errors import ApiError, invalid, overloaded, too_long, unheld
 
 FIELDS = {"json_object": "response_format", "json_schema": "response_format"}  # others are named as they are
 
@@ -43,3 +45,24 @@ def refused_field(ask: Ask) -> str | None:
     if ask.constraint is not None:
         return field_of(ask.constraint)
     return "tools" if ask.tools else None
+
+
+def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> ApiError:
+    """Our words for what an engine does not do, under the name of the field that asks for it.
+
+    Without a request it was asked for vectors.
+    """
+    if refused.reason == "context":
+        found = text("serve.tokens", count="?" if refused.tokens is None else refused.tokens)
+        field = "input" if ask is None else "prompt" if ask.messages is None else "messages"
+        return too_long(found, context, field)
+    if refused.reason == "invalid" and refused.keyword == "logit_bias":
+        return invalid(text("serve.bias_unknown"), "logit_bias")
+    if refused.reason == "invalid":
+        numbers = ask is not None and not isinstance(ask.prompt, str | None)
+        return invalid(text("serve.bad_tokens"), "prompt") if numbers else invalid(text("serve.refused_by_engine"))
+    if refused.reason == "unsupported":
+        return unheld(None if ask is None else refused_field(ask), refused.keyword)
+    if refused.reason == "busy":
+        return overloaded(503)
+    return ApiError(500, "engine_error", text("serve.engine_error"))

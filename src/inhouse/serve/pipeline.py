@@ -16,11 +16,11 @@ from inhouse.release.keys import UNLIMITED, Key
 from inhouse.release.settings import ServeParams
 from inhouse.serve.cache import AnswerCache, Flight, Kept, kept_answer, said
 from inhouse.serve.deployments import Deployments
-from inhouse.serve.errors import ApiError, invalid, overloaded, too_late, too_long, unavailable, unheld
+from inhouse.serve.errors import ApiError, overloaded, too_late, unavailable
 from inhouse.serve.guards import Guards, Overheard
 from inhouse.serve.later import Deadline, Later
 from inhouse.serve.measured import Measured
-from inhouse.serve.needs import refused_field
+from inhouse.serve.needs import refusal
 from inhouse.serve.overflow import Overflows
 from inhouse.serve.pool import Pool, prompt_tokens
 from inhouse.serve.quick import QuickAnswers
@@ -33,6 +33,7 @@ from inhouse.serve.target import Target
 from inhouse.serve.watchers import Watchers
 
 ELSEWHERE = (b"x-inhouse-overflow", b"remote")
+UNAVAILABLE = 503
 MOST_COPIES = 64  # requests that shadows answer at the same time
 Prepare = Callable[[Limits], Awaitable[Asked]]
 
@@ -187,6 +188,10 @@ class NoFace:
         return NoReply()
 
 
+class LostOnTrial(Exception):
+    """A canary's engine is gone or silent, and the client has seen nothing of its answer."""
+
+
 class Pipeline:
     """What stands between a checked body and its answer."""
 
@@ -210,18 +215,17 @@ class Pipeline:
         Raises ApiError; cancelling it lets the engine go.
         """
         way, seen = self._begin(model, caller)
+        told = len(caller.notes)
         try:
             if caller.key.limits != UNLIMITED:
                 await self._allowed(caller.key, way.deployment)
-            asked = await prepare(way.target.limits)
-            if way.adapter is not None:
-                asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
-            seen.asked_tokens, seen.choices = asked.ask.sampling.max_tokens, asked.ask.sampling.n
-            if self.watchers.keeps_content:
-                seen.ask = asked.ask
-            if len(way.serving.deployment.arms) > 1:
-                self._copy(way, asked.ask, caller)
-            await self._answer(asked, Going(caller, face, seen, way, way.target))
+            going = Going(caller, face, seen, way, way.target)
+            try:
+                await self._try(going, prepare)
+            except LostOnTrial:
+                del caller.notes[told:], caller.flights[:]
+                way = self._to_live(going)
+                await self._try(replace(going, way=way, target=way.target), prepare)
             seen.status = 200
         except (ApiError, asyncio.CancelledError) as error:
             seen.fail(error)
@@ -230,6 +234,34 @@ class Pipeline:
             raise
         finally:
             await self._end(way, seen, caller)
+
+    async def _try(self, going: Going, prepare: Prepare) -> None:
+        """By the release of this way. Raises LostOnTrial, and what `run` raises."""
+        way, seen = going.way, going.seen
+        asked = await prepare(way.target.limits)
+        if way.adapter is not None:
+            asked = replace(asked, ask=replace(asked.ask, adapter=way.adapter))
+        seen.asked_tokens, seen.choices = asked.ask.sampling.max_tokens, asked.ask.sampling.n
+        if self.watchers.keeps_content:
+            seen.ask = asked.ask
+        if len(way.serving.deployment.arms) > 1 and seen.admitted is None:  # not once more for one that was lost
+            self._copy(way, asked.ask, going.caller)
+        await self._answer(asked, going)
+
+    def _to_live(self, going: Going) -> Way:
+        """The live release's way, for a request that the canary lost; its failure is the canary's, not the client's."""
+        way, seen = going.way, going.seen
+        live = way.instead()
+        if live is None or not self.deployments.join(live.target):
+            raise unavailable()
+        self._count_lost(way.deployment, way.arm, seen)
+        self.deployments.leave(way.target)
+        seen.reset()
+        seen.model, seen.arm, seen.overheard = live.target.release.label, live.arm, None
+        return live
+
+    def _count_lost(self, deployment: str, canary: Arm, seen: Measured) -> None:
+        self.deployments.trials.count(deployment, canary, replace(seen, status=UNAVAILABLE, error="engine_unavailable"))
 
     @asynccontextmanager
     async def attend(self, model: str, caller: Caller) -> AsyncIterator[tuple[Way, Measured]]:
@@ -254,8 +286,7 @@ class Pipeline:
         seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
         seen.route, seen.arm = caller.route, way.arm
         if way.failed is not None:
-            lost = replace(seen, status=503, error="engine_unavailable")
-            self.deployments.trials.count(way.deployment, way.failed, lost)
+            self._count_lost(way.deployment, way.failed, seen)
         self.watchers.metrics.enter()
         return way, seen
 
@@ -285,7 +316,7 @@ class Pipeline:
     def _copy(self, way: Way, ask: Ask, caller: Caller) -> None:
         """Let shadows answer too; nobody waits for them, and when they are busy they miss it."""
         for target in way.shadows():
-            if len(self._copies) >= MOST_COPIES or not self.deployments.copy_to(target):
+            if len(self._copies) >= MOST_COPIES or not self.deployments.join(target):
                 continue
             copy = asyncio.create_task(self._shadow(way, target, ask, caller))
             self._copies.add(copy)
@@ -420,7 +451,7 @@ class Pipeline:
                     async with target.admission.turn(caller.tenant, caller.background):
                         admitted = True
                         seen.turn()
-                        await self._relay(target.pool, ask, reply, seen)
+                        await self._relay(target.pool, ask, reply, going)
                 if flight is not None:
                     flight.end(seen.usage)
         except TimeoutError:
@@ -437,7 +468,7 @@ class Pipeline:
         for one in told:
             one.elsewhere = True
         try:
-            await self._relay(pool, ask, reply, seen)
+            await self._relay(pool, ask, reply, going)
         except (ApiError, EngineRefused):
             if reply.sent:
                 raise
@@ -450,34 +481,19 @@ class Pipeline:
             return False
         return True
 
-    async def _relay(self, pool: Pool, ask: Ask, reply: Reply, seen: Measured) -> None:
-        """Pass the engine's pieces on."""
+    async def _relay(self, pool: Pool, ask: Ask, reply: Reply, going: Going) -> None:
+        """Pass the engine's pieces on. Raises LostOnTrial where the live release can still answer."""
+        seen, way = going.seen, going.way
+        on_trial = way.arm.role == "canary" and pool is way.target.pool and way.instead() is not None
         try:
-            await pool.relay(ask, reply, seen)
+            await pool.relay(ask, reply, seen, waits=not on_trial)
         except EngineSilent:
-            raise too_late(self.settings.first_token_s) from None
+            raise (LostOnTrial() if on_trial and not reply.sent else too_late(self.settings.first_token_s)) from None
+        except ApiError as error:
+            if on_trial and not reply.sent and error.status == UNAVAILABLE:
+                raise LostOnTrial from None
+            raise
         finally:
             if not seen.usages:  # the client has left, or the engine has not told
                 seen.prompt_guess = round(prompt_tokens(ask))
         await reply.finish(seen.usage)
-
-
-def refusal(refused: EngineRefused, context: int, ask: Ask | None = None) -> ApiError:
-    """Our words for what an engine does not do, under the name of the field that asks for it.
-
-    Without a request it was asked for vectors.
-    """
-    if refused.reason == "context":
-        found = text("serve.tokens", count="?" if refused.tokens is None else refused.tokens)
-        field = "input" if ask is None else "prompt" if ask.messages is None else "messages"
-        return too_long(found, context, field)
-    if refused.reason == "invalid" and refused.keyword == "logit_bias":
-        return invalid(text("serve.bias_unknown"), "logit_bias")
-    if refused.reason == "invalid":
-        numbers = ask is not None and not isinstance(ask.prompt, str | None)
-        return invalid(text("serve.bad_tokens"), "prompt") if numbers else invalid(text("serve.refused_by_engine"))
-    if refused.reason == "unsupported":
-        return unheld(None if ask is None else refused_field(ask), refused.keyword)
-    if refused.reason == "busy":
-        return overloaded(503)
-    return ApiError(500, "engine_error", text("serve.engine_error"))

@@ -152,15 +152,18 @@ class Pool:
         """Each replica for people: name, engine, state and requests inside."""
         return [{"name": r.name, "engine": r.kind, "state": r.state, "running": r.running} for r in self.replicas]
 
-    async def relay(self, ask: Ask, reply: Receiver, seen: Meter) -> None:
+    async def relay(self, ask: Ask, reply: Receiver, seen: Meter, waits: bool = True) -> None:
         """Pass the engine's pieces on. A lost engine's request is tried once more, at once and on another replica
         where there is one, unless the client has seen something; a busy one is passed over.
 
-        Raises ApiError, EngineRefused, EngineSilent.
+        Without `waits` it is told at once that no engine is there: others answer then. Raises ApiError, EngineRefused,
+        EngineSilent.
         """
         tried: list[Replica] = []
         losses = 0
         while True:
+            if not (waits or self.ready):
+                raise unavailable()
             replica, engine = await self.pick(ask, tried)
             seen.engine = engine.name
             try:
@@ -181,6 +184,8 @@ class Pool:
             seen.reset()
             tried.append(replica)
             if not self._untried(tried, ask):
+                if not waits:
+                    raise unavailable()
                 await replica.lost()
                 tried.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inhouse.release.arms import Arm, Deployment
 from inhouse.release.rules import WHOLE
@@ -56,6 +56,15 @@ class Way:
         """Name of the deployment."""
         return self.serving.deployment.name
 
+    def instead(self) -> Way | None:
+        """The live release's, for a request that its canary cannot answer; None where that one cannot either."""
+        serving = self.serving
+        if self.arm.role != "canary" or not serving.main.pool.ready:
+            return None
+        arms = serving.answering if self.adapter is None else serving.arms_with(self.adapter)
+        live = next((arm for arm in arms if arm.release.id == serving.deployment.release.id), None)
+        return None if live is None else Way(serving, live, serving.main, self.adapter)
+
     def shadows(self) -> list[Target]:
         """Releases that get a copy of this request, each by its own chance; not those without its adapter."""
         lots = [
@@ -73,12 +82,10 @@ def way_of(serving: Serving, who: str | None, adapter: str | None = None) -> Way
     """
     arms = serving.answering if adapter is None else serving.arms_with(adapter)
     arm = arms[0] if len(arms) == 1 else choose(arms, point_of(serving.deployment.name, who))
-    target = serving.targets[arm.release.id]
-    if arm.role == "canary" and not target.pool.ready and serving.main.pool.ready:
-        live = [one for one in arms if one.release.id == serving.deployment.release.id]
-        if live:
-            return Way(serving, live[0], serving.main, adapter, failed=arm)
-    return Way(serving, arm, target, adapter)
+    way = Way(serving, arm, serving.targets[arm.release.id], adapter)
+    if arm.role == "canary" and not way.target.pool.ready and (live := way.instead()) is not None:
+        return replace(live, failed=arm)
+    return way
 
 
 def point_of(deployment: str, who: str | None) -> float:

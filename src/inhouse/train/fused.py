@@ -2,7 +2,8 @@
 
 PEFT computes `x Wᵀ + B(A(x)) · s` in seven steps, with the adapters and their input in float32. Here it is one autograd
 function in the type of the weights, and layers that read the same input (query, key and value; gate and up) are one
-product. The adapters themselves, and their gradients, stay float32.
+product. The adapters themselves, and their gradients, stay float32. Weights in 4 bits (QLoRA) are made wide where they
+are read, forward and backward, and kept by nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+FOUR_BIT = "Linear4bit"  # of PEFT and of bitsandbytes, neither of which need be there
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same tensor
 
 
@@ -34,10 +36,12 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
 
 
 def _plain(module: torch.nn.Module) -> bool:
-    """Whether a module is LoRA beside a linear layer, without what changes the formula."""
-    from peft.tuners.lora import Linear
+    """Whether a module is LoRA beside a linear layer, also one in 4 bits, without what changes the formula."""
+    from peft.tuners.lora import Linear, LoraLayer
 
-    if type(module) is not Linear or type(module.get_base_layer()) is not torch.nn.Linear:
+    plain = type(module) is Linear and type(module.get_base_layer()) is torch.nn.Linear
+    four_bit = isinstance(module, LoraLayer) and type(module).__name__ == FOUR_BIT
+    if not plain and not (four_bit and type(module.get_base_layer()).__name__ == FOUR_BIT):
         return False
     names = module.active_adapters
     if len(names) != 1 or module.merged or module.use_dora.get(names[0], False) or module.lora_bias.get(names[0]):
@@ -71,10 +75,11 @@ class Bundle:
         self.scales = [float(layer.scaling[n]) for layer, n in zip(layers, names, strict=True)]
         ranks = [a.shape[0] for a, _ in self.pairs]
         self.blocks = list(zip(_ranges(self.sizes), _ranges(ranks), strict=True))  # of each B in the matrix of all
-        self.weight = bases[0].weight.data if len(bases) == 1 else torch.cat([base.weight.data for base in bases])
+        self.packed = [base.weight for base in bases if type(base).__name__ == FOUR_BIT]
+        self.weight = None if self.packed else _one([base.weight.data for base in bases])
         biases = [base.bias.data for base in bases if base.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
-        for base, part in zip(bases, self.weight.split(self.sizes), strict=True):
+        self.bias = _one(biases) if biases else None
+        for base, part in self._parts():
             base.weight.data = part
         self.input: torch.Tensor | None = None
         self.outputs: dict[int, torch.Tensor] = {}
@@ -86,7 +91,7 @@ class Bundle:
             """What layer `index` gives for its input (…, in) -> (…, out)."""
             if self.input is not hidden or index not in self.outputs:
                 adapters = [weight for pair in self.pairs for weight in pair]
-                made = FusedLora.apply(hidden, self.weight, self.bias, self, *adapters)
+                made = FusedLora.apply(hidden, self.bias, self, *adapters)
                 self.input, self.outputs = hidden, dict(enumerate(made))
             found = self.outputs.pop(index)
             if not self.outputs:
@@ -97,10 +102,24 @@ class Bundle:
 
     def dissolve(self) -> None:
         """Give every layer its own weights and PEFT's way of computing back."""
-        for layer, part in zip(self.layers, self.weight.split(self.sizes), strict=True):
+        for layer in self.layers:
             del layer.forward
-            if len(self.layers) > 1:
-                layer.get_base_layer().weight.data = part.clone()
+        for base, part in self._parts() if len(self.layers) > 1 else ():
+            base.weight.data = part.clone()
+
+    def _parts(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Each layer with its own of all weights; nothing of packed ones, which stay as they are."""
+        if self.weight is not None:
+            bases = (layer.get_base_layer() for layer in self.layers)
+            yield from zip(bases, self.weight.split(self.sizes), strict=True)
+
+    def weights(self, kind: torch.dtype) -> torch.Tensor:
+        """The weights of all layers (out, in), in the type to compute in."""
+        if self.weight is not None:
+            return self.weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        return _one([dequantize_4bit(each.data, each.quant_state).to(kind) for each in self.packed])
 
     def wide(self, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """All A (n r, in), and all s B as one block-diagonal matrix (out, n r), in the type to compute in."""
@@ -125,13 +144,14 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
     """(…, in) -> one (…, out) for each layer of a bundle."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, bundle: Bundle, *adapters: Any) -> Any:
+    def forward(ctx: Any, hidden: Any, bias: Any, bundle: Bundle, *adapters: Any) -> Any:
         flat = hidden.reshape(-1, hidden.shape[-1])
+        weight = bundle.weights(flat.dtype)
         down, up = bundle.wide(flat.dtype)
         low = flat @ down.t()
         out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         out.addmm_(low, up.t())
-        ctx.save_for_backward(flat, low, weight, down, up)
+        ctx.save_for_backward(flat, low, down, up)
         ctx.bundle, ctx.shape = bundle, hidden.shape
         parts = out.split(bundle.sizes, dim=-1) if len(bundle.sizes) > 1 else (out,)
         return tuple(part.reshape(*hidden.shape[:-1], -1) for part in parts)
@@ -139,15 +159,20 @@ class FusedLora(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> Any:
-        flat, low, weight, down, up = ctx.saved_tensors
+        flat, low, down, up = ctx.saved_tensors
         given = [g.reshape(flat.shape[0], -1) for g in gradients]
         above = _joined(given)
         above_low = above @ up
         below = None
         if ctx.needs_input_grad[0]:
-            below = (above @ weight).addmm_(above_low, down).view(ctx.shape)
+            below = (above @ ctx.bundle.weights(above.dtype)).addmm_(above_low, down).view(ctx.shape)
         found = ctx.bundle.gradients(above_low.t() @ flat, above.t() @ low)
-        return below, None, None, None, *found
+        return below, None, None, *found
+
+
+def _one(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All rows in one tensor; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
