@@ -14,6 +14,7 @@ from release_workspace import key_of, make_model, make_report, run_stage
 from inhouse.cli.main import main
 from inhouse.core.gate import Gate
 from inhouse.core.store import Store
+from inhouse.release.keys import create_numbered_key
 from inhouse.release.registry import Registry, open_registry
 from inhouse.release.results import Counters, Feedback, add_feedback, add_results
 from inhouse.release.settings import ReleaseNode, ReleaseParams, ServeParams
@@ -88,6 +89,7 @@ def test_split_takes_percent_and_shows_every_arm(registry: Registry, capsys: pyt
         ("rules desk sticky", "project.override", 2),
         ("rules desk overflow.never_with_personal_data=false", "release.bad_rule", 2),
         ("history disk", "release.deployment_unknown", 2),
+        ("remove disk", "release.deployment_unknown", 2),
     ],
 )
 def test_change_that_makes_no_sense_says_why_and_changes_nothing(
@@ -154,6 +156,26 @@ def test_report_shows_each_arm_and_who_wins_in_both_languages(
     assert (first["requests"], first["scored"], second["mean_score"]) == (300, 150, 1.0)
     assert "routing:v2 wins" in shown(capsys, "deployments", "report", "desk")
     assert "routing:v2 胜出" in shown(capsys, "deployments", "report", "desk", "--lang", "zh")
+
+
+def test_deployment_that_is_removed_leaves_its_history_and_comes_back_without_its_counts(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    since = registry.deployment("desk").arms
+    add_results(registry.engine, "desk", [(arm, Counters(requests=5, errors=2)) for arm in since])
+    key = create_numbered_key(registry.engine, "ann")[1].id
+    add_feedback(registry.engine, Feedback("r1", "desk", since[0].release.id, "live", key, 1.0))
+    told = shown(capsys, "deployments", "remove", "desk")
+    assert "promote desk routing:v1" in told
+    assert "已移除" not in told
+    assert said(capsys, "deployments", "list")[1]["deployments"] == []
+    changes = said(capsys, "deployments", "history", "desk")[1]["changes"]
+    assert [change["action"] for change in changes[:2]] == ["remove", "promote"]
+    registry.promote("desk", "routing:v1", "test")
+    report = said(capsys, "deployments", "report", "desk")[1]["experiment"]["arms"][0]
+    assert report["requests"] == report["errors"] == 0
+    with registry.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM feedback").scalar() == 0
 
 
 def test_history_tells_who_did_what(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,3 +134,17 @@ def test_canary_whose_engine_dies_again_and_again_is_taken_back_and_fails_nobody
     assert {status for _, status, _ in seen} == {200}
     assert {release for _, _, release in seen} == {"desk:v1", "desk:v2"}  # who answered alone, in one header
     assert " errors in " in why_taken_back(registry)
+
+
+def test_deployment_that_is_removed_ends_in_the_running_server(registry: Registry, launch_on: LaunchOn) -> None:
+    server = launch_on(registry, ServeParams(port=0))
+    headers = {"Authorization": f"Bearer {server.key}"}
+    body = {"model": "desk", "messages": [{"role": "user", "content": "Hi"}]}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as http:
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+        registry.remove("desk", "test")
+        wait_for(lambda: http.post("/v1/chat/completions", json=body).status_code == 404)
+        assert http.get("/v1/models").json()["data"] == []
+        assert http.get("/health").status_code == http.get("/metrics").status_code == 200
+        wait_for(lambda: not engines(server))
+    assert server.stop() == 0

@@ -55,6 +55,7 @@ class Fake:
         self.gate = threading.Event()
         self.gate.set()
         self.retired: list[str] = []
+        self.removed = False
 
     def look(self, name: str) -> Deployment:
         if self.faults and isinstance(self.faults[0], RuntimeError):
@@ -92,6 +93,7 @@ class Fake:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(open_registry(Store(tmp_path / "workspace")))
     monkeypatch.setattr(made.registry, "deployment", made.look)
+    monkeypatch.setattr(made.registry, "deployments", lambda: [] if made.removed else [made.look("desk")])
     monkeypatch.setattr(deployments, "Target", made.load)
     monkeypatch.setattr(deployments, "POLL_S", 0.02)
     monkeypatch.setattr(deployments, "RETRY_FIRST_S", 0.05)
@@ -122,6 +124,20 @@ def test_keys_are_read_while_a_release_loads(fake: Fake, served: Deployments) ->
     wait_for(lambda: hash_token(token) in served.keys.keys)
     fake.gate.set()
     wait_for(lambda: answers(served) is V2)
+
+
+def test_deployment_that_is_removed_is_answered_by_nobody(fake: Fake, served: Deployments) -> None:
+    way = served.enter("desk", nobody)
+    fake.removed = True
+    fake.promote(V2)
+    wait_for(lambda: not served.serving)
+    served.leave(way.target)  # what was inside is finished
+    wait_for(lambda: fake.retired == [V1.label])
+    for model in ("desk", V1.label, "desk:legal"):
+        with pytest.raises(ApiError) as caught:
+            served.enter(model, nobody)
+        assert caught.value.status == 404
+    assert served.names() == [] and served.targets() == []
 
 
 def test_registry_is_read_when_somebody_has_written_and_again_where_that_failed(

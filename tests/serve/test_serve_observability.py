@@ -568,9 +568,14 @@ def test_spans_and_metrics_carry_the_conventions_names_and_no_content() -> None:
     tracing = Tracing(provider.get_tracer("t"), MeterProvider([reader]).get_meter("t"))
     failed = answered()
     failed.status, failed.error, failed.finish = 503, "engine_unavailable", None
-    for seen in (answered(), failed):
+    traced, torn = answered(), answered()
+    traced.parent, torn.parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", b"00-no trace\xff"
+    for seen in (answered(), failed, traced, torn):
         tracing(seen)
-    good, bad = spans.get_finished_spans()
+    good, bad, within, alone = spans.get_finished_spans()
+    assert good.parent is None and alone.parent is None
+    assert (within.parent.trace_id, within.parent.span_id) == (0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331)
+    assert within.context.trace_id == within.parent.trace_id
     assert good.name == "chat desk" and good.attributes["gen_ai.response.model"] == "desk:v1"
     assert good.attributes["gen_ai.usage.input_tokens"] == 5 and good.attributes["gen_ai.usage.output_tokens"] == 3
     assert good.attributes["gen_ai.response.finish_reasons"] == ("stop",) and good.attributes["inhouse.queue_s"] == 2.0

@@ -207,6 +207,11 @@ def change_rules(request: RulesRequest) -> DeploymentDetail:
     return _detail(found)
 
 
+def remove_deployment(request: DeploymentRequest) -> DeploymentLine:
+    """Forget a deployment: running servers end it too. Its releases and its history stay."""
+    return line_of(open_registry(request.store).remove(request.deployment))
+
+
 def show_history(request: HistoryRequest) -> History:
     """Who changed a deployment, when and how."""
     entries = open_registry(request.store).audit(request.limit, request.deployment)

@@ -89,6 +89,7 @@ COMMANDS = (
     Command(("deployments", "report"), "deployments:report_deployment", "deployment_report", arguments=("deployment",)),
     Command(("deployments", "rules"), "deployments:change_rules", "deployment", arguments=("deployment", "changes")),
     Command(("deployments", "calibrate"), "calibrations:calibrate_deployment", "calibrated", arguments=("deployment",)),
+    Command(("deployments", "remove"), "deployments:remove_deployment", "removed", arguments=("deployment",)),
     Command(("deployments", "history"), "deployments:show_history", "deployment_history", arguments=("deployment",)),
     Command(("serve",), "serving:serve", "served", arguments=("deployment",)),
     Command(("chat",), "serving:open_chat", "", arguments=("message",), action="chat"),

@@ -52,6 +52,11 @@ def deployed(result: DeploymentLine, console: Console) -> None:
     console.print(text("cell.follows"))
 
 
+def removed(result: DeploymentLine, console: Console) -> None:
+    """What is there no more, and how it comes back."""
+    console.print(text("cell.deployment_removed", deployment=result.deployment, release=result.release))
+
+
 def report(result: DeploymentReport, console: Console) -> None:
     """What each arm did, each comparison, and what follows."""
     found = result.experiment
@@ -148,6 +153,7 @@ VIEWS: dict[str, Callable[[Any, Console], None]] = {
     "deployment": deployment,
     "promoted": deployed,
     "deployment_report": report,
+    "removed": removed,
     "deployment_history": history,
     "calibrated": calibrated,
 }

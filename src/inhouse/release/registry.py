@@ -236,6 +236,23 @@ class Registry:
         write_entry(connection, deed.actor, deed.action, name, detail)
         return found
 
+    def remove(self, deployment: str, actor: str | None = None) -> Deployment:
+        """Forget a deployment, and what was counted and said of its arms; releases and history stay. As it was before.
+
+        Raises release.deployment_unknown.
+        """
+        from sqlalchemy import delete
+
+        from inhouse.release.tables import arm_results, arms, deployments, feedback
+
+        with writing(self.engine) as connection:
+            found = read_deployment(connection, deployment)
+            for table in (arms, arm_results, feedback):
+                connection.execute(delete(table).where(table.c.deployment == deployment))
+            connection.execute(delete(deployments).where(deployments.c.name == deployment))
+            write_entry(connection, actor, "remove", deployment, {"release": found.release.label})
+        return found
+
     def deployment(self, name: str) -> Deployment:
         """What a deployment points at; raises release.deployment_unknown."""
         with reading(self.engine) as connection:
@@ -249,9 +266,10 @@ class Registry:
     def audit(self, limit: int = 100, deployment: str | None = None) -> list[AuditEntry]:
         """The latest changes, newest first; of one deployment, or of everything."""
         with reading(self.engine) as connection:
-            if deployment is not None:
+            found = read_entries(connection, limit, deployment)
+            if deployment is not None and not found:  # one that was removed has a history
                 read_deployment(connection, deployment)
-            return read_entries(connection, limit, deployment)
+            return found
 
     def note(self, action: str, subject: str, actor: str | None, detail: dict[str, Any]) -> None:
         """Add to the audit what happened outside the registry, such as an engine that did not load."""

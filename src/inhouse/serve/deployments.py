@@ -201,8 +201,8 @@ class Deployments:
             return
         self._followed = None  # unless all of it is read, and served
         self.keys.read()
-        self._wanted = {name: self.registry.deployment(name) for name in self.serving}
-        if all(self._in_step(found) for found in self._wanted.values()):
+        self._wanted = {found.name: found for found in self.registry.deployments() if found.name in self.serving}
+        if self._wanted.keys() == self.serving.keys() and all(self._in_step(found) for found in self._wanted.values()):
             self._followed = now
             return
         idle = self._loading is None or not self._loading.is_alive()
@@ -246,6 +246,10 @@ class Deployments:
     def _change_over(self) -> None:
         """Let every deployment be answered by its arms, once all of them run; let go of releases nobody wants."""
         with self._lock:
+            for name in self.serving.keys() - self._wanted.keys():
+                self.serving = {other: serving for other, serving in self.serving.items() if other != name}
+                log.warning("%s was removed, and nothing answers for it any more", name)
+                self.on_switch("done")
             for name, found in self._wanted.items():
                 before = self.serving[name]
                 if any(arm.release.id not in self._targets for arm in found.arms if arm.role != "shadow"):
@@ -264,7 +268,8 @@ class Deployments:
             self._retiring = [*(t for t in self._retiring if t.is_alive()), thread]
 
     def _refused(self, wanted: Deployment, release: Release, error: Exception) -> None:
-        if self._wanted[wanted.name].generation != wanted.generation:
+        now = self._wanted.get(wanted.name)
+        if now is None or now.generation != wanted.generation:
             return
         trouble = self._trouble.get(release.id)
         if trouble is None or trouble.generation != wanted.generation:

@@ -52,6 +52,7 @@ class Measured:
     said: str = ""
     overheard: Overheard | None = None  # the answer, for a guard; forgotten when it has looked
     alarms: tuple[str, ...] | None = None  # of guards; None where none looked
+    parent: bytes | None = None  # the client's own trace, as W3C's header `traceparent` names it
 
     def turn(self) -> None:
         """Its turn has come."""

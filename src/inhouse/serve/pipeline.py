@@ -284,7 +284,7 @@ class Pipeline:
         way = self.deployments.enter(model, caller.stays, caller.key)
         label = way.target.release.label
         seen = Measured(caller.request_id, caller.key.name, caller.tenant, label, way.deployment)
-        seen.route, seen.arm = caller.route, way.arm
+        seen.route, seen.arm, seen.parent = caller.route, way.arm, caller.headers.get(b"traceparent")
         if way.failed is not None:
             self._count_lost(way.deployment, way.failed, seen)
         self.watchers.metrics.enter()

@@ -12,6 +12,7 @@ from inhouse.core.plugins import require
 from inhouse.serve.measured import Measured
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
@@ -48,9 +49,8 @@ class Tracing:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         begin = int(seen.at * NANO)
-        span = self._tracer.start_span(
-            f"{who['gen_ai.operation.name']} {seen.deployment}", kind=SpanKind.SERVER, start_time=begin
-        )
+        name = f"{who['gen_ai.operation.name']} {seen.deployment}"
+        span = self._tracer.start_span(name, _context(seen.parent), kind=SpanKind.SERVER, start_time=begin)
         usage = seen.usage
         span.set_attributes(
             {
@@ -71,6 +71,15 @@ class Tracing:
         if seen.status >= 500:
             span.set_status(Status(StatusCode.ERROR, seen.error or ""))
         span.end(begin + int(seen.total_s * NANO))
+
+
+def _context(parent: bytes | None) -> Context | None:
+    """The client's trace, of which this request is a part; None for a trace of its own."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    if parent is None:
+        return None
+    return TraceContextTextMapPropagator().extract({"traceparent": parent.decode("latin-1")})
 
 
 def attributes(seen: Measured) -> dict[str, Any]:
