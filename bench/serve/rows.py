@@ -191,6 +191,7 @@ BARS = (
     Bar("tokens/s, 32 clients", "tokens", "tokens_per_s", 2.0, True, PEER, (("clients", 32),)),
     Bar("tokens/s, 8 clients", "tokens", "tokens_per_s", 1.35, True, PEER, (("clients", 8),)),
     Bar("tokens/s, 1 client", "tokens", "tokens_per_s", 0.97, True, PEER, (("clients", 1),)),
+    Bar("tokens/s, 8 clients over 1", "tokens", "tokens_per_s", 2.0, True, "one client", (("clients", 8),)),
     Bar("TTFT p95, 32 clients", "tokens", "ttft_ms_p95", 0.5, False, PEER, (("clients", 32),)),
     Bar("1.5k-token prompt, cold", "prompt", "ttft_ms_p50", 0.4, False, PEER, (("part", "cold"),)),
     Bar("shared beginning, share of cold", "prompt", "ttft_ms_p50", 0.05, False, "cold", (("part", "shared"),)),
@@ -204,6 +205,9 @@ BARS = (
     Bar("client gone, plain, p95 ms", "gone", "ms_p95", 50.0, False, None, (("streamed", False),)),
     Bar("inhouse serve to first token, s", "start", "first_token_s", 3.0),
 )
+
+
+OWN: dict[str, dict[str, object]] = {"cold": {"part": "cold"}, "one client": {"clients": 1}}  # beside ourselves
 
 
 def turned(these: list[Side], number: int) -> list[Side]:
@@ -232,8 +236,8 @@ def measured(bar: Bar, runs: list[Run]) -> tuple[float, float | None] | None:
         return None
     if bar.against is None:
         return statistics.median(own), None
-    if bar.against == "cold":
-        other = values(bar, runs, "ours", {"part": "cold"})
+    if bar.against in OWN:
+        other = values(bar, runs, "ours", OWN[bar.against])
     else:
         other = values(bar, runs, bar.against, dict(bar.where))
     return (statistics.median(own), statistics.median(other)) if other else None

@@ -56,7 +56,7 @@ def test_family_trained_saved_reloaded_and_merged_gives_equal_logits(
 
     folder = make_family(name, tiny_llama, tmp_path / "base")
     made = run(train_params(max_steps=5, save_steps=50), context(folder, dataset, tmp_path))
-    assert made.facts["parity"]["adapter_reloaded"] <= 1e-5
+    assert made.facts["parity"]["adapter_reloaded"] == 0  # by stock PEFT, to the last bit
     ids = torch.arange(3, 43)[None]
     base = AutoModelForCausalLM.from_pretrained(folder)
     untuned = logits_of(base, ids)
