@@ -351,6 +351,46 @@ def test_forced_tool_is_called_whole_and_streamed_and_its_result_goes_back(clien
     assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+def test_every_forced_call_is_valid_however_wildly_it_is_drawn(client: openai.OpenAI) -> None:
+    import jsonschema
+
+    booking: Any = {
+        "type": "object",
+        "properties": {
+            "guest": {"type": "string", "minLength": 1, "maxLength": 12},
+            "nights": {"type": "integer", "minimum": 1, "maximum": 30},
+            "beds": {"type": "array", "items": {"enum": ["single", "double", "双人"]}, "minItems": 1, "maxItems": 3},
+            "paid": {"type": "boolean"},
+            "address": {"type": "object", "properties": {"zip": {"type": "string", "pattern": "^[0-9]{5}$"}},
+                        "required": ["zip"], "additionalProperties": False},
+        },
+        "required": ["guest", "nights", "beds", "paid", "address"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    tools: Any = [{"type": "function", "function": {"name": "book", "parameters": booking}}, WEATHER]
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    made = []
+    for seed in range(24):
+        turns: Any = [
+            {"role": "user", "content": f"Request {seed}: {['book a room', 'how is the weather?'][seed % 2]}"}
+        ]
+        answer = client.chat.completions.create(
+            model="desk",
+            messages=turns,
+            tools=tools,
+            tool_choice="required",
+            max_tokens=200,
+            temperature=1.5,
+            seed=seed,
+        )
+        calls: Any = answer.choices[0].message.tool_calls
+        assert answer.choices[0].finish_reason == "tool_calls" and calls
+        for call in calls:
+            jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+            made.append(call.function.arguments)
+    assert len(set(made)) > 20  # drawn, and not one answer again and again
+
+
 def test_old_functions_are_answered_in_their_shape(http: httpx.Client) -> None:
     body = {"model": "desk", "messages": ASK_WEATHER, "functions": [WEATHER["function"]], "max_tokens": 60}
     answer = http.post("/v1/chat/completions", json=body | {"function_call": {"name": "weather"}}).json()
